@@ -1,0 +1,100 @@
+# One command each; every one does its own set-up in .venv and builds what is out of date.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# The Python that makes .venv: the first of these that is new enough. `make setup PYTHON=/path/to/python` names another.
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
+MIN_PYTHON := 3.11
+MIN_CARGO := 1.88
+
+VENV := .venv
+PY := $(VENV)/bin/python
+ENGINE := $(shell find server/engine -name target -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
+FUZZ_SECONDS ?= 60
+KILLS ?= 1000
+
+# Cargo and pip build the bindings for the same interpreter.
+export PYO3_PYTHON := $(CURDIR)/$(PY)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup build test test-rust test-python lint format demo bench-engine soak-crash fuzz sanitize lock clean
+
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  %-14s %s\n' "$$name" "$$what"; done
+
+setup: $(VENV)/.deps ## Make .venv with the locked development tools
+
+build: $(VENV)/.native ## Build the engine and install the packages in .venv, editable
+
+test: test-rust test-python ## Run every test: Rust, then Python
+
+test-rust: $(VENV)/.deps
+	cargo test --release --workspace
+	cargo test --release -p tmem-core --features crash-points --config profile.release.debug-assertions=true
+
+test-python: build
+	$(PY) -m pytest
+
+lint: build ## Check format, types and lints of Python and Rust; warnings are errors
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	MYPYPATH=server/engine/python $(PY) -m mypy.stubtest tmem_engine._native
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+format: $(VENV)/.deps ## Format Python and Rust in place
+	$(PY) -m ruff check --fix --silent . || true
+	$(PY) -m ruff format .
+	cargo fmt --all
+
+demo: build ## Store real pages of this machine; show how dense, fast and safe that was
+	$(PY) -m tests.bench.demo
+
+bench-engine: build ## Measure the engine against its bounds, each with its ratio
+	$(PY) -m tests.bench.engine
+
+soak-crash: build ## Kill writers at random KILLS times (1000) and check that nothing acknowledged is lost
+	$(PY) -m tests.faults.soak --kills $(KILLS)
+
+fuzz: build ## Fuzz the engine for FUZZ_SECONDS (60) a target
+	$(PY) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
+
+sanitize: ## Run the core's tests under AddressSanitizer (needs a nightly toolchain)
+	@cargo +nightly --version >/dev/null 2>&1 || { echo 'sanitize: a nightly Rust toolchain is missing: rustup toolchain install nightly' >&2; exit 1; }
+	RUSTFLAGS=-Zsanitizer=address cargo +nightly test -p tmem-core --lib --tests --target-dir target/asan --target $$(rustc -vV | sed -n 's/host: //p')
+
+lock: $(VENV)/.deps ## Renew requirements-dev.lock: newest versions, with hashes
+	$(PY) -m venv --clear $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip install --quiet pip-tools
+	$(VENV)/lock/bin/pip-compile --quiet --upgrade --extra dev --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements-dev.lock pyproject.toml
+
+clean: ## Remove .venv and everything built
+	rm -rf $(VENV) target build dist *.so *.egg-info client/*.egg-info
+
+$(VENV)/.deps: requirements-dev.lock
+	@$(call need_native_tools)
+	@for python in $(PYTHON); do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(MIN_PYTHON)".split("."))))' 2>/dev/null && break; python=; \
+	done; \
+	if [ -z "$$python" ]; then echo "tmem needs Python $(MIN_PYTHON) or later; none of these is: $(PYTHON)" >&2; exit 1; fi; \
+	echo "setting up $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $(VENV) || { echo "tmem needs the venv module of $$python (on Debian: apt install python3-venv)" >&2; exit 1; }
+	$(PY) -m pip install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/.native: $(VENV)/.deps pyproject.toml $(ENGINE) $(wildcard Cargo.lock)
+	@$(call need_native_tools)
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# Fails with a sentence where a C compiler or a new enough cargo is missing.
+define need_native_tools
+command -v cc >/dev/null || { echo "tmem needs a C compiler, cc (on Debian: apt install build-essential)" >&2; exit 1; }; \
+have=$$(cargo --version 2>/dev/null | cut -d' ' -f2) || true; \
+if [ -z "$$have" ]; then echo "tmem needs cargo $(MIN_CARGO) or later, and there is none (see rustup.rs)" >&2; exit 1; fi; \
+if [ "$$(printf '%s\n' $(MIN_CARGO) "$$have" | sort -V | head -1)" != $(MIN_CARGO) ]; then echo "tmem needs cargo $(MIN_CARGO) or later; this one is $$have" >&2; exit 1; fi
+endef

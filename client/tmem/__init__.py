@@ -1,0 +1,47 @@
+"""tmem: spare memory as a fast, compressed page store.
+
+```python
+with tmem.open(memory="256MiB") as store:
+    pool = store.pool("swap0", kind="persistent")
+    pool.put(1, {7: page, 8: page})  # {7: Outcome(stored=True, ...), 8: ...}
+    pool.get(1, [7, 8, 9])  # {7: b"...", 8: b"..."}: 9 was a miss
+```
+"""
+
+from tmem._errors import (
+    ArenaError,
+    ClosedError,
+    CorruptPageError,
+    EngineMissingError,
+    ExhaustedError,
+    InternalError,
+    MismatchError,
+    TmemError,
+    UnknownPoolError,
+)
+from tmem._oid import oid
+from tmem._open import connect, open
+from tmem._outcome import Outcome, Outcomes
+from tmem._pool import Pool
+from tmem._store import Store
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArenaError",
+    "ClosedError",
+    "CorruptPageError",
+    "EngineMissingError",
+    "ExhaustedError",
+    "InternalError",
+    "MismatchError",
+    "Outcome",
+    "Outcomes",
+    "Pool",
+    "Store",
+    "TmemError",
+    "UnknownPoolError",
+    "connect",
+    "oid",
+    "open",
+]

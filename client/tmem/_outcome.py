@@ -1,0 +1,109 @@
+"""What became of the pages of a put. A refusal is a value with its reason, never an error.
+
+On the way here an outcome is one byte, its code: the reason's number times two (0 is stored), plus one when an older
+page of the key was replaced or flushed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, overload
+
+Reason: TypeAlias = Literal["quota", "frozen", "poor_compression", "memory", "no_space"]
+
+_REASONS: tuple[Reason, ...] = ("quota", "frozen", "poor_compression", "memory", "no_space")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one page of a put. True as a condition when the page was stored.
+
+    Attributes:
+        stored: The store has the page.
+        replaced: It took the place of an older page of the same key.
+        reason: Why the page was refused: `"quota"`, `"frozen"`, `"poor_compression"`, `"memory"` or `"no_space"`; None
+            when it was stored.
+        old_flushed: The put was refused and the older page of the key is gone, so that no get can see it.
+    """
+
+    stored: bool
+    replaced: bool = False
+    reason: Reason | None = None
+    old_flushed: bool = False
+
+    @property
+    def refused(self) -> bool:
+        """The store does not have the page."""
+        return not self.stored
+
+    def __bool__(self) -> bool:
+        return self.stored
+
+
+OUTCOMES: tuple[Outcome, ...] = (
+    Outcome(stored=True),
+    Outcome(stored=True, replaced=True),
+    *(Outcome(stored=False, reason=reason, old_flushed=flushed) for reason in _REASONS for flushed in (False, True)),
+)
+"""The outcome of each code."""
+
+
+class Outcomes(Sequence[Outcome]):
+    """What became of a range of pages: item `n` is the outcome of page `first + n`.
+
+    Kept as one byte a page, so that a put of millions of pages costs no objects; the summaries do not make any either.
+    """
+
+    __slots__ = ("_codes", "first")
+
+    def __init__(self, first: int, codes: bytes) -> None:
+        self.first = first
+        self._codes = codes
+
+    @property
+    def stored(self) -> int:
+        """The number of pages stored."""
+        return self._codes.count(0) + self._codes.count(1)
+
+    @property
+    def refused(self) -> int:
+        """The number of pages refused."""
+        return len(self._codes) - self.stored
+
+    @property
+    def all_stored(self) -> bool:
+        """Whether every page was stored; True for an empty range."""
+        return self.refused == 0
+
+    @property
+    def reasons(self) -> dict[Reason, int]:
+        """The number of pages refused by reason, without the reasons that did not occur."""
+        counts = {reason: self._count(reason) for reason in _REASONS}
+        return {reason: count for reason, count in counts.items() if count}
+
+    @overload
+    def __getitem__(self, at: int) -> Outcome: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Outcome]: ...
+    def __getitem__(self, at: int | slice) -> Outcome | Sequence[Outcome]:
+        if isinstance(at, slice):
+            return [OUTCOMES[code] for code in self._codes[at]]
+        return OUTCOMES[self._codes[at]]
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Outcomes):
+            return NotImplemented
+        return (self.first, self._codes) == (other.first, other._codes)
+
+    def __hash__(self) -> int:
+        return hash((self.first, self._codes))
+
+    def __repr__(self) -> str:
+        reasons = "".join(f", {reason}={count}" for reason, count in self.reasons.items())
+        return f"<tmem.Outcomes of {len(self)} pages from {self.first}: stored={self.stored}{reasons}>"
+
+    def _count(self, reason: Reason) -> int:
+        code = 2 * _REASONS.index(reason) + 2
+        return self._codes.count(code) + self._codes.count(code + 1)

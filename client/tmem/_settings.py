@@ -1,0 +1,38 @@
+"""The settings of a pool, as data."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Kind: TypeAlias = Literal["persistent", "ephemeral"]
+Allocator: TypeAlias = Literal["zsmalloc", "zbud"]
+
+DEFAULT_ALLOCATOR: dict[str, Allocator] = {"persistent": "zsmalloc", "ephemeral": "zbud"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """How a pool keeps its pages.
+
+    Attributes:
+        kind: `"persistent"`: a stored page stays until it is flushed. `"ephemeral"`: the store may forget it any time.
+        codec: `"lz4"`, `"lz4:ACCELERATION"` (1 to 65537), `"zstd"`, `"zstd:LEVEL"` (-7 to 19) or `"raw"`.
+        allocator: `"zsmalloc"` (densest) or `"zbud"` (evicts whole frames).
+        page_size: Bytes a page: 4096, 8192, 16384, 32768 or 65536.
+        quota: The most memory the pool may use, in bytes of footprint; 0 is no quota.
+        weight: Share of the memory relative to other ephemeral pools, at least 1.
+        shared: Ephemeral, used by many clients: a get keeps the page.
+        inclusive: Ephemeral, of one client: a get keeps the page all the same.
+        max_zpage: Pages that compress to more bytes than this are refused; 0 refuses none.
+        owner: The client the pool belongs to, at most 64 bytes of UTF-8.
+    """
+
+    kind: Kind
+    codec: str
+    allocator: Allocator
+    page_size: int
+    quota: int
+    weight: int
+    shared: bool
+    inclusive: bool
+    max_zpage: int
+    owner: str

@@ -1,0 +1,44 @@
+"""Sizes: bytes as an int, or a number with a unit as in "64MiB" (powers of 1024) and "10MB" (powers of 1000)."""
+
+import re
+from fractions import Fraction
+from typing import TypeAlias
+
+Size: TypeAlias = int | str
+
+_UNITS = {"": 1, "b": 1} | {
+    unit: base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for unit, base in ((f"{prefix}b", 1000), (f"{prefix}ib", 1024))
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
+
+
+def parse_size(size: Size, name: str) -> int:
+    """The number of bytes in `size`; `name` is the argument that an error speaks of."""
+    if isinstance(size, bool) or not isinstance(size, int | str):
+        raise TypeError(f'{name} must be an int of bytes or a string such as "64MiB", not {type(size).__name__}')
+    number = size if isinstance(size, int) else _parse(size, name)
+    if number < 0:
+        raise ValueError(f"{name} is {number}; a size cannot be negative")
+    return number
+
+
+def format_size(size: int) -> str:
+    """The shortest exact form in powers of 1024: `268435456` is `"256MiB"`."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size and size % 1024**power == 0:
+            return f"{size // 1024**power}{unit}"
+    return f"{size}B"
+
+
+def _parse(text: str, name: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError(
+            f"{name} is {text!r}; expected bytes, or a number with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB"
+        )
+    size = Fraction(match[1]) * _UNITS[match[2].lower()]
+    if size.denominator != 1:
+        raise ValueError(f"{name} is {text!r}, which is not a whole number of bytes")
+    return int(size)

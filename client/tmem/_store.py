@@ -1,0 +1,153 @@
+"""A store: pools by name, and what concerns all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from tmem._errors import UnknownPoolError
+from tmem._pool import Pool
+from tmem._settings import DEFAULT_ALLOCATOR, Allocator, Kind, PoolSettings
+from tmem._sizes import Size, format_size, parse_size
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from tmem._stats import Compaction, StoreStats
+    from tmem._transport import StoreTransport
+
+
+class Store:
+    """An open store, from `tmem.open` or `tmem.connect`. Safe to use from many threads; use it in a `with` block.
+
+    After `close` every method, here and on the pools, raises `ClosedError`.
+    """
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: StoreTransport) -> None:
+        self._transport = transport
+
+    def pool(
+        self,
+        name: str,
+        *,
+        kind: Kind = "persistent",
+        codec: str = "lz4",
+        allocator: Allocator | None = None,
+        page_size: Size = 4096,
+        quota: Size | None = None,
+        weight: int = 1,
+        shared: bool = False,
+        inclusive: bool = False,
+        max_zpage: Size = 0,
+        owner: str = "",
+    ) -> Pool:
+        """Create a pool, or open the one of that name.
+
+        Args:
+            name: 1 to 64 bytes of UTF-8. Pools live in the arena and outlast the process.
+            kind: `"persistent"`: a page that was stored stays until it is flushed. `"ephemeral"`: the store may forget
+                a page at any time, and a get takes the page out unless the pool is `shared` or `inclusive`.
+            codec: `"lz4"`, `"lz4:ACCELERATION"` (1 to 65537), `"zstd"`, `"zstd:LEVEL"` (-7 to 19) or `"raw"`.
+            allocator: `"zsmalloc"` or `"zbud"`; None is zsmalloc for persistent pools and zbud for ephemeral ones.
+            page_size: Bytes a page: 4096, 8192, 16384, 32768 or 65536.
+            quota: The most memory the pool may use, in bytes of footprint; None or 0 is no quota.
+            weight: Share of the memory relative to other ephemeral pools, at least 1.
+            shared: An ephemeral pool used by many clients: a get keeps the page.
+            inclusive: An ephemeral pool of one client in which a get keeps the page all the same.
+            max_zpage: Refuse pages that compress to more bytes than this; 0 refuses none.
+            owner: The client the pool belongs to, at most 64 bytes of UTF-8.
+
+        Raises:
+            MismatchError: The pool exists with other settings; the message names the difference.
+            ExhaustedError: The arena holds as many pools as it can.
+            ValueError: A setting makes no sense.
+        """
+        settings = PoolSettings(
+            kind=kind,
+            codec=codec,
+            allocator=allocator or DEFAULT_ALLOCATOR.get(kind, "zsmalloc"),
+            page_size=parse_size(page_size, "page_size"),
+            quota=0 if quota is None else parse_size(quota, "quota"),
+            weight=weight,
+            shared=shared,
+            inclusive=inclusive,
+            max_zpage=parse_size(max_zpage, "max_zpage"),
+            owner=owner,
+        )
+        return Pool(self._transport.pool(name, settings))
+
+    def find_pool(self, name: str) -> Pool:
+        """The pool of that name, with the settings it has.
+
+        Raises:
+            UnknownPoolError: There is none.
+        """
+        found = self._transport.find_pool(name)
+        if found is None:
+            raise UnknownPoolError(name)
+        return Pool(found)
+
+    def pools(self) -> list[Pool]:
+        """All pools of the store."""
+        return [Pool(transport) for transport in self._transport.pools()]
+
+    def stats(self) -> StoreStats:
+        """Counters and gauges of the whole store; sizes in bytes, totals since the arena was created."""
+        return cast("StoreStats", self._transport.stats())
+
+    def compact(self) -> Compaction:
+        """Move pages together and give the memory that frees back to the system."""
+        return cast("Compaction", self._transport.compact())
+
+    def relinquish(self, size: Size) -> int:
+        """Give back up to `size` of memory by evicting ephemeral pages; returns the bytes given back."""
+        return self._transport.relinquish(parse_size(size, "size"))
+
+    def resize(self, memory: Size) -> None:
+        """Raise the most memory the store may use.
+
+        Raises:
+            ValueError: `memory` is less than it was.
+            ArenaError: The file cannot grow.
+        """
+        self._transport.resize(parse_size(memory, "memory"))
+
+    def check(self) -> list[str]:
+        """Check the whole arena for consistency. Returns the violations found: empty when it is sound."""
+        return self._transport.check()
+
+    @property
+    def memory(self) -> int:
+        """The most memory the store may use, in bytes."""
+        memory: int = self._transport.info()["memory"]
+        return memory
+
+    @property
+    def arena(self) -> str | None:
+        """The path of the arena's file; None when it is private."""
+        arena: str | None = self._transport.info()["arena"]
+        return arena
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._transport.closed
+
+    def close(self) -> None:
+        """Let go of the arena. Calls under way in other threads end as usual; closing twice does nothing."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<tmem.Store closed>"
+        return f"<tmem.Store {self.arena or 'private'} memory={format_size(self.memory)}>"

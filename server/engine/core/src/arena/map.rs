@@ -1,0 +1,214 @@
+//! The mapping: one file, mapped whole and shared, read and written through bounds-checked offsets.
+//!
+//! Every `unsafe` of the arena that touches mapped bytes is here. An offset outside the mapping panics; the shard
+//! that was being worked on is then rebuilt, as after a crash. Byte ranges handed to `copy_in` and `copy_out` are
+//! guarded by their shard's lock, held by the caller; words are atomic and need none to be sound.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+
+use super::cell::{W32, W64, crash_point};
+use crate::types::FRAME;
+
+const MADV_POPULATE_WRITE: libc::c_int = 23;
+
+/// A type made of cells alone, so that any bytes are a valid value and sharing it is sound.
+///
+/// # Safety
+/// Every field must be a `W32`, a `W64`, a `LockWord` or an array of them, with no padding that matters.
+pub unsafe trait Overlay {}
+// SAFETY: cells are atomics.
+unsafe impl Overlay for W32 {}
+// SAFETY: cells are atomics.
+unsafe impl Overlay for W64 {}
+
+/// Why frames could not be had from the operating system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoSpace;
+
+/// A shared mapping of a whole file.
+pub struct Map {
+    base: NonNull<u8>,
+    len: u64,
+    file: File,
+}
+
+// SAFETY: all access goes through atomics or through byte copies guarded by a process-shared lock.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+impl Map {
+    pub fn new(file: File, len: u64) -> io::Result<Map> {
+        let size = usize::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice; the result is checked.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or_else(io::Error::last_os_error)?;
+        let map = Map { base, len, file };
+        map.advise_all(libc::MADV_DONTDUMP).ok();
+        Ok(map)
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    #[inline(always)]
+    fn at(&self, offset: u64, len: usize) -> *mut u8 {
+        let fits = offset.checked_add(len as u64).is_some_and(|end| end <= self.len);
+        assert!(fits, "offset {offset}+{len} is outside the arena");
+        // SAFETY: just checked to lie inside the mapping.
+        unsafe { self.base.as_ptr().add(offset as usize) }
+    }
+
+    /// The cells of type `T` at an offset aligned to it.
+    #[inline(always)]
+    pub fn view<T: Overlay>(&self, offset: u64) -> &T {
+        let at = self.at(offset, size_of::<T>());
+        assert!(at as usize % align_of::<T>() == 0, "offset {offset} is misaligned");
+        // SAFETY: inside the mapping, aligned, and `T` is made of atomics, so any bytes do and sharing is sound.
+        unsafe { &*at.cast::<T>() }
+    }
+
+    /// `count` 32-bit cells from a 4-byte aligned offset.
+    #[inline(always)]
+    pub fn words(&self, offset: u64, count: usize) -> &[W32] {
+        let at = self.at(offset, count * 4);
+        assert!(at as usize % 4 == 0, "offset {offset} is misaligned");
+        // SAFETY: as in `view`.
+        unsafe { std::slice::from_raw_parts(at.cast::<W32>(), count) }
+    }
+
+    /// Copy bytes into the arena. The range's lock is held.
+    #[inline(always)]
+    pub fn copy_in(&self, offset: u64, bytes: &[u8]) {
+        crash_point();
+        let at = self.at(offset, bytes.len());
+        // SAFETY: inside the mapping; `bytes` is ordinary memory, so they do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at, bytes.len()) }
+    }
+
+    /// Append `len` bytes of the arena to `out`. The range's lock is held.
+    #[inline(always)]
+    pub fn copy_out(&self, offset: u64, len: usize, out: &mut Vec<u8>) {
+        let at = self.at(offset, len);
+        out.reserve(len);
+        // SAFETY: inside the mapping; `out` has room for `len` more bytes, which the copy initialises.
+        unsafe {
+            std::ptr::copy_nonoverlapping(at, out.as_mut_ptr().add(out.len()), len);
+            out.set_len(out.len() + len);
+        }
+    }
+
+    /// Move bytes within the arena, between ranges that do not overlap. Their lock is held.
+    pub fn copy_within(&self, from: u64, to: u64, len: usize) {
+        crash_point();
+        let (src, dst) = (self.at(from, len), self.at(to, len));
+        // SAFETY: both inside the mapping; `copy` allows any overlap.
+        unsafe { std::ptr::copy(src, dst, len) }
+    }
+
+    /// Zero a range. Its lock is held.
+    pub fn zero(&self, offset: u64, len: usize) {
+        crash_point();
+        let at = self.at(offset, len);
+        // SAFETY: inside the mapping.
+        unsafe { std::ptr::write_bytes(at, 0, len) }
+    }
+
+    /// Ask for the cache lines at `offset` ahead of time.
+    #[inline(always)]
+    pub fn prefetch(&self, offset: u64) {
+        #[cfg(target_arch = "x86_64")]
+        if offset < self.len {
+            // SAFETY: a prefetch never faults, and the address is inside the mapping.
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T0>(self.base.as_ptr().add(offset as usize).cast());
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = offset;
+    }
+
+    /// Have the file system reserve, and the kernel map, whole frames, before anything is written there.
+    pub fn populate(&self, offset: u64, len: u64) -> Result<(), NoSpace> {
+        debug_assert!(offset % FRAME as u64 == 0 && len % FRAME as u64 == 0);
+        let at = self.at(offset, len as usize);
+        // SAFETY: the range is inside the mapping; populating changes no contents.
+        if unsafe { libc::madvise(at.cast(), len as usize, MADV_POPULATE_WRITE) } == 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error().raw_os_error() {
+            Some(libc::EINVAL) => self.reserve(offset, len), // a kernel before 5.14
+            _ => {
+                self.punch(offset, len);
+                Err(NoSpace)
+            }
+        }
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> Result<(), NoSpace> {
+        // SAFETY: a plain system call on a descriptor this value owns.
+        let done = unsafe { libc::fallocate(self.file.as_raw_fd(), 0, offset as i64, len as i64) };
+        if done == 0 { Ok(()) } else { Err(NoSpace) }
+    }
+
+    /// Give whole frames back to the system; they read as zeros when next populated.
+    pub fn punch(&self, offset: u64, len: u64) {
+        debug_assert!(offset % FRAME as u64 == 0 && len % FRAME as u64 == 0);
+        if len == 0 {
+            return;
+        }
+        self.at(offset, len as usize);
+        crash_point();
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: a plain system call on a descriptor this value owns.
+        let done = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset as i64, len as i64) };
+        if done != 0 {
+            // A file system that punches no holes keeps the frames; they must still read as zeros.
+            self.zero(offset, len as usize);
+        }
+    }
+
+    /// `madvise` the whole mapping.
+    pub fn advise_all(&self, advice: libc::c_int) -> io::Result<()> {
+        // SAFETY: the range is the mapping itself; the advices used change no contents.
+        match unsafe { libc::madvise(self.base.as_ptr().cast(), self.len as usize, advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Lock every frame in memory as it is first used.
+    pub fn lock_on_fault(&self) -> io::Result<()> {
+        // SAFETY: the range is the mapping itself.
+        let done = unsafe {
+            libc::mlock2(self.base.as_ptr().cast(), self.len as usize, libc::MLOCK_ONFAULT as _)
+        };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and no reference into it outlives `self`.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len as usize) };
+    }
+}

@@ -1,0 +1,22 @@
+//! The arena: one shared-memory file that holds all state.
+//!
+//! `map` and `lock` have all of the store's `unsafe` (the codec's C calls apart). `layout` says where everything is,
+//! `file` creates and attaches, `budget` keeps the memory limit, `table` is a growable array in the arena. References
+//! inside the arena are offsets and numbers, so any process maps it anywhere.
+
+mod budget;
+mod cell;
+mod file;
+mod layout;
+mod lock;
+mod map;
+mod table;
+
+pub use budget::{Budget, Full};
+#[cfg(feature = "crash-points")]
+pub use cell::{Crash, arm, disarm};
+pub use cell::{W32, W64};
+pub use file::{Arena, Attach};
+pub use layout::*;
+pub use lock::{Acquired, Level};
+pub use table::Table;

@@ -1,0 +1,129 @@
+//! Eviction: making room at the expense of ephemeral pages.
+//!
+//! A hand passes over the frames of the pool that is most over its weight, run by run. A run none of whose pages was used
+//! since the last pass is freed, whole frames at once; use buys one more pass (second chance, as in CLOCK). New pages
+//! start unused, so a scan that is read once goes as it came and does not wash out what is used again. The runs looked at in one step are bounded, so the work of
+//! a put is.
+
+use crate::arena::{Counter, Full, SEGMENT_FRAMES};
+use crate::frames::{Run, RunKind};
+use crate::heap::{Allocator, Heap};
+use crate::pools;
+use crate::shard::Shard;
+use crate::types::Cause;
+use crate::zbud::Zbud;
+use crate::zsmalloc::Zsmalloc;
+
+/// Most rounds of making room for one put.
+pub const TRIES: u32 = 16;
+/// Most runs of the pool looked at in one round.
+const RUNS: u32 = 32;
+/// Most frame-table entries passed over in one round.
+const ENTRIES: u32 = 8192;
+
+impl<'a> Shard<'a> {
+    /// Make some room for a put of `pool`; false when nothing more can be done here.
+    pub fn make_room(&self, pool: u32, full: Full) -> bool {
+        match full {
+            Full::Quota => {
+                pools::is_ephemeral(self.arena, pool) && self.heap(pool).is_some_and(|heap| self.evict(&heap, Cause::Quota))
+            }
+            Full::Memory | Full::NoSpace => {
+                if self.frames.trim_reserve() > 0 {
+                    return true;
+                }
+                let evicted = self.victim().is_some_and(|heap| self.evict(&heap, Cause::Memory));
+                // What was freed may be in runs of the wrong length: give it back, to be committed anew.
+                evicted && (self.frames.reserve_frames() == 0 || self.frames.trim_reserve() > 0)
+            }
+        }
+    }
+
+    /// The ephemeral heap with the most frames for its weight.
+    pub fn victim(&self) -> Option<Heap<'a>> {
+        let ephemeral = |pool: &u32| pools::is_live(self.arena, *pool) && pools::is_ephemeral(self.arena, *pool);
+        let heaps = (0..self.arena.pool_slots()).filter(ephemeral).filter_map(|pool| self.heap(pool));
+        let load = |heap: &Heap<'_>| {
+            let weight = u64::from(self.arena.pool(heap.pool).weight.get().max(1));
+            (heap.count(Counter::Frames).get() << 16) / weight
+        };
+        heaps.filter(|heap| heap.count(Counter::Frames).get() > 0).max_by_key(load)
+    }
+
+    /// One round of eviction from a heap; whether any frame or object was freed.
+    pub fn evict(&self, heap: &Heap<'a>, cause: Cause) -> bool {
+        let pages = heap.count(Counter::Pages).get();
+        let frames = heap.count(Counter::Frames).get();
+        let mut looked = 0;
+        let mut hand = Hand { shard: self, heap, left: ENTRIES };
+        while looked < RUNS && heap.count(Counter::Frames).get() == frames {
+            let Some(run) = hand.advance() else { break };
+            self.evict_run(heap, run);
+            looked += 1;
+        }
+        let evicted = pages - heap.count(Counter::Pages).get();
+        let counter = match cause {
+            Cause::Memory => Counter::EvictedMemory,
+            Cause::Quota => Counter::EvictedQuota,
+            Cause::Relinquish => Counter::EvictedRelinquish,
+        };
+        heap.count(counter).add(evicted);
+        let freed = frames - heap.count(Counter::Frames).get();
+        heap.count(Counter::EvictedFrames).add(freed);
+        // Runs that were spared have spent their reference: another round will find them unused.
+        looked > 0
+    }
+
+    fn evict_run(&self, heap: &Heap<'a>, run: Run) -> bool {
+        match self.frames.tag(run).0 {
+            RunKind::Zspage => Zsmalloc::new(*heap).evict(run, self),
+            RunKind::Zbud => Zbud::new(*heap).evict(run, self),
+            _ => self.evict_raw(heap, run),
+        }
+    }
+
+    fn evict_raw(&self, heap: &Heap<'a>, run: Run) -> bool {
+        let unused = heap.raw_page(run).is_some_and(|slot| !slot.take_reference());
+        if unused {
+            self.remove_at(heap, crate::slot::Zhandle::raw(run.first));
+        }
+        unused
+    }
+}
+
+/// A heap's hand, going round the frames of the shard.
+struct Hand<'s, 'a> {
+    shard: &'s Shard<'a>,
+    heap: &'s Heap<'a>,
+    left: u32,
+}
+
+impl Hand<'_, '_> {
+    /// The next run of the heap's pool, if it comes soon enough.
+    fn advance(&mut self) -> Option<Run> {
+        let frames = &self.shard.frames;
+        let mut at = self.heap.head.hand.get();
+        while self.left > 0 {
+            self.left -= 1;
+            if at / SEGMENT_FRAMES >= frames.segment_count() {
+                at = 0;
+            }
+            let (segment, length) = (at / SEGMENT_FRAMES, frames.run_length(at / SEGMENT_FRAMES));
+            let next_segment = (segment + 1) * SEGMENT_FRAMES;
+            if length == 0 || at % SEGMENT_FRAMES / length >= frames.fresh(segment) {
+                at = next_segment;
+                continue;
+            }
+            let run = frames.run_of(at);
+            at = run.first + length;
+            let (kind, _, pool) = frames.tag(run);
+            let holds_pages = !matches!(kind, RunKind::Free | RunKind::Reserved);
+            if holds_pages && pool == self.heap.pool {
+                self.heap.head.hand.set(at);
+                return Some(run);
+            }
+        }
+        self.heap.head.hand.set(at);
+        None
+    }
+}

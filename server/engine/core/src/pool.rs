@@ -1,0 +1,351 @@
+//! A pool as its users see it: put, get, flush and the rest, on pages of any number of objects.
+
+use std::sync::Arc;
+
+use crate::arena::{Arena, Counter, SEGMENT_FRAMES};
+use crate::batch::{Input, Target, payload_limit};
+use crate::error::{Error, Result};
+use crate::pools::{self, PoolId};
+use crate::shard::{ObjectKey, Shard, with_shard};
+use crate::stats::PoolStats;
+use crate::types::{AllocatorKind, Codec, Fetch, MAX_PAGE, Oid, Outcome, PoolSettings};
+
+/// Index nodes of an object removed under one lock.
+const NODES_AT_ONCE: u32 = 16;
+/// Clusters or hash buckets looked at under one lock.
+const LOOKS_AT_ONCE: u32 = 1024;
+/// Runs of a pool purged under one lock.
+const RUNS_AT_ONCE: u32 = 64;
+
+/// A named set of pages. Cheap to clone; keeps the store attached.
+#[derive(Clone)]
+pub struct Pool {
+    arena: Arc<Arena>,
+    id: PoolId,
+    name: Arc<str>,
+    page_size: usize,
+    codec: Codec,
+    limit: usize,
+}
+
+impl Pool {
+    pub(crate) fn new(arena: Arc<Arena>, id: PoolId, name: &str) -> Pool {
+        let settings = pools::settings(&arena, id.slot);
+        let page_size = settings.page_size as usize;
+        let limit = payload_limit(settings.allocator == AllocatorKind::Zbud, page_size);
+        Pool { arena, id, name: name.into(), page_size, codec: settings.codec, limit }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Settings, quota and weight as they are now.
+    pub fn settings(&self) -> PoolSettings {
+        pools::settings(&self.arena, self.id.slot)
+    }
+
+    /// Bytes of a page.
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target {
+            arena: &self.arena,
+            id: self.id,
+            name: &self.name,
+            page_size: self.page_size,
+            codec: self.codec,
+            limit: self.limit,
+        }
+    }
+
+    fn key(&self, oid: &Oid) -> ObjectKey {
+        ObjectKey::new(&self.arena, self.id.slot, oid)
+    }
+
+    fn unknown(&self) -> Error {
+        Error::UnknownPool(self.name.to_string())
+    }
+
+    fn page_length(&self, index: u32, len: usize) -> Result<()> {
+        if len == self.page_size {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!("page {index} is {len} bytes long; pages of pool {:?} are {}", self.name, self.page_size)))
+    }
+
+    /// Store a batch. Each page is stored or refused on its own; the outcomes are in the order of `pages`.
+    pub fn put(&self, oid: &Oid, pages: &[(u32, &[u8])]) -> Result<Vec<Outcome>> {
+        pages.iter().try_for_each(|(index, page)| self.page_length(*index, page.len()))?;
+        self.target().put(&self.key(oid), pages, Input::Pages)
+    }
+
+    /// Store pages that come as LZ4 blocks: checked, and kept as they are.
+    pub fn put_lz4(&self, oid: &Oid, blocks: &[(u32, &[u8])]) -> Result<Vec<Outcome>> {
+        if let Some((index, block)) = blocks.iter().find(|(_, block)| block.len() > 2 * MAX_PAGE) {
+            return Err(Error::Invalid(format!("the LZ4 block for index {index} is {} bytes long", block.len())));
+        }
+        self.target().put(&self.key(oid), blocks, Input::Lz4Blocks)
+    }
+
+    /// Store neighbouring pages from `first` on.
+    pub fn put_range(&self, oid: &Oid, first: u32, data: &[u8]) -> Result<Vec<Outcome>> {
+        let pages: Vec<(u32, &[u8])> = self.indices(first, data.len())?.zip(data.chunks(self.page_size)).collect();
+        self.target().put(&self.key(oid), &pages, Input::Pages)
+    }
+
+    /// The indices of `bytes` bytes of pages from `first` on.
+    fn indices(&self, first: u32, bytes: usize) -> Result<std::ops::RangeInclusive<u32>> {
+        let (size, name) = (self.page_size, &self.name);
+        if bytes % size != 0 {
+            return Err(Error::Invalid(format!("the buffer is {bytes} bytes long, which is no multiple of pool {name:?}'s page size {size}")));
+        }
+        let count = (bytes / size) as u64;
+        match (u64::from(first) + count).checked_sub(1) {
+            _ if count == 0 => Ok(std::ops::RangeInclusive::new(1, 0)),
+            Some(last) if last <= u64::from(u32::MAX) => Ok(first..=last as u32),
+            _ => Err(Error::Invalid(format!("{count} pages from index {first} run beyond the last index, {}", u32::MAX))),
+        }
+    }
+
+    /// Fetch a batch: page `indices[i]` into `into[i]`, a page long. `exclusive` removes what it returns from any pool.
+    pub fn get(&self, oid: &Oid, indices: &[u32], into: &mut [&mut [u8]], exclusive: bool) -> Result<Vec<Fetch>> {
+        if into.len() != indices.len() {
+            return Err(Error::Invalid(format!("{} buffers for {} pages", into.len(), indices.len())));
+        }
+        indices.iter().zip(into.iter()).try_for_each(|(&index, page)| self.page_length(index, page.len()))?;
+        self.target().get(&self.key(oid), indices, into, exclusive)
+    }
+
+    /// Fetch neighbouring pages from `first` on; those that are not there read as zeros.
+    pub fn get_range(&self, oid: &Oid, first: u32, into: &mut [u8], exclusive: bool) -> Result<Vec<Fetch>> {
+        let indices: Vec<u32> = self.indices(first, into.len())?.collect();
+        let mut pages: Vec<&mut [u8]> = into.chunks_mut(self.page_size).collect();
+        let fetched = self.target().get(&self.key(oid), &indices, &mut pages, exclusive)?;
+        for (page, _) in pages.iter_mut().zip(&fetched).filter(|(_, f)| **f == Fetch::Miss) {
+            page.fill(0);
+        }
+        Ok(fetched)
+    }
+
+    /// Which of `count` pages from `first` on are held.
+    pub fn has(&self, oid: &Oid, first: u32, count: u32) -> Result<Vec<bool>> {
+        if u64::from(first) + u64::from(count) > 1 << 32 {
+            return Err(Error::Invalid(format!("{count} pages from index {first} run beyond the last index, {}", u32::MAX)));
+        }
+        self.target().has(&self.key(oid), first, count)
+    }
+
+    /// Remove pages; the number found.
+    pub fn flush(&self, oid: &Oid, indices: &[u32]) -> Result<u64> {
+        self.target().flush(&self.key(oid), indices)
+    }
+
+    /// Remove an object's pages; the number found. Complete on return, each lock held for a bounded time.
+    pub fn flush_object(&self, oid: &Oid) -> Result<u64> {
+        pools::record(&self.arena, self.id).ok_or_else(|| self.unknown())?;
+        let key = self.key(oid);
+        let mut found = 0;
+        for shard in 0..self.arena.shards() {
+            found += ObjectFlush { pool: self, key, shard, at: None, found: 0, restarts: 0 }.run()?;
+        }
+        Ok(found)
+    }
+
+    /// Remove the pool and its pages; the number of pages dropped. Its name is free at once.
+    pub fn destroy(&self) -> Result<u64> {
+        let begun = self.arena.with_admin(|| pools::begin_destroy(&self.arena, self.id))?;
+        if begun { self.purge() } else { Err(self.unknown()) }
+    }
+
+    /// Drop the pages of a pool being destroyed, and free its slot.
+    pub(crate) fn purge(&self) -> Result<u64> {
+        let mut dropped = 0;
+        for shard in 0..self.arena.shards() {
+            let mut cursor = 0;
+            while with_shard(&self.arena, shard, |shard| purge_some(shard, self.id.slot, &mut cursor, &mut dropped))? {}
+        }
+        self.arena.with_admin(|| pools::end_destroy(&self.arena, self.id))?;
+        Ok(dropped)
+    }
+
+    /// From now on puts act as flushes and are refused; gets and flushes work.
+    pub fn freeze(&self) -> Result<()> {
+        self.set(|record| record.frozen.set(1))?;
+        // A put that began before is done once every shard's lock has been passed on.
+        (0..self.arena.shards()).try_for_each(|shard| with_shard(&self.arena, shard, |_| ()))
+    }
+
+    pub fn thaw(&self) -> Result<()> {
+        self.set(|record| record.frozen.set(0))
+    }
+
+    pub fn frozen(&self) -> Result<bool> {
+        self.record().map(|record| record.frozen.get() != 0)
+    }
+
+    /// Limit the pool's footprint to `bytes`, 0 for no limit. What is over it already stays.
+    pub fn set_quota(&self, bytes: u64) -> Result<()> {
+        self.set(|record| record.quota.set(bytes))
+    }
+
+    pub fn set_weight(&self, weight: u32) -> Result<()> {
+        if weight == 0 {
+            return Err(Error::Invalid("weight is 0; it must be at least 1".into()));
+        }
+        self.set(|record| record.weight.set(weight))
+    }
+
+    fn record(&self) -> Result<&crate::arena::PoolRecord> {
+        pools::record(&self.arena, self.id).ok_or_else(|| self.unknown())
+    }
+
+    fn set(&self, change: impl FnOnce(&crate::arena::PoolRecord)) -> Result<()> {
+        self.arena.with_admin(|| self.record().map(change))?
+    }
+
+    pub fn stats(&self) -> Result<PoolStats> {
+        self.record()?;
+        Ok(PoolStats::read(&self.arena, self.id.slot))
+    }
+}
+
+/// Removing one object from one shard, a bounded piece at a time.
+struct ObjectFlush<'p> {
+    pool: &'p Pool,
+    key: ObjectKey,
+    shard: u32,
+    at: Option<Walk>,
+    found: u64,
+    restarts: u32,
+}
+
+/// How far the walk over an object's nodes has come.
+#[derive(Clone, Copy)]
+enum Walk {
+    /// Every cluster the object can have, the next one given: for objects that are dense or small.
+    Clusters { next: u32 },
+    /// Every bucket of the node hash downward, for objects thinly spread. Growth of the hash sends it back to the top.
+    Buckets { below: u32, splits: u32 },
+}
+
+impl ObjectFlush<'_> {
+    fn run(mut self) -> Result<u64> {
+        let arena = &self.pool.arena;
+        while with_shard(arena, self.shard, |shard| self.step(shard))? {}
+        Ok(self.found)
+    }
+
+    /// One piece; false when the object has nothing left here.
+    fn step(&mut self, shard: &Shard<'_>) -> bool {
+        let Some(object) = shard.objects.find(self.key.hash, self.key.pool, &self.key.oid) else {
+            self.finish(shard);
+            return false;
+        };
+        let walk = match self.at {
+            Some(walk) => walk,
+            None => self.start(shard, object),
+        };
+        let more = match walk {
+            Walk::Clusters { next } => self.clusters(shard, object, next),
+            Walk::Buckets { below, splits } => self.buckets(shard, object, below, splits),
+        };
+        if !more {
+            self.finish(shard);
+        }
+        more
+    }
+
+    fn start(&self, shard: &Shard<'_>, object: u32) -> Walk {
+        let clusters = u64::from(shard.objects.highest_cluster(object)) + 1;
+        if clusters <= 4 * u64::from(shard.nodes.count()) + 64 {
+            Walk::Clusters { next: 0 }
+        } else {
+            Walk::Buckets { below: shard.nodes.buckets(), splits: shard.nodes.splits() }
+        }
+    }
+
+    fn clusters(&mut self, shard: &Shard<'_>, object: u32, from: u32) -> bool {
+        let heap = shard.heap(self.key.pool).expect("a pool with pages has a heap");
+        let highest = shard.objects.highest_cluster(object);
+        let mut nodes = 0;
+        for cluster in from..=highest {
+            if nodes == NODES_AT_ONCE || cluster - from == LOOKS_AT_ONCE {
+                self.at = Some(Walk::Clusters { next: cluster });
+                return true;
+            }
+            if self.key.shard(shard.arena, cluster) == shard.id && let Some(node) = shard.nodes.find(object, cluster) {
+                self.found += shard.remove_node(&heap, node);
+                nodes += 1;
+                if !shard.objects.is_object_of(object, self.key.pool) {
+                    return false; // that was its last page here
+                }
+            }
+        }
+        false
+    }
+
+    fn buckets(&mut self, shard: &Shard<'_>, object: u32, below: u32, splits: u32) -> bool {
+        let heap = shard.heap(self.key.pool).expect("a pool with pages has a heap");
+        let grown = shard.nodes.splits() != splits;
+        self.restarts += u32::from(grown);
+        let below = if grown { shard.nodes.buckets() } else { below.min(shard.nodes.buckets()) };
+        let patient = self.restarts < 8; // or else finish in one go, whatever it takes
+        let (mut nodes, mut bucket) = (0, below);
+        while bucket > 0 {
+            if patient && (nodes >= NODES_AT_ONCE || below - bucket >= LOOKS_AT_ONCE) {
+                self.at = Some(Walk::Buckets { below: bucket, splits: shard.nodes.splits() });
+                return true;
+            }
+            bucket = (bucket - 1).min(shard.nodes.buckets() - 1);
+            while let Some(node) = shard.nodes.in_bucket(bucket, object) {
+                self.found += shard.remove_node(&heap, node);
+                nodes += 1;
+                if !shard.objects.is_object_of(object, self.key.pool) {
+                    return false;
+                }
+            }
+        }
+        false
+    }
+
+    fn finish(&self, shard: &Shard<'_>) {
+        shard.count(self.key.pool, Counter::FlushedPages, self.found);
+        shard.count(self.key.pool, Counter::FlushedObjects, u64::from(self.found > 0));
+    }
+}
+
+/// Drop the pages of some of a pool's runs; false when it has none left.
+fn purge_some(shard: &Shard<'_>, pool: u32, cursor: &mut u32, dropped: &mut u64) -> bool {
+    let Some(heap) = shard.heap(pool) else { return false };
+    let mut runs = 0;
+    while heap.count(Counter::Pages).get() > 0 {
+        if runs == RUNS_AT_ONCE {
+            return true;
+        }
+        let segment = *cursor / SEGMENT_FRAMES;
+        if segment >= shard.frames.segment_count() {
+            *cursor = 0; // a page was moved behind the cursor
+            return true;
+        }
+        let length = shard.frames.run_length(segment);
+        if length == 0 || *cursor % SEGMENT_FRAMES / length >= shard.frames.fresh(segment) {
+            *cursor = (segment + 1) * SEGMENT_FRAMES;
+            continue;
+        }
+        let run = shard.frames.run_of(*cursor);
+        *cursor = run.first + run.frames;
+        runs += 1;
+        if shard.frames.tag(run).2 == pool {
+            for place in shard.pages_in(&heap, run) {
+                shard.remove_at(&heap, place);
+                *dropped += 1;
+            }
+        }
+    }
+    heap.clear();
+    false
+}
+

@@ -1,0 +1,220 @@
+//! Recovery: a shard made whole again from its slots.
+//!
+//! The slots, the object records, the segments' run lengths and the runs' tags are the truth, each published by one store;
+//! everything else is derived and made anew: index, free lists, fullness groups, buddies, gauges, what is committed.
+//! Of two slots with one key the one whose number is nearest the shard's counter is kept: the counter moves just before a
+//! slot is stamped, so the newer of a put that was cut short is at distance 0, and numbers may wrap.
+
+use crate::arena::{Arena, Counter, Full};
+use crate::codec::{Compressor, Form, checksum};
+use crate::error::{Error, Result};
+use crate::frames::{Run, RunKind};
+use crate::heap::{Heap, heap_bytes, rebuild_budget};
+use crate::pools;
+use crate::shard::Shard;
+use crate::slot::{HEADER, Slot, Zhandle};
+use crate::types::{CLUSTER, FRAME, MAX_POOLS};
+use crate::zbud::Zbud;
+use crate::zsmalloc::{CLASSES, Zsmalloc};
+
+/// Rebuild a shard, its lock held. `deep`: its bytes are in doubt too, so every page is decoded and verified.
+pub fn rebuild(arena: &Arena, id: u32, deep: bool) -> Result<()> {
+    let shard = Shard::new(arena, id, rebuild_budget(arena, id));
+    let rebuild = Rebuild { shard: &shard, deep };
+    rebuild.run().map_err(|full| Error::Damaged {
+        shard: id,
+        why: format!("there is no memory to rebuild it ({full:?})"),
+    })
+}
+
+struct Rebuild<'s, 'a> {
+    shard: &'s Shard<'a>,
+    deep: bool,
+}
+
+impl<'a> Rebuild<'_, 'a> {
+    fn run(&self) -> std::result::Result<(), Full> {
+        let shard = self.shard;
+        let segments = shard.frames.begin_rebuild();
+        for heap in self.heaps() {
+            heap.begin_rebuild();
+        }
+        shard.nodes.reset();
+        let live = |pool| pools::is_live(shard.arena, pool);
+        shard.objects.begin_rebuild(live, shard.hash_of())?;
+        self.each_run(segments, |run| self.index_run(run))?;
+        self.each_run(segments, |run| {
+            self.adopt_run(run);
+            Ok(())
+        })?;
+        shard.objects.end_rebuild(shard.hash_of());
+        self.recount();
+        shard.head.recoveries.add(1);
+        Ok(())
+    }
+
+    fn heaps(&self) -> impl Iterator<Item = Heap<'a>> {
+        (0..MAX_POOLS as u32).filter_map(|pool| self.shard.heap(pool))
+    }
+
+    fn each_run(&self, segments: u32, mut body: impl FnMut(Run) -> std::result::Result<(), Full>) -> std::result::Result<(), Full> {
+        let frames = &self.shard.frames;
+        for segment in (0..segments).filter(|&segment| frames.run_length(segment) != 0) {
+            for number in 0..frames.fresh(segment) {
+                body(frames.run(segment, number))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The heap a run belongs to, if its entry is believable.
+    fn owner(&self, run: Run) -> Option<(RunKind, Heap<'a>)> {
+        let frames = &self.shard.frames;
+        if frames.entry(run)[0].get() >> 28 > RunKind::Raw as u32 {
+            return None;
+        }
+        let (kind, class, pool) = frames.tag(run);
+        if matches!(kind, RunKind::Free | RunKind::Reserved) || !pools::is_live(self.shard.arena, pool) {
+            return None;
+        }
+        let heap = self.shard.heap(pool)?;
+        let whole = run.frames == heap.page_size / FRAME as u32 && frames.committed(run) == run.frames;
+        let possible = match kind {
+            RunKind::Zspage => Zsmalloc::is_possible(class, run.frames) && frames.committed(run) <= run.frames,
+            _ => whole,
+        };
+        possible.then_some((kind, heap))
+    }
+
+    /// Index the pages of a run, newer over older.
+    fn index_run(&self, run: Run) -> std::result::Result<(), Full> {
+        let Some((kind, heap)) = self.owner(run) else { return Ok(()) };
+        for (place, slot, room) in self.slots(kind, run, &heap) {
+            if !slot.is_valid() {
+                continue;
+            }
+            if self.is_believable(&slot, &heap, room) {
+                self.enter(place, &slot)?;
+            } else {
+                slot.invalidate();
+                self.shard.head.slots_dropped.add(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// The slots of a run, each with the bytes of payload it has room for.
+    fn slots(&self, kind: RunKind, run: Run, heap: &Heap<'a>) -> Vec<(Zhandle, Slot<'a>, u32)> {
+        let frames = &self.shard.frames;
+        let committed = u64::from(frames.committed(run)) * FRAME as u64;
+        match kind {
+            RunKind::Zspage => {
+                let class = CLASSES.get(frames.tag(run).1);
+                let reach = (committed / u64::from(class.size)).min(class.objects.into()) as usize;
+                let slots = Zsmalloc::new(*heap).slots(run).take(reach);
+                slots.map(|(place, slot)| (place, slot, class.size - HEADER as u32)).collect()
+            }
+            RunKind::Zbud => {
+                let end = run.offset() + run.bytes();
+                let sound = |place: &Zhandle| place.offset() >= run.offset() && place.offset() + 64 <= end;
+                let word = frames.entry(run)[1].get();
+                if (word & 0xff) + (word >> 8 & 0xff) > crate::zbud::CHUNKS {
+                    return Vec::new();
+                }
+                let slots = Zbud::new(*heap).slots(run).filter(|(place, _)| sound(place));
+                slots.map(|(place, slot)| (place, slot, (end - place.offset()) as u32 - HEADER as u32)).collect()
+            }
+            _ => vec![(Zhandle::raw(run.first), frames.raw_slot(run), heap.page_size)],
+        }
+    }
+
+    fn is_believable(&self, slot: &Slot<'_>, heap: &Heap<'a>, room: u32) -> bool {
+        let header = slot.header();
+        let form = Form::from_bits(header.form);
+        form.is_some()
+            && header.len <= room
+            && header.len <= heap.page_size
+            && self.shard.objects.is_object_of(header.object, heap.pool)
+            && (!self.deep || self.verifies(slot, heap.page_size))
+    }
+
+    fn verifies(&self, slot: &Slot<'_>, page_size: u32) -> bool {
+        let header = slot.header();
+        let (mut block, mut page) = (Vec::new(), vec![0; page_size as usize]);
+        self.shard.arena.map().copy_out(slot.payload, header.len as usize, &mut block);
+        let form = Form::from_bits(header.form).expect("checked before");
+        Compressor::new().decode(form, &block, &mut page).is_ok() && checksum(&page) == header.checksum
+    }
+
+    fn enter(&self, place: Zhandle, slot: &Slot<'_>) -> std::result::Result<(), Full> {
+        let shard = self.shard;
+        let header = slot.header();
+        let (cluster, page) = (header.index / CLUSTER, header.index % CLUSTER);
+        let known = shard.nodes.find(header.object, cluster);
+        let Some((node, other)) = known.and_then(|node| Some((node, shard.nodes.word(node, page)?))) else {
+            shard.nodes.insert(header.object, cluster, page, place.0)?;
+            shard.objects.add_page(header.object, cluster);
+            shard.head.slots_replayed.add(1);
+            return Ok(());
+        };
+        let other = shard.frames.slot(Zhandle(other));
+        let age = |seq: u32| shard.head.seq.get().wrapping_sub(seq);
+        if age(header.seq) < age(other.header().seq) {
+            shard.nodes.replace(node, page, place.0);
+            other.invalidate();
+        } else {
+            slot.invalidate();
+        }
+        Ok(())
+    }
+
+    /// Give a run back to its allocator, or to nobody.
+    fn adopt_run(&self, run: Run) {
+        let adopted = self.owner(run).is_some_and(|(kind, heap)| match kind {
+            RunKind::Zspage => Zsmalloc::new(heap).adopt(run),
+            RunKind::Zbud => Zbud::new(heap).adopt(run),
+            _ => self.adopt_raw(run, &heap),
+        });
+        if adopted {
+            let (kind, heap) = self.owner(run).expect("adopted");
+            self.slots(kind, run, &heap).iter().filter(|(_, slot, _)| slot.is_valid()).for_each(|(_, slot, _)| {
+                count_page(&heap, slot);
+            });
+        } else {
+            self.shard.frames.discard(run);
+        }
+    }
+
+    fn adopt_raw(&self, run: Run, heap: &Heap<'a>) -> bool {
+        let valid = self.shard.frames.raw_slot(run).is_valid();
+        if valid {
+            self.shard.frames.adopt(run, run.frames);
+            heap.count(Counter::Frames).add(u64::from(run.frames));
+        }
+        valid
+    }
+
+    /// Count anew what the shard has committed, and give back what nothing accounts for.
+    fn recount(&self) {
+        let (shard, frame) = (self.shard, FRAME as u64);
+        let kept = shard.frames.end_rebuild();
+        let heaps = heap_bytes(shard.arena, shard.id);
+        let derived: u64 = shard.head.tables[..crate::arena::TableId::Segments as usize]
+            .iter()
+            .map(|table| table.committed.get())
+            .sum();
+        let count = &shard.head.committed;
+        count.fetch_add((frame + heaps + derived + kept).wrapping_sub(count.get_ordered()));
+    }
+}
+
+fn count_page(heap: &Heap<'_>, slot: &Slot<'_>) {
+    let header = slot.header();
+    heap.count(Counter::Pages).add(1);
+    heap.count(Counter::Payload).add(u64::from(header.len));
+    match Form::from_bits(header.form) {
+        Some(Form::Same) => heap.count(Counter::SameFilled).add(1),
+        Some(Form::Raw) => heap.count(Counter::Raw).add(1),
+        _ => {}
+    }
+}

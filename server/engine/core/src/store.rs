@@ -1,0 +1,234 @@
+//! The store as its users see it: an arena, its pools, and its upkeep.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::arena::{Arena, Attach, Counter, Geometry};
+use crate::batch::shrink;
+use crate::check;
+use crate::error::{Error, Result};
+use crate::heap::Allocator;
+use crate::pool::Pool;
+use crate::pools;
+use crate::shard::with_shard;
+use crate::stats::StoreStats;
+use crate::types::{Cause, PoolSettings, StoreOptions};
+use crate::zsmalloc::Zsmalloc;
+
+/// Zspages compacted under one lock.
+const ZSPAGES_AT_ONCE: u32 = 8;
+
+/// An attached arena. Cheap to clone; detached when the last clone, and the last of its pools, is gone.
+#[derive(Clone)]
+pub struct Store {
+    arena: Arc<Arena>,
+}
+
+/// How a store was set up.
+#[derive(Clone, Debug)]
+pub struct StoreInfo {
+    /// Bytes.
+    pub memory: u64,
+    pub shards: u32,
+    pub arena: Option<PathBuf>,
+    /// Per cent of `memory`.
+    pub accept_threshold: u32,
+}
+
+/// What compaction achieved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Compaction {
+    pub moved_pages: u64,
+    pub freed_bytes: u64,
+}
+
+impl Store {
+    /// A private arena; or the one at `options.arena`, created, or attached where it exists with these settings.
+    pub fn open(options: &StoreOptions) -> Result<Store> {
+        if !(1..=100).contains(&options.accept_threshold) {
+            return Err(Error::Invalid(format!("accept_threshold is {} %; it must be 1 to 100", options.accept_threshold)));
+        }
+        if options.memory < 1 << 20 {
+            return Err(Error::Invalid(format!("memory is {} bytes; at least 1 MiB is needed", options.memory)));
+        }
+        let (arena, how) = match &options.arena {
+            None => (Arena::private(options)?, Attach::Created),
+            Some(path) => Arena::open(path, options)?,
+        };
+        let store = Store::begin(arena, how, options.mlock, options.huge_pages)?;
+        store.compare(options)?;
+        Ok(store)
+    }
+
+    /// The arena at `path`, which exists.
+    pub fn attach(path: &Path, mlock: bool) -> Result<Store> {
+        let (arena, how) = Arena::attach(path)?;
+        Store::begin(arena, how, mlock, false)
+    }
+
+    /// Recover what was left unfinished, and be of use.
+    fn begin(arena: Arena, how: Attach, mlock: bool, huge_pages: bool) -> Result<Store> {
+        let os = |what, path: PathBuf| move |source| Error::Io { path, what, source };
+        if mlock {
+            arena.map().lock_on_fault().map_err(os("cannot mlock", arena.name().into()))?;
+        }
+        if huge_pages {
+            arena.map().advise_all(libc::MADV_HUGEPAGE).map_err(os("cannot use huge pages for", arena.name().into()))?;
+        }
+        let store = Store { arena: Arc::new(arena) };
+        if how != Attach::Created {
+            store.recover()?;
+        }
+        Ok(store)
+    }
+
+    fn recover(&self) -> Result<()> {
+        for slot in (0..self.arena.pool_slots()).filter(|&slot| pools::is_live(&self.arena, slot)) {
+            if let Some(why) = pools::fault(&self.arena, slot) {
+                return Err(Error::Arena { path: self.arena.name(), why });
+            }
+        }
+        (0..self.arena.shards()).try_for_each(|shard| with_shard(&self.arena, shard, |_| ()))?;
+        for (id, name) in pools::list(&self.arena, true) {
+            Pool::new(self.arena.clone(), id, &name).purge()?;
+        }
+        Ok(())
+    }
+
+    /// Refuse to go on with an arena other than the one asked for.
+    fn compare(&self, options: &StoreOptions) -> Result<()> {
+        let have = self.options();
+        let mut differ = Vec::new();
+        if have.memory != options.memory {
+            differ.push(format!("memory is {} bytes, not {} (resize changes it)", have.memory, options.memory));
+        }
+        if options.shards.is_some_and(|shards| shards != have.shards) {
+            differ.push(format!("shards is {}, not {}", have.shards, options.shards.unwrap_or(0)));
+        }
+        if have.accept_threshold != options.accept_threshold {
+            differ.push(format!("accept_threshold is {} %, not {} %", have.accept_threshold, options.accept_threshold));
+        }
+        if differ.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Mismatch(format!("arena {} has other settings: {}", self.arena.name(), differ.join("; "))))
+    }
+
+    pub fn options(&self) -> StoreInfo {
+        let sb = self.arena.superblock();
+        StoreInfo {
+            memory: sb.memory.get(),
+            shards: self.arena.shards(),
+            arena: self.arena.path().map(Path::to_owned),
+            accept_threshold: sb.accept_threshold.get(),
+        }
+    }
+
+    /// The pool of a name, created where there is none; refused where it exists with other settings.
+    pub fn pool(&self, name: &str, settings: &PoolSettings) -> Result<Pool> {
+        settings.validate()?;
+        let id = self.arena.with_admin(|| match pools::find(&self.arena, name) {
+            None => pools::create(&self.arena, name, settings),
+            Some(id) => match pools::difference(&pools::settings(&self.arena, id.slot), settings) {
+                None => Ok(id),
+                Some(difference) => Err(Error::Mismatch(format!("pool {name:?} exists with other settings: {difference}"))),
+            },
+        })??;
+        Ok(Pool::new(self.arena.clone(), id, name))
+    }
+
+    /// The pool of a name, where there is one.
+    pub fn find_pool(&self, name: &str) -> Result<Option<Pool>> {
+        let id = self.arena.with_admin(|| pools::find(&self.arena, name))?;
+        Ok(id.map(|id| Pool::new(self.arena.clone(), id, name)))
+    }
+
+    pub fn pools(&self) -> Result<Vec<Pool>> {
+        let list = self.arena.with_admin(|| pools::list(&self.arena, false))?;
+        Ok(list.into_iter().map(|(id, name)| Pool::new(self.arena.clone(), id, &name)).collect())
+    }
+
+    pub fn stats(&self) -> Result<StoreStats> {
+        StoreStats::read(&self.arena)
+    }
+
+    /// Bytes the system says the arena takes, to compare with `used_bytes`.
+    pub fn allocated_bytes(&self) -> Result<u64> {
+        let path = self.arena.name().into();
+        self.arena.allocated().map_err(|source| Error::Io { path, what: "cannot stat", source })
+    }
+
+    /// Move pages together and give back all the memory that frees.
+    pub fn compact(&self) -> Result<Compaction> {
+        let before = self.arena.used();
+        let mut moved_pages = 0;
+        for id in 0..self.arena.shards() {
+            for (pool, _) in pools::list(&self.arena, false) {
+                moved_pages += self.compact_heap(id, pool.slot)?;
+            }
+            with_shard(&self.arena, id, |shard| {
+                shard.frames.trim_reserve();
+                shard.nodes.trim();
+                shard.objects.trim();
+            })?;
+        }
+        Ok(Compaction { moved_pages, freed_bytes: before.saturating_sub(self.arena.used()) })
+    }
+
+    fn compact_heap(&self, shard: u32, pool: u32) -> Result<u64> {
+        let mut moved = 0;
+        let mut more = true;
+        while more {
+            more = with_shard(&self.arena, shard, |shard| {
+                let Some(heap) = shard.heap(pool) else { return false };
+                let before = heap.count(Counter::MovedPages).get();
+                let zsmalloc = Zsmalloc::new(heap);
+                let more = (0..ZSPAGES_AT_ONCE).all(|_| zsmalloc.compact(shard));
+                moved += heap.count(Counter::MovedPages).get() - before;
+                more
+            })?;
+        }
+        Ok(moved)
+    }
+
+    /// Give memory back to the system, at the expense of ephemeral pages where need be; the bytes given back.
+    pub fn relinquish(&self, bytes: u64) -> Result<u64> {
+        let before = self.arena.used();
+        let target = before.saturating_sub(bytes);
+        // Every shard gives its share first, so that none is emptied for the others.
+        let shards = u64::from(self.arena.shards());
+        for id in 0..self.arena.shards() {
+            let share = self.arena.used().saturating_sub(bytes / shards).max(target);
+            while with_shard(&self.arena, id, |shard| shrink(shard, share, Cause::Relinquish))? {}
+        }
+        for id in 0..self.arena.shards() {
+            while with_shard(&self.arena, id, |shard| shrink(shard, target, Cause::Relinquish))? {}
+        }
+        Ok(before.saturating_sub(self.arena.used()))
+    }
+
+    /// Raise the limit on memory, up to four times what the arena was created with.
+    pub fn resize(&self, memory: u64) -> Result<()> {
+        let Geometry { ceiling, .. } = self.arena.geometry();
+        self.arena.with_admin(|| {
+            let limit = &self.arena.superblock().memory;
+            if memory < limit.get() {
+                return Err(Error::Invalid(format!("memory can only grow: it is {} bytes, and {memory} was asked for", limit.get())));
+            }
+            if memory > ceiling {
+                return Err(Error::Invalid(format!("this arena can grow to {ceiling} bytes, and {memory} was asked for")));
+            }
+            limit.set(memory);
+            Ok(())
+        })?
+    }
+
+    /// Violations of what must always hold; empty when the arena is sound.
+    pub fn check(&self) -> Result<Vec<String>> {
+        let mut faults = Vec::new();
+        for id in 0..self.arena.shards() {
+            faults.append(&mut with_shard(&self.arena, id, check::check)?);
+        }
+        Ok(faults)
+    }
+}

@@ -1,0 +1,140 @@
+//! Size classes: in 16-byte steps, merged where zspages come out alike.
+//!
+//! A class is a number of frames to a zspage and of objects in it. For each size the zspage is chosen that costs the
+//! fewest bytes of memory an object, its frame-table entry included; sizes with the same answer share a class. Since
+//! frames of a zspage are committed one by one, a long zspage costs a rare class nothing, and long ones waste least.
+
+use std::sync::LazyLock;
+
+use crate::arena::{ENTRY, MAX_RUN};
+use crate::types::{FRAME, MAX_PAGE};
+
+/// Bytes from one size to the next.
+pub const STEP: usize = 16;
+/// The smallest slot.
+pub const SMALLEST: usize = 32;
+/// Most objects in a zspage: bounds the work of evicting or moving one.
+const MOST_OBJECTS: u32 = 256;
+
+/// A size class.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Class {
+    /// Bytes from one object to the next.
+    pub size: u32,
+    /// Frames to a zspage.
+    pub frames: u32,
+    /// Objects to a zspage.
+    pub objects: u32,
+}
+
+impl Class {
+    /// Bytes of memory an object costs in a full zspage, in 256ths.
+    fn cost(self) -> u64 {
+        let zspage = u64::from(self.frames) * FRAME as u64 + ENTRY;
+        (zspage << 8).div_ceil(u64::from(self.objects))
+    }
+}
+
+/// All classes, smallest first, and which class a size belongs to.
+pub struct Classes {
+    pub classes: Vec<Class>,
+    by_step: Vec<u16>,
+}
+
+impl Classes {
+    /// Classes for zspages of up to `chain` frames and objects up to `largest` bytes.
+    pub fn build(chain: u32, largest: usize) -> Classes {
+        let mut classes: Vec<Class> = Vec::new();
+        let mut by_step = vec![0; SMALLEST / STEP];
+        for size in (SMALLEST..=largest).step_by(STEP) {
+            let class = best(size as u32, chain);
+            if classes.last().is_none_or(|last| (last.frames, last.objects) != (class.frames, class.objects)) {
+                classes.push(class);
+            }
+            by_step.push((classes.len() - 1) as u16);
+        }
+        Classes { classes, by_step }
+    }
+
+    /// The class for objects of `size` bytes; None where they are too large for any.
+    #[inline(always)]
+    pub fn of(&self, size: usize) -> Option<u32> {
+        self.by_step.get(size.div_ceil(STEP)).map(|&class| u32::from(class))
+    }
+
+    #[inline(always)]
+    pub fn get(&self, class: u32) -> Class {
+        self.classes[class as usize]
+    }
+
+    /// The largest payload for which a slot costs less than a raw page of `page` bytes.
+    pub fn largest_payload(&self, page: usize, header: usize) -> usize {
+        let raw = (page as u64 + ENTRY) << 8;
+        let worth = |size: &usize| self.of(*size).is_some_and(|class| self.get(class).cost() < raw);
+        let largest = (SMALLEST..page).step_by(STEP).rev().find(worth).unwrap_or(SMALLEST);
+        largest - header
+    }
+}
+
+/// The zspage that costs the fewest bytes an object.
+fn best(size: u32, chain: u32) -> Class {
+    let zspage = |frames: u32| {
+        let bytes = frames * FRAME as u32;
+        let objects = (bytes / size).min(MOST_OBJECTS);
+        let room = bytes.checked_div(objects).unwrap_or(0) / STEP as u32 * STEP as u32;
+        (objects > 0).then_some(Class { size: room.max(size), frames, objects })
+    };
+    let fits = (1..=chain).filter_map(zspage);
+    // Where two cost the same the longer is listed later and wins: fewer entries in the frame table.
+    fits.min_by_key(|class| class.cost()).expect("an object is smaller than the longest zspage")
+}
+
+/// The classes in use.
+pub static CLASSES: LazyLock<Classes> = LazyLock::new(|| Classes::build(MAX_RUN, MAX_PAGE));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_size_fits_its_class_and_every_class_fits_its_zspage() {
+        for size in 1..=MAX_PAGE {
+            let class = CLASSES.get(CLASSES.of(size).expect("a class"));
+            assert!(class.size as usize >= size, "{size} in {class:?}");
+            assert!(class.size * class.objects <= class.frames * FRAME as u32, "{class:?}");
+        }
+    }
+
+    #[test]
+    fn no_two_classes_have_zspages_alike_and_sizes_rise() {
+        for pair in CLASSES.classes.windows(2) {
+            assert!(pair[0].size < pair[1].size, "{pair:?}");
+        }
+        assert!(CLASSES.classes.len() <= 512, "{} classes fit the heap's table", CLASSES.classes.len());
+    }
+
+    /// semantics.md section 6: bytes of memory per object with chains of 8 frames. Theirs hold an 8-byte handle.
+    #[test]
+    fn no_object_costs_more_memory_than_in_the_kernels_zsmalloc() {
+        let kernel = [(300, 320), (694, 706), (1200, 1229), (2048, 2185), (2300, 2341), (2700, 2731), (3000, 3072), (3400, 3413), (3600, 3641)];
+        let ours = Classes::build(8, FRAME);
+        for (payload, theirs) in kernel {
+            let class = ours.get(ours.of(payload + 8).expect("a class"));
+            let bytes = class.frames * FRAME as u32 / class.objects;
+            assert!(bytes <= theirs, "{payload}: {bytes} bytes an object, the kernel's {theirs}");
+        }
+    }
+
+    /// semantics.md section 6: chains of 4, 8 and 16 frames leave 69, 119 and 192 classes, huge from 3264, 3632 and 3840.
+    #[test]
+    fn longer_zspages_make_finer_classes_as_in_the_kernel() {
+        for (chain, classes, huge) in [(4, 69, 3264), (8, 119, 3632), (16, 192, 3840)] {
+            let ours = Classes::build(chain, FRAME - STEP);
+            let lone = |c: &Class| c.objects == c.frames;
+            let first_huge = ours.classes.iter().find(|c| lone(c)).map_or(FRAME as u32, |c| c.size);
+            let below = ours.classes.iter().filter(|c| !lone(c)).map(|c| c.size).max().expect("a class");
+            assert!(ours.classes.len() <= classes + classes / 8, "chain {chain}: {} classes", ours.classes.len());
+            assert!(below + STEP as u32 >= huge, "chain {chain}: objects of {huge} bytes share frames ({below}, {first_huge})");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The store against a plain map: persistent pools equal it, ephemeral ones may only forget.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+use tmem_core::{
+    AllocatorKind, Codec, Fetch, Kind, Oid, Outcome, Pool, PoolSettings, Store, StoreOptions,
+};
+
+#[derive(Clone, Debug)]
+enum Op {
+    Put { oid: u8, first: u32, fills: Vec<Fill> },
+    Get { oid: u8, index: u32, exclusive: bool },
+    Flush { oid: u8, index: u32 },
+    FlushObject { oid: u8 },
+    Freeze(bool),
+    Compact,
+    Relinquish(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fill {
+    Same(u8),
+    Text(u32),
+    Noise(u64),
+}
+
+fn page(fill: Fill, size: usize) -> Vec<u8> {
+    match fill {
+        Fill::Same(byte) => vec![byte; size],
+        Fill::Text(seed) => (0..size).map(|i| ((i as u32 / 7).wrapping_mul(seed | 1) >> 9) as u8 & 0x3f).collect(),
+        Fill::Noise(seed) => {
+            let mut x = seed | 1;
+            let mut word = || {
+                x ^= x << 13;
+                x ^= x >> 7;
+                x ^= x << 17;
+                x
+            };
+            (0..size / 8).flat_map(|_| word().to_le_bytes()).collect()
+        }
+    }
+}
+
+fn fill() -> impl Strategy<Value = Fill> {
+    prop_oneof![
+        any::<u8>().prop_map(Fill::Same),
+        any::<u32>().prop_map(Fill::Text),
+        any::<u32>().prop_map(Fill::Text),
+        any::<u64>().prop_map(Fill::Noise),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let index = || prop_oneof![0..200u32, 4_294_967_200..=u32::MAX];
+    prop_oneof![
+        6 => (0..4u8, prop_oneof![0..200u32, 4_294_967_000..4_294_967_200u32], prop::collection::vec(fill(), 1..90))
+            .prop_map(|(oid, first, fills)| Op::Put { oid, first, fills }),
+        4 => (0..4u8, index(), prop::bool::weighted(0.2)).prop_map(|(oid, index, exclusive)| Op::Get { oid, index, exclusive }),
+        2 => (0..4u8, index()).prop_map(|(oid, index)| Op::Flush { oid, index }),
+        1 => (0..4u8).prop_map(|oid| Op::FlushObject { oid }),
+        1 => any::<bool>().prop_map(Op::Freeze),
+        1 => Just(Op::Compact),
+        1 => (0..4u64 << 20).prop_map(Op::Relinquish),
+    ]
+}
+
+fn settings() -> impl Strategy<Value = PoolSettings> {
+    let kinds = prop_oneof![Just(Kind::Persistent), Just(Kind::Ephemeral)];
+    let allocators = prop_oneof![Just(AllocatorKind::Zsmalloc), Just(AllocatorKind::Zbud)];
+    let codecs = prop_oneof![Just(Codec::Lz4 { acceleration: 1 }), Just(Codec::Zstd { level: 1 }), Just(Codec::Raw)];
+    let sizes = prop_oneof![4 => Just(4096u32), 1 => Just(8192), 1 => Just(16384), 1 => Just(65536)];
+    let quotas = prop_oneof![3 => Just(0u64), 1 => Just(256 << 10)];
+    (kinds, allocators, codecs, sizes, quotas, any::<bool>(), prop_oneof![2 => Just(0u32), 1 => Just(3000)]).prop_map(
+        |(kind, allocator, codec, page_size, quota, inclusive, max_zpage)| PoolSettings {
+            allocator,
+            codec,
+            page_size,
+            quota,
+            max_zpage,
+            inclusive: inclusive && kind == Kind::Ephemeral,
+            ..PoolSettings::new(kind)
+        },
+    )
+}
+
+struct Model {
+    store: Store,
+    pool: Pool,
+    settings: PoolSettings,
+    pages: HashMap<(u8, u32), Vec<u8>>,
+    frozen: bool,
+}
+
+fn oid(n: u8) -> Oid {
+    Oid([n; 24])
+}
+
+impl Model {
+    fn apply(&mut self, op: Op) {
+        let size = self.settings.page_size as usize;
+        match op {
+            Op::Put { oid: o, first, fills } => {
+                let data: Vec<u8> = fills.iter().flat_map(|&f| page(f, size)).collect();
+                let outcomes = self.pool.put_range(&oid(o), first, &data).unwrap();
+                for (i, outcome) in outcomes.into_iter().enumerate() {
+                    let key = (o, first + i as u32);
+                    let old = self.pages.remove(&key);
+                    match outcome {
+                        Outcome::Stored { replaced } => {
+                            assert!(!self.frozen);
+                            assert!(!replaced || old.is_some(), "replaced what was never there");
+                            self.pages.insert(key, data[i * size..(i + 1) * size].to_vec());
+                        }
+                        Outcome::Refused { old_flushed, .. } => assert!(!old_flushed || old.is_some()),
+                    }
+                }
+            }
+            Op::Get { oid: o, index, exclusive } => self.get(o, index, exclusive),
+            Op::Flush { oid: o, index } => {
+                let found = self.pool.flush(&oid(o), &[index]).unwrap();
+                let had = self.pages.remove(&(o, index)).is_some();
+                assert!(found == u64::from(had) || self.settings.kind == Kind::Ephemeral && found == 0);
+                assert_eq!(self.pool.flush(&oid(o), &[index]).unwrap(), 0, "flush is idempotent");
+            }
+            Op::FlushObject { oid: o } => {
+                let found = self.pool.flush_object(&oid(o)).unwrap();
+                let had = self.pages.keys().filter(|(oid, _)| *oid == o).count() as u64;
+                assert!(found == had || self.settings.kind == Kind::Ephemeral && found < had);
+                self.pages.retain(|(oid, _), _| *oid != o);
+            }
+            Op::Freeze(freeze) => {
+                self.frozen = freeze;
+                if freeze { self.pool.freeze().unwrap() } else { self.pool.thaw().unwrap() }
+            }
+            Op::Compact => drop(self.store.compact().unwrap()),
+            Op::Relinquish(bytes) => drop(self.store.relinquish(bytes).unwrap()),
+        }
+    }
+
+    fn get(&mut self, o: u8, index: u32, exclusive: bool) {
+        let mut bytes = vec![0; self.settings.page_size as usize];
+        let fetched = self.pool.get(&oid(o), &[index], &mut [&mut bytes], exclusive).unwrap()[0];
+        match (fetched, self.pages.get(&(o, index))) {
+            (Fetch::Hit, Some(page)) => assert_eq!(&bytes, page),
+            (Fetch::Hit, None) => panic!("a hit on a page that is gone"),
+            (Fetch::Miss, Some(_)) => assert_eq!(self.settings.kind, Kind::Ephemeral, "a persistent page was lost"),
+            (Fetch::Miss, None) => {}
+            (Fetch::Corrupt, _) => panic!("corrupt"),
+        }
+        if exclusive || self.settings.exclusive_get() || fetched == Fetch::Miss {
+            self.pages.remove(&(o, index));
+        }
+    }
+
+    fn finish(&mut self) {
+        assert_eq!(self.store.check().unwrap(), Vec::<String>::new());
+        let stats = self.store.stats().unwrap();
+        assert!(stats.get("used_bytes") <= stats.get("memory_bytes"));
+        let keys: Vec<_> = self.pages.keys().copied().collect();
+        keys.into_iter().for_each(|(o, index)| self.get(o, index, false));
+        self.pool.destroy().unwrap();
+        assert_eq!(self.store.check().unwrap(), Vec::<String>::new());
+        assert_eq!(self.store.stats().unwrap().get("pages"), Some(0));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_operation_equals_a_dict(settings in settings(), shards in prop_oneof![Just(1u32), Just(4)], memory in prop_oneof![Just(2u64 << 20), Just(16 << 20)], ops in prop::collection::vec(op(), 1..60)) {
+        let store = Store::open(&StoreOptions { memory, shards: Some(shards), ..StoreOptions::default() }).unwrap();
+        let pool = store.pool("model", &settings).unwrap();
+        let mut model = Model { store, pool, settings, pages: HashMap::new(), frozen: false };
+        ops.into_iter().for_each(|op| model.apply(op));
+        model.finish();
+    }
+}

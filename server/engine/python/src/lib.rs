@@ -1,0 +1,36 @@
+//! The Python package `tmem_engine`, whose native module this is: thin bindings of tmem-core.
+//!
+//! What each part is for: `engine` and `pool` are the two classes; `args` turns Python values into the core's and
+//! names what is wrong with them; `buffers` is the only file with `unsafe`; `errors` holds the exception classes the
+//! opener brought along and the guard that turns a panic into one of them.
+//!
+//! Every call that touches pages converts its arguments, releases the GIL once, calls the core once, and converts the
+//! answer. The module imports nothing of ours: SDK and daemon each bring their own error tree.
+
+mod args;
+mod buffers;
+mod engine;
+mod errors;
+mod pool;
+
+#[pyo3::pymodule(gil_used = true)]
+mod _native {
+    use pyo3::exceptions::PyRuntimeWarning;
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::engine::Engine;
+    #[pymodule_export]
+    use crate::pool::EnginePool;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        if cfg!(debug_assertions) {
+            let category = module.py().get_type::<PyRuntimeWarning>();
+            let message = c"tmem_engine is a debug build: correct, but many times slower than a release build";
+            PyErr::warn(module.py(), &category, message, 1)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,8 @@
+"""The engine of tmem: a compressed page store in one shared-memory arena. Private to `tmem` and `tmemd`.
+
+What everything does is written in `_native.pyi`.
+"""
+
+from tmem_engine._native import Engine, EnginePool, __version__
+
+__all__ = ["Engine", "EnginePool", "__version__"]

@@ -1,0 +1,191 @@
+"""The native part of the engine, written in Rust.
+
+Every call converts its arguments, releases the GIL once while the engine works, and converts the answer. Arguments of
+the wrong type raise `TypeError`, wrong values `ValueError`, both before anything is touched; what else goes wrong
+raises the classes the engine was opened with.
+
+Forking: the arena is shared memory, so parent and child both keep using it, as two attached processes would. Nothing
+here holds a lock while the GIL is released.
+
+A buffer handed to a call must not be written to by another thread until the call returns.
+"""
+
+from collections.abc import Iterable
+from os import PathLike
+from typing import Any, Protocol, final, type_check_only
+
+from typing_extensions import Buffer
+
+__all__ = ["Engine", "EnginePool", "__version__"]
+
+__version__: str
+
+_Oid = int | bytes
+
+@type_check_only
+class _Errors(Protocol):
+    """The exceptions to raise, such as a module with these classes in it."""
+
+    @property
+    def ClosedError(self) -> type[Exception]:
+        """Called with a message: the engine was closed."""
+    @property
+    def MismatchError(self) -> type[Exception]:
+        """Called with a message that names the difference: the arena or pool exists with other settings."""
+    @property
+    def UnknownPoolError(self) -> type[Exception]:
+        """Called with the pool's name: there is none, or it was destroyed."""
+    @property
+    def ExhaustedError(self) -> type[Exception]:
+        """Called with a message: a fixed table of the arena is full."""
+    @property
+    def ArenaError(self) -> type[Exception]:
+        """Called with path and reason: not an arena, another version, damaged, or the system refused."""
+    @property
+    def CorruptPageError(self) -> type[Exception]:
+        """Called with the good pages (a dict by index) and a tuple of the indices of the bad ones."""
+    @property
+    def InternalError(self) -> type[Exception]:
+        """Called with a message: a panic in the engine."""
+
+@type_check_only
+class _Settings(Protocol):
+    """The settings of a pool."""
+
+    @property
+    def kind(self) -> str:
+        """`"persistent"` or `"ephemeral"`."""
+    @property
+    def codec(self) -> str:
+        """`"lz4"`, `"lz4:ACCELERATION"`, `"zstd"`, `"zstd:LEVEL"` or `"raw"`."""
+    @property
+    def allocator(self) -> str:
+        """`"zsmalloc"` or `"zbud"`."""
+    @property
+    def page_size(self) -> int:
+        """Bytes a page: 4096, 8192, 16384, 32768 or 65536."""
+    @property
+    def quota(self) -> int:
+        """Bytes of footprint; 0 is no quota."""
+    @property
+    def weight(self) -> int:
+        """Share relative to other ephemeral pools, at least 1."""
+    @property
+    def shared(self) -> bool:
+        """An ephemeral pool of many clients, whose gets keep the page."""
+    @property
+    def inclusive(self) -> bool:
+        """A private ephemeral pool whose gets keep the page."""
+    @property
+    def max_zpage(self) -> int:
+        """The most bytes a page may compress to; 0 is no limit."""
+    @property
+    def owner(self) -> str:
+        """The client the pool belongs to, at most 64 bytes of UTF-8."""
+
+@final
+class Engine:
+    """An open store. Safe to use from many threads."""
+
+    @staticmethod
+    def open(
+        *,
+        errors: _Errors,
+        memory: int,
+        accept_threshold: int,
+        arena: str | PathLike[str] | None = None,
+        shards: int | None = None,
+        mlock: bool = False,
+        huge_pages: bool = False,
+    ) -> Engine:
+        """Open a private arena, or create or attach the one at `arena`.
+
+        Args:
+            errors: The exceptions that this engine raises.
+            memory: The most bytes the arena may use.
+            accept_threshold: Per cent of `memory` below which a full store accepts pages again.
+            arena: The file; None is a private arena.
+            shards: Separately locked parts, a power of two; None chooses by `memory`.
+            mlock: Keep the arena from being swapped out.
+            huge_pages: Ask for transparent huge pages.
+        """
+    @staticmethod
+    def attach(path: str | PathLike[str], *, errors: _Errors, mlock: bool = False) -> Engine:
+        """Attach to the arena at `path`, which exists."""
+    def pool(self, name: str, settings: _Settings) -> EnginePool:
+        """Create a pool, or open the one of that name if its settings are the same."""
+    def find_pool(self, name: str) -> EnginePool | None:
+        """The pool of that name, if there is one."""
+    def pools(self) -> list[EnginePool]:
+        """All pools."""
+    def info(self) -> dict[str, Any]:
+        """`memory` (bytes), `shards`, `arena` (path or None) and `accept_threshold` (per cent)."""
+    def stats(self) -> dict[str, int]:
+        """Counters and gauges; sizes in bytes."""
+    def compact(self) -> dict[str, int]:
+        """Compact every pool: `moved_pages` and `freed_bytes`."""
+    def relinquish(self, size: int) -> int:
+        """Evict ephemeral pages until `size` bytes are given back; returns how many were."""
+    def resize(self, memory: int) -> None:
+        """Raise the most bytes the arena may use."""
+    def check(self) -> list[str]:
+        """The violations of a full consistency check: empty when the arena is sound."""
+    def close(self) -> None:
+        """Let go of the arena. Calls under way end as usual and are not waited for; closing twice does nothing."""
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+    def _panic(self, message: str) -> None:
+        """Fail as a fault inside the engine would. For tests of what callers then see."""
+
+@final
+class EnginePool:
+    """A pool of an engine. Safe to use from many threads.
+
+    Puts answer with one byte a page, in the order the pages were given: twice the reason (0 stored, 1 quota, 2 frozen,
+    3 poor compression, 4 memory, 5 no space), plus 1 where an older page was replaced or flushed.
+    """
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+    @property
+    def page_size(self) -> int:
+        """Bytes a page."""
+    def put(self, oid: _Oid, pages: dict[int, Buffer]) -> bytes:
+        """Store pages of `page_size` bytes by index."""
+    def put_lz4(self, oid: _Oid, blocks: dict[int, Buffer]) -> bytes:
+        """Store pages given as LZ4 blocks by index."""
+    def put_range(self, oid: _Oid, first: int, buffer: Buffer) -> bytes:
+        """Store the pages of a C-contiguous buffer at `first` and the indices after it. The buffer is not copied."""
+    def get(self, oid: _Oid, indices: Iterable[int], exclusive: bool = False) -> dict[int, bytes]:
+        """The pages that are there, decompressed straight into new `bytes`; `exclusive` takes them out."""
+    def get_range(
+        self, oid: _Oid, first: int, count: int, into: Buffer | None = None, exclusive: bool = False
+    ) -> tuple[Any, bytes]:
+        """The pages from `first` in one buffer, `into` or a new bytearray, and a mask of one byte a page: 1 is a hit.
+
+        Misses are zeros in the buffer. `into` is writable, C-contiguous and `count * page_size` bytes long.
+        """
+    def has(self, oid: _Oid, first: int, count: int) -> bytes:
+        """Which pages are there: one byte a page, 1 or 0."""
+    def flush(self, oid: _Oid, indices: Iterable[int]) -> int:
+        """Remove pages; returns the number found."""
+    def flush_object(self, oid: _Oid) -> int:
+        """Remove every page of an object; returns the number found."""
+    def destroy(self) -> int:
+        """Remove the pool; returns the number of pages it had."""
+    def freeze(self) -> None:
+        """Turn puts into flushes of their keys."""
+    def thaw(self) -> None:
+        """End a freeze."""
+    def frozen(self) -> bool:
+        """Whether the pool is frozen."""
+    def set_quota(self, size: int) -> None:
+        """Set the quota in bytes of footprint; 0 is none."""
+    def set_weight(self, weight: int) -> None:
+        """Set the weight, at least 1."""
+    def settings(self) -> dict[str, Any]:
+        """The settings by name, as `_Settings` lists them; quota and weight are the current ones."""
+    def stats(self) -> dict[str, Any]:
+        """Counters and gauges; `size_histogram` has 64 buckets of compressed sizes, `classes` a dict a size class."""

@@ -1,0 +1,74 @@
+"""Stores and pools to test with. A store is checked for consistency when its test is over."""
+
+import itertools
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import tmem
+from tmem._settings import Allocator, Kind
+
+SETTINGS = list(itertools.product(("persistent", "ephemeral"), ("lz4", "zstd", "raw"), ("zsmalloc", "zbud")))
+
+
+@pytest.fixture
+def store() -> Iterator[tmem.Store]:
+    """A private store of 32 MiB."""
+    with tmem.open(memory="32MiB") as store:
+        yield store
+        assert store.closed or store.check() == []
+
+
+@pytest.fixture(params=SETTINGS, ids="-".join)
+def any_pool(request: pytest.FixtureRequest, store: tmem.Store) -> tmem.Pool:
+    """A pool of every kind, codec and allocator, whose gets keep the page."""
+    kind, codec, allocator = request.param
+    return store.pool("any", kind=kind, codec=codec, allocator=allocator, inclusive=kind == "ephemeral")
+
+
+@pytest.fixture(params=["zsmalloc", "zbud"])
+def persistent(request: pytest.FixtureRequest, store: tmem.Store) -> tmem.Pool:
+    """A persistent pool with each allocator."""
+    allocator: Allocator = request.param
+    return store.pool("persistent", kind="persistent", allocator=allocator)
+
+
+@pytest.fixture(params=["zsmalloc", "zbud"])
+def ephemeral(request: pytest.FixtureRequest, store: tmem.Store) -> tmem.Pool:
+    """A private ephemeral pool with each allocator: its gets take the page out."""
+    allocator: Allocator = request.param
+    return store.pool("ephemeral", kind="ephemeral", allocator=allocator)
+
+
+@pytest.fixture(params=["persistent", "ephemeral"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Each kind of pool."""
+    kind: Kind = request.param
+    return kind
+
+
+@pytest.fixture
+def arena(tmp_path: Path) -> Path:
+    """Where an arena can be made; there is none yet."""
+    return tmp_path / "arena"
+
+
+@pytest.fixture
+def small_tmpfs(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """A tmpfs of 8 MiB at `tmp_path / "small"`; call it with other mount options to change it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a tmpfs")
+    where = tmp_path / "small"
+    where.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", where], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
+    try:
+        yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", where], check=True) and None
+    finally:
+        subprocess.run(["umount", "-l", where], check=True)

@@ -1,0 +1,105 @@
+"""The native module by itself: what it promises to the SDK and the daemon."""
+
+import gc
+import weakref
+
+import pytest
+
+import tmem
+import tmem_engine
+from tests.support import PAGE, page
+from tmem import _errors
+from tmem._settings import PoolSettings
+
+SETTINGS = PoolSettings(
+    kind="persistent",
+    codec="lz4",
+    allocator="zsmalloc",
+    page_size=PAGE,
+    quota=0,
+    weight=1,
+    shared=False,
+    inclusive=False,
+    max_zpage=0,
+    owner="",
+)
+
+
+def engine() -> tmem_engine.Engine:
+    return tmem_engine.Engine.open(errors=_errors, memory=4 << 20, accept_threshold=90)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_panic_is_an_error_that_the_store_outlives(capfd: pytest.CaptureFixture[str]) -> None:
+    native = engine()
+    pool = native.pool("swap0", SETTINGS)
+    pool.put(1, {7: page(7)})
+    with pytest.raises(tmem.InternalError, match="on purpose"):
+        native._panic("on purpose")
+    assert "on purpose" in capfd.readouterr().err
+    assert pool.get(1, [7]) == {7: page(7)}
+
+
+def test_the_opener_names_the_exceptions() -> None:
+    class Own:
+        class ClosedError(Exception): ...
+
+        MismatchError = UnknownPoolError = ExhaustedError = ArenaError = CorruptPageError = InternalError = ClosedError
+
+    native = tmem_engine.Engine.open(errors=Own, memory=4 << 20, accept_threshold=90)
+    native.close()
+    with pytest.raises(Own.ClosedError, match="the store is closed"):
+        native.stats()
+
+
+def test_exceptions_that_are_not_named_are_missed_at_once() -> None:
+    with pytest.raises(AttributeError, match="ClosedError"):
+        tmem_engine.Engine.open(errors=object(), memory=4 << 20, accept_threshold=90)  # type: ignore[arg-type]
+
+
+def test_the_classes_cannot_be_made_or_changed() -> None:
+    with pytest.raises(TypeError):
+        tmem_engine.Engine()
+    with pytest.raises(TypeError):
+        tmem_engine.EnginePool()
+    with pytest.raises((AttributeError, TypeError)):
+        engine().pool("swap0", SETTINGS).put = None  # type: ignore[assignment, method-assign]
+
+
+def test_a_put_takes_a_dict_and_answers_codes_in_its_order() -> None:
+    pool = engine().pool("swap0", SETTINGS)
+    assert pool.put(1, {7: page(7)}) == b"\0"
+    assert pool.put(1, {9: page(9), 7: page(8)}) == b"\0\1"
+    pool.freeze()
+    assert pool.put(1, {8: page(8), 7: page(7)}) == b"\4\5"
+
+
+def test_buffers_are_let_go_when_a_call_fails() -> None:
+    pool = engine().pool("swap0", SETTINGS)
+    buffer = bytearray(PAGE + 1)
+    for call in (
+        lambda: pool.put(1, {7: buffer}),
+        lambda: pool.put_range(1, 7, buffer),
+        lambda: pool.get_range(1, 7, 1, buffer),
+    ):
+        with pytest.raises(ValueError, match="4097"):
+            call()
+        buffer.append(0)
+        buffer.pop()
+
+
+def test_pools_that_are_dropped_are_forgotten() -> None:
+    class Tracked(_errors.TmemError): ...
+
+    class Own:
+        ClosedError = MismatchError = UnknownPoolError = ExhaustedError = ArenaError = Tracked
+        CorruptPageError = InternalError = Tracked
+
+    native = tmem_engine.Engine.open(errors=Own, memory=4 << 20, accept_threshold=90)
+    for _ in range(1000):
+        native.pool("swap0", SETTINGS)
+    native.close()
+    gone = weakref.ref(Own)
+    del native, Own
+    gc.collect()
+    assert gone() is None
