@@ -3,7 +3,8 @@
 import itertools
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -56,19 +57,28 @@ def arena(tmp_path: Path) -> Path:
     return tmp_path / "arena"
 
 
+@dataclass
+class Tmpfs:
+    """A mounted tmpfs."""
+
+    path: Path
+
+    def remount(self, options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", self.path], check=True)
+
+
 @pytest.fixture
-def small_tmpfs(tmp_path: Path) -> Iterator[Callable[[str], None]]:
-    """A tmpfs of 8 MiB at `tmp_path / "small"`; call it with other mount options to change it."""
+def small_tmpfs(tmp_path: Path) -> Iterator[Tmpfs]:
+    """A tmpfs of 8 MiB."""
     if os.geteuid() != 0:
-        pytest.skip("needs root to mount a tmpfs")
-    where = tmp_path / "small"
-    where.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", where], capture_output=True, text=True, check=False
-    )
+        pytest.skip("only root can mount a tmpfs")
+    path = tmp_path / "small"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
     try:
-        yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", where], check=True) and None
+        yield Tmpfs(path)
     finally:
-        subprocess.run(["umount", "-l", where], check=True)
+        subprocess.run(["umount", "-l", path], check=True)

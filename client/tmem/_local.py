@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     import os
 
     import tmem_engine
-
     from tmem._transport import StoreTransport
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar, cast, overload
 
 from tmem._outcome import OUTCOMES, Outcome, Outcomes
@@ -9,7 +10,7 @@ from tmem._settings import PoolSettings
 from tmem._sizes import Size, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from typing_extensions import Buffer
 
@@ -44,7 +45,7 @@ class Pool:
         Returns:
             What became of each page, by index.
         """
-        batch = pages if type(pages) is dict else dict(pages)
+        batch = pages if type(pages) is dict else _as_dict(pages)
         codes = self._transport.put(oid, batch)
         return dict(zip(batch, map(_outcome, codes), strict=True))
 
@@ -59,7 +60,7 @@ class Pool:
         Raises:
             ValueError: A block does not decode to `page_size` bytes; nothing of the batch was stored.
         """
-        batch = blocks if type(blocks) is dict else dict(blocks)
+        batch = blocks if type(blocks) is dict else _as_dict(blocks)
         codes = self._transport.put_lz4(oid, batch)
         return dict(zip(batch, map(_outcome, codes), strict=True))
 
@@ -188,3 +189,9 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"<tmem.Pool {self.name!r} page_size={self.page_size}>"
+
+
+def _as_dict(pages: Mapping[int, Buffer]) -> dict[int, Buffer]:
+    if not isinstance(pages, Mapping):
+        raise TypeError(f"pages must be a mapping of index to page, not {type(pages).__name__}")
+    return dict(pages)

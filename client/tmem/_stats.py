@@ -1,4 +1,4 @@
-"""What `stats` and `compact` answer: sizes in bytes; a gauge says what is now, a total what was counted since creation."""
+"""What `stats` and `compact` answer. Sizes are in bytes; what is not a gauge counts from the creation on."""
 
 from typing import TypedDict
 

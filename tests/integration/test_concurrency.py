@@ -1,5 +1,6 @@
 """Many threads and processes on one store."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def test_threads_on_objects_of_their_own(any_pool: tmem.Pool) -> None:
             pages = {index: page(number * 100 + (index + turn) % 50) for index in range(0, 200, 3)}
             assert all(any_pool.put(number, pages).values())
             assert any_pool.get(number, range(200)) == pages
-            assert any_pool.flush(number, range(0, 100)) == 34
+            assert any_pool.flush(number, range(100)) == 34
             assert sum(any_pool.has(number, 0, 200)) == 33
             assert any_pool.flush_object(number) == 33
 
@@ -67,7 +68,7 @@ def test_a_private_page_is_given_to_one_thread_only(ephemeral: tmem.Pool) -> Non
             taken[number].extend(ephemeral.get(1, [index]))
 
     in_threads(work)
-    assert sorted(sum(taken, [])) == list(range(1000))
+    assert sorted(itertools.chain(*taken)) == list(range(1000))
 
 
 def test_one_name_opened_by_many_threads_is_one_pool(store: tmem.Store) -> None:
@@ -80,47 +81,47 @@ def test_one_name_opened_by_many_threads_is_one_pool(store: tmem.Store) -> None:
     assert all(pool.stats()["pages"] == THREADS for pool in store.pools())
 
 
-def test_a_store_closed_under_its_users_refuses_them_and_waits_for_nobody() -> None:
-    for _ in range(10):
-        store = tmem.open(memory="8MiB")
-        pool = store.pool("swap0")
-        pool.put(1, {7: page(7)})
-        running = threading.Barrier(THREADS)
+def use_until_closed(pool: tmem.Pool, oid: int) -> None:
+    while True:
+        assert pool.get(1, [7]) == {7: page(7)}
+        assert len(pool.put_range(oid, 0, page(1) * 16)) == 16
 
-        def work(number: int, store: tmem.Store = store, pool: tmem.Pool = pool) -> None:
-            running.wait()
-            if number == 0:
-                store.close()
-            with pytest.raises(tmem.ClosedError):
-                while True:
-                    assert pool.get(1, [7]) == {7: page(7)}
-                    assert len(pool.put_range(number + 2, 0, page(1) * 16)) == 16
 
-        with ThreadPoolExecutor(THREADS) as executor:
-            list(executor.map(work, range(THREADS)))
+@pytest.mark.parametrize("_turn", range(10))
+def test_a_store_closed_under_its_users_refuses_them_and_waits_for_nobody(store: tmem.Store, _turn: int) -> None:
+    pool = store.pool("swap0")
+    pool.put(1, {7: page(7)})
+
+    def work(number: int) -> None:
+        if number == 0:
+            store.close()
+        with pytest.raises(tmem.ClosedError):
+            use_until_closed(pool, number + 2)
+
+    in_threads(work)
 
 
 def test_the_gil_is_released_while_the_engine_works(store: tmem.Store) -> None:
-    pool = store.pool("big", codec="zstd:19")
-    data = b"".join(page(seed) for seed in range(256)) * 2
-    interval = sys.getswitchinterval()
-    started, turns = threading.Event(), 0
+    pool = store.pool("slow", codec="zstd:19")
+    data = b"".join(page(seed) for seed in range(256))
+    begun, done = threading.Event(), threading.Event()
 
     def work() -> None:
-        started.set()
+        begun.set()
         pool.put_range(1, 0, data)
+        done.set()
 
+    interval = sys.getswitchinterval()
     sys.setswitchinterval(1000)  # from here on a thread runs until it lets go of the GIL by itself
     try:
         thread = threading.Thread(target=work)
         thread.start()
-        started.wait()
-        while thread.is_alive():
-            turns += 1
-        thread.join()
+        begun.wait()
+        assert not done.is_set()
     finally:
         sys.setswitchinterval(interval)
-    assert turns > 100
+    thread.join()
+    assert done.is_set()
 
 
 def test_a_forked_child_shares_the_store(store: tmem.Store) -> None:

@@ -26,8 +26,7 @@ def test_a_quota_on_footprint_is_kept(persistent: tmem.Pool) -> None:
 
 
 def test_a_refused_put_hides_the_older_page(persistent: tmem.Pool) -> None:
-    persistent.quota = "1MiB"
-    persistent.put(1, {7: page(7)})
+    persistent.put(1, {index: page(index) for index in range(100)})
     persistent.quota = 4096
     outcome = persistent.put(1, {7: noise(7)})[7]
     assert (outcome.refused, outcome.reason, outcome.old_flushed) == (True, "quota", True)

@@ -2,6 +2,8 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -25,11 +27,23 @@ SETTINGS = PoolSettings(
 )
 
 
+def errors_of(error: type[Exception]) -> Any:
+    """What an opener hands over, with one class for everything."""
+    return SimpleNamespace(
+        ClosedError=error,
+        MismatchError=error,
+        UnknownPoolError=error,
+        ExhaustedError=error,
+        ArenaError=error,
+        CorruptPageError=error,
+        InternalError=error,
+    )
+
+
 def engine() -> tmem_engine.Engine:
     return tmem_engine.Engine.open(errors=_errors, memory=4 << 20, accept_threshold=90)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_panic_is_an_error_that_the_store_outlives(capfd: pytest.CaptureFixture[str]) -> None:
     native = engine()
     pool = native.pool("swap0", SETTINGS)
@@ -41,20 +55,19 @@ def test_a_panic_is_an_error_that_the_store_outlives(capfd: pytest.CaptureFixtur
 
 
 def test_the_opener_names_the_exceptions() -> None:
-    class Own:
-        class ClosedError(Exception): ...
+    class OwnError(Exception): ...
 
-        MismatchError = UnknownPoolError = ExhaustedError = ArenaError = CorruptPageError = InternalError = ClosedError
-
-    native = tmem_engine.Engine.open(errors=Own, memory=4 << 20, accept_threshold=90)
+    own = errors_of(OwnError)
+    native = tmem_engine.Engine.open(errors=own, memory=4 << 20, accept_threshold=90)
     native.close()
-    with pytest.raises(Own.ClosedError, match="the store is closed"):
+    with pytest.raises(OwnError, match="the store is closed"):
         native.stats()
 
 
 def test_exceptions_that_are_not_named_are_missed_at_once() -> None:
+    nothing: Any = object()
     with pytest.raises(AttributeError, match="ClosedError"):
-        tmem_engine.Engine.open(errors=object(), memory=4 << 20, accept_threshold=90)  # type: ignore[arg-type]
+        tmem_engine.Engine.open(errors=nothing, memory=4 << 20, accept_threshold=90)
 
 
 def test_the_classes_cannot_be_made_or_changed() -> None:
@@ -88,18 +101,13 @@ def test_buffers_are_let_go_when_a_call_fails() -> None:
         buffer.pop()
 
 
-def test_pools_that_are_dropped_are_forgotten() -> None:
-    class Tracked(_errors.TmemError): ...
+def test_an_engine_lets_go_of_all_it_held() -> None:
+    class OwnError(Exception): ...
 
-    class Own:
-        ClosedError = MismatchError = UnknownPoolError = ExhaustedError = ArenaError = Tracked
-        CorruptPageError = InternalError = Tracked
-
-    native = tmem_engine.Engine.open(errors=Own, memory=4 << 20, accept_threshold=90)
-    for _ in range(1000):
-        native.pool("swap0", SETTINGS)
-    native.close()
-    gone = weakref.ref(Own)
-    del native, Own
+    own = errors_of(OwnError)
+    native = tmem_engine.Engine.open(errors=own, memory=4 << 20, accept_threshold=90)
+    pools = [native.pool("swap0", SETTINGS) for _ in range(100)]
+    gone = weakref.ref(OwnError)
+    del native, pools, own, OwnError
     gc.collect()
     assert gone() is None

@@ -1,11 +1,16 @@
 """What takes pages out: flushes, exclusive gets, private ephemeral gets, destroyed and frozen pools."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import pytest
 
 import tmem
 from tests.support import page, run
 from tmem import Outcome
 from tmem._settings import Kind
+
+Call: TypeAlias = Callable[[], object]
 
 
 def test_flush_removes_and_counts_what_it_found(any_pool: tmem.Pool) -> None:
@@ -73,7 +78,7 @@ def test_a_destroyed_pool_is_unknown_and_its_name_free(store: tmem.Store, kind: 
 def test_every_call_on_a_destroyed_pool_is_refused(store: tmem.Store) -> None:
     pool = store.pool("gone")
     pool.destroy()
-    calls = [
+    calls: list[Call] = [
         lambda: pool.put(1, {0: page(0)}),
         lambda: pool.put_range(1, 0, page(0)),
         lambda: pool.get(1, [0]),

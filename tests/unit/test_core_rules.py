@@ -16,7 +16,7 @@ MAY_USE = {
     "slot": {"arena", "types", "error"},
     "index": {"arena", "types", "error"},
     "frames": {"arena", "slot", "types", "error"},
-    "heap": {"arena", "frames", "slot", "types", "error"},
+    "heap": {"arena", "codec", "frames", "slot", "types", "error"},
     "zsmalloc": ALLOCATOR,
     "zbud": ALLOCATOR,
 }

@@ -34,7 +34,10 @@ pub fn check(shard: &Shard<'_>) -> Vec<String> {
     check_heaps(shard, &sums, &mut faults);
     check_committed(shard, frames, &mut faults);
     let place = format!("shard {}: ", shard.id);
-    faults.into_iter().map(|fault| place.clone() + &fault).collect()
+    faults
+        .into_iter()
+        .map(|fault| place.clone() + &fault)
+        .collect()
 }
 
 fn check_runs(shard: &Shard<'_>, faults: &mut Vec<String>) -> HashMap<u32, Sum> {
@@ -47,16 +50,35 @@ fn check_runs(shard: &Shard<'_>, faults: &mut Vec<String>) -> HashMap<u32, Sum> 
             if matches!(kind, RunKind::Free | RunKind::Reserved) {
                 continue;
             }
-            match shard.heap(pool).filter(|_| pools::is_live(shard.arena, pool)) {
-                Some(heap) => check_run(shard, &heap, kind, run, sums.entry(pool).or_default(), faults),
-                None => faults.push(format!("{run:?} belongs to pool {pool}, which does not exist")),
+            match shard
+                .heap(pool)
+                .filter(|_| pools::is_live(shard.arena, pool))
+            {
+                Some(heap) => check_run(
+                    shard,
+                    &heap,
+                    kind,
+                    run,
+                    sums.entry(pool).or_default(),
+                    faults,
+                ),
+                None => faults.push(format!(
+                    "{run:?} belongs to pool {pool}, which does not exist"
+                )),
             }
         }
     }
     sums
 }
 
-fn check_run(shard: &Shard<'_>, heap: &Heap<'_>, kind: RunKind, run: Run, sum: &mut Sum, faults: &mut Vec<String>) {
+fn check_run(
+    shard: &Shard<'_>,
+    heap: &Heap<'_>,
+    kind: RunKind,
+    run: Run,
+    sum: &mut Sum,
+    faults: &mut Vec<String>,
+) {
     let mut pages = 0;
     for place in shard.pages_in(heap, run) {
         pages += 1;
@@ -81,15 +103,27 @@ fn check_run(shard: &Shard<'_>, heap: &Heap<'_>, kind: RunKind, run: Run, sum: &
     }
 }
 
-fn check_page(shard: &Shard<'_>, heap: &Heap<'_>, place: Zhandle, sum: &mut Sum, faults: &mut Vec<String>) {
+fn check_page(
+    shard: &Shard<'_>,
+    heap: &Heap<'_>,
+    place: Zhandle,
+    sum: &mut Sum,
+    faults: &mut Vec<String>,
+) {
     let header = shard.frames.slot(place).header();
     let node = shard.nodes.find(header.object, header.index / CLUSTER);
     let indexed = node.and_then(|node| shard.nodes.word(node, header.index % CLUSTER));
     if indexed != Some(place.0) {
-        faults.push(format!("page {} of object {} is at {place:?}, and indexed at {indexed:?}", header.index, header.object));
+        faults.push(format!(
+            "page {} of object {} is at {place:?}, and indexed at {indexed:?}",
+            header.index, header.object
+        ));
     }
     if !shard.objects.is_object_of(header.object, heap.pool) {
-        faults.push(format!("{place:?} is of object {}, which pool {} does not have", header.object, heap.pool));
+        faults.push(format!(
+            "{place:?} is of object {}, which pool {} does not have",
+            header.object, heap.pool
+        ));
     }
     sum.gauges[Counter::Pages as usize] += 1;
     sum.gauges[Counter::Payload as usize] += u64::from(header.len);
@@ -111,20 +145,30 @@ fn check_index(shard: &Shard<'_>, sums: &HashMap<u32, Sum>, faults: &mut Vec<Str
         let slot = shard.frames.slot(Zhandle(word));
         let header = slot.header();
         if !slot.is_valid() || (header.object, header.index) != (object, cluster * CLUSTER + page) {
-            wrong.push(format!("object {object} page {} is indexed at a slot that is not its own", cluster * CLUSTER + page));
+            wrong.push(format!(
+                "object {object} page {} is indexed at a slot that is not its own",
+                cluster * CLUSTER + page
+            ));
         }
     });
     faults.append(&mut wrong);
-    let slots: u64 = sums.values().map(|sum| sum.gauges[Counter::Pages as usize]).sum();
+    let slots: u64 = sums
+        .values()
+        .map(|sum| sum.gauges[Counter::Pages as usize])
+        .sum();
     if slots != entries {
         faults.push(format!("{slots} valid slots, and {entries} index entries"));
     }
-    shard.objects.check(faults, shard.hash_of(), |object, pages| {
-        let indexed = by_object.get(&object).copied().unwrap_or(0);
-        if indexed != pages {
-            wrong.push(format!("object {object} counts {pages} pages, and {indexed} are indexed"));
-        }
-    });
+    shard
+        .objects
+        .check(faults, shard.hash_of(), |object, pages| {
+            let indexed = by_object.get(&object).copied().unwrap_or(0);
+            if indexed != pages {
+                wrong.push(format!(
+                    "object {object} counts {pages} pages, and {indexed} are indexed"
+                ));
+            }
+        });
     faults.append(&mut wrong);
 }
 
@@ -132,33 +176,60 @@ fn check_heaps(shard: &Shard<'_>, sums: &HashMap<u32, Sum>, faults: &mut Vec<Str
     let none = Sum::default();
     for heap in (0..MAX_POOLS as u32).filter_map(|pool| shard.heap(pool)) {
         let sum = sums.get(&heap.pool).unwrap_or(&none);
-        let counted: Vec<u64> = heap.head.counters[..GAUGES].iter().map(|c| c.get()).collect();
+        let counted: Vec<u64> = heap.head.counters[..GAUGES]
+            .iter()
+            .map(|c| c.get())
+            .collect();
         if counted != sum.gauges {
-            faults.push(format!("pool {} counts {counted:?}, and holds {:?}", heap.pool, sum.gauges));
+            faults.push(format!(
+                "pool {} counts {counted:?}, and holds {:?}",
+                heap.pool, sum.gauges
+            ));
         }
         if Zbud::new(heap).check_lists() != Some(sum.unbuddied) {
-            faults.push(format!("pool {}: its unbuddied lists do not hold its {} pages", heap.pool, sum.unbuddied));
+            faults.push(format!(
+                "pool {}: its unbuddied lists do not hold its {} pages",
+                heap.pool, sum.unbuddied
+            ));
         }
         for class in 0..CLASSES.classes.len() as u32 {
-            check_class(&Zsmalloc::new(heap), class, sum.classes.get(&class).copied().unwrap_or_default(), faults);
+            check_class(
+                &Zsmalloc::new(heap),
+                class,
+                sum.classes.get(&class).copied().unwrap_or_default(),
+                faults,
+            );
         }
     }
 }
 
-fn check_class(zsmalloc: &Zsmalloc<'_>, class: u32, (with_room, zspages, objects): (u32, u32, u32), faults: &mut Vec<String>) {
+fn check_class(
+    zsmalloc: &Zsmalloc<'_>,
+    class: u32,
+    (with_room, zspages, objects): (u32, u32, u32),
+    faults: &mut Vec<String>,
+) {
     let counted = zsmalloc.class_use(class);
     if counted != (zspages, objects) {
-        faults.push(format!("class {class} counts {counted:?} zspages and objects, and has {:?}", (zspages, objects)));
+        faults.push(format!(
+            "class {class} counts {counted:?} zspages and objects, and has {:?}",
+            (zspages, objects)
+        ));
     }
     let listed = zsmalloc.check_lists(class);
     if listed != Some(with_room) {
-        faults.push(format!("class {class} lists {listed:?} zspages with room, and has {with_room}"));
+        faults.push(format!(
+            "class {class} lists {listed:?} zspages with room, and has {with_room}"
+        ));
     }
 }
 
 fn check_committed(shard: &Shard<'_>, frames: u64, faults: &mut Vec<String>) {
     let segments = crate::arena::TableId::Segments as usize;
-    let derived: u64 = shard.head.tables[..segments].iter().map(|table| table.committed.get()).sum();
+    let derived: u64 = shard.head.tables[..segments]
+        .iter()
+        .map(|table| table.committed.get())
+        .sum();
     let frame = FRAME as u64;
     let heaps = heap_bytes(shard.arena, shard.id);
     let sum = frame + heaps + derived + shard.frames.table_bytes() + frames * frame;

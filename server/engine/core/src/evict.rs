@@ -10,54 +10,93 @@ use crate::frames::{Run, RunKind};
 use crate::heap::{Allocator, Heap};
 use crate::pools;
 use crate::shard::Shard;
-use crate::types::Cause;
+use crate::slot::HEADER;
+use crate::types::{Cause, FRAME};
 use crate::zbud::Zbud;
 use crate::zsmalloc::Zsmalloc;
 
 /// Most rounds of making room for one put.
-pub const TRIES: u32 = 16;
+pub const TRIES: u32 = 8;
 /// Most runs of the pool looked at in one round.
-const RUNS: u32 = 32;
+const RUNS: u32 = 16;
+/// Most steps of compaction in one round.
+const STEPS: u32 = 4;
 /// Most frame-table entries passed over in one round.
 const ENTRIES: u32 = 8192;
 
 impl<'a> Shard<'a> {
-    /// Make some room for a put of `pool`; false when nothing more can be done here.
-    pub fn make_room(&self, pool: u32, full: Full) -> bool {
+    /// Make some room for a put of `pool`; false when nothing more can be done here. `force` evicts used pages too.
+    pub fn make_room(&self, pool: u32, full: Full, force: bool) -> bool {
         match full {
             Full::Quota => {
-                pools::is_ephemeral(self.arena, pool) && self.heap(pool).is_some_and(|heap| self.evict(&heap, Cause::Quota))
+                pools::is_ephemeral(self.arena, pool)
+                    && self
+                        .heap(pool)
+                        .is_some_and(|heap| self.evict(&heap, Cause::Quota, force))
             }
             Full::Memory | Full::NoSpace => {
-                if self.frames.trim_reserve() > 0 {
-                    return true;
-                }
-                let evicted = self.victim().is_some_and(|heap| self.evict(&heap, Cause::Memory));
-                // What was freed may be in runs of the wrong length: give it back, to be committed anew.
-                evicted && (self.frames.reserve_frames() == 0 || self.frames.trim_reserve() > 0)
+                // What is free in runs of other lengths, then what lies idle between pages, then ephemeral pages.
+                self.frames.trim_reserve() > 0
+                    || self.tighten()
+                    || self
+                        .victim()
+                        .is_some_and(|heap| self.evict(&heap, Cause::Memory, force))
             }
         }
     }
 
+    /// A few steps of compaction where a heap is loosely filled; whether that freed frames.
+    fn tighten(&self) -> bool {
+        let loose = |heap: &Heap<'_>| {
+            let frames = heap.count(Counter::Frames).get();
+            let slots = heap.count(Counter::Pages).get() * (HEADER as u64 + 16);
+            let filled = (heap.count(Counter::Payload).get() + slots) / FRAME as u64;
+            frames > filled + frames / 16 + 16
+        };
+        let packs =
+            |&pool: &u32| pools::is_live(self.arena, pool) && !pools::uses_zbud(self.arena, pool);
+        let heaps = (0..self.arena.pool_slots()).filter(packs);
+        let Some(heap) = heaps.filter_map(|pool| self.heap(pool)).find(loose) else {
+            return false;
+        };
+        let before = heap.count(Counter::Frames).get();
+        let more = |_: &u32| Zsmalloc::new(heap).compact(self);
+        (0..STEPS).take_while(more).count();
+        heap.count(Counter::Frames).get() < before
+    }
+
     /// The ephemeral heap with the most frames for its weight.
     pub fn victim(&self) -> Option<Heap<'a>> {
-        let ephemeral = |pool: &u32| pools::is_live(self.arena, *pool) && pools::is_ephemeral(self.arena, *pool);
-        let heaps = (0..self.arena.pool_slots()).filter(ephemeral).filter_map(|pool| self.heap(pool));
+        let ephemeral = |pool: &u32| {
+            pools::is_live(self.arena, *pool) && pools::is_ephemeral(self.arena, *pool)
+        };
+        let heaps = (0..self.arena.pool_slots())
+            .filter(ephemeral)
+            .filter_map(|pool| self.heap(pool));
         let load = |heap: &Heap<'_>| {
             let weight = u64::from(self.arena.pool(heap.pool).weight.get().max(1));
             (heap.count(Counter::Frames).get() << 16) / weight
         };
-        heaps.filter(|heap| heap.count(Counter::Frames).get() > 0).max_by_key(load)
+        heaps
+            .filter(|heap| heap.count(Counter::Frames).get() > 0)
+            .max_by_key(load)
     }
 
     /// One round of eviction from a heap; whether any frame or object was freed.
-    pub fn evict(&self, heap: &Heap<'a>, cause: Cause) -> bool {
+    pub fn evict(&self, heap: &Heap<'a>, cause: Cause, force: bool) -> bool {
         let pages = heap.count(Counter::Pages).get();
         let frames = heap.count(Counter::Frames).get();
         let mut looked = 0;
-        let mut hand = Hand { shard: self, heap, left: ENTRIES };
+        let mut hand = Hand {
+            shard: self,
+            heap,
+            left: ENTRIES,
+        };
         while looked < RUNS && heap.count(Counter::Frames).get() == frames {
             let Some(run) = hand.advance() else { break };
+            if force {
+                self.forget_use(heap, run);
+            }
             self.evict_run(heap, run);
             looked += 1;
         }
@@ -74,6 +113,12 @@ impl<'a> Shard<'a> {
         looked > 0
     }
 
+    fn forget_use(&self, heap: &Heap<'a>, run: Run) {
+        for place in self.pages_in(heap, run) {
+            self.frames.slot(place).take_reference();
+        }
+    }
+
     fn evict_run(&self, heap: &Heap<'a>, run: Run) -> bool {
         match self.frames.tag(run).0 {
             RunKind::Zspage => Zsmalloc::new(*heap).evict(run, self),
@@ -83,7 +128,9 @@ impl<'a> Shard<'a> {
     }
 
     fn evict_raw(&self, heap: &Heap<'a>, run: Run) -> bool {
-        let unused = heap.raw_page(run).is_some_and(|slot| !slot.take_reference());
+        let unused = heap
+            .raw_page(run)
+            .is_some_and(|slot| !slot.take_reference());
         if unused {
             self.remove_at(heap, crate::slot::Zhandle::raw(run.first));
         }

@@ -13,7 +13,9 @@
 //! ```
 //! Locking: runs under the shard lock; takes none of its own.
 
-use crate::arena::{Arena, Budget, ENTRY, Full, MAX_RUN, SEGMENT_FRAMES, ShardHeader, ShardMap, Table, TableId, W32};
+use crate::arena::{
+    Arena, Budget, ENTRY, Full, MAX_RUN, SEGMENT_FRAMES, ShardHeader, ShardMap, Table, TableId, W32,
+};
 use crate::slot::{HEADER, HEADER_WORDS, Slot, Zhandle};
 use crate::types::FRAME;
 
@@ -35,7 +37,9 @@ pub enum RunKind {
 impl RunKind {
     fn from_bits(bits: u32) -> Option<RunKind> {
         use RunKind::*;
-        [Free, Reserved, Zspage, Zbud, Raw].get(bits as usize).copied()
+        [Free, Reserved, Zspage, Zbud, Raw]
+            .get(bits as usize)
+            .copied()
     }
 }
 
@@ -110,12 +114,18 @@ impl<'a> Frames<'a> {
             return self.raw_slot(self.run_of(zhandle.frame()));
         }
         let at = self.file_offset(zhandle.offset());
-        Slot { cells: self.arena.map().words(at, HEADER_WORDS), payload: at + HEADER as u64 }
+        Slot {
+            cells: self.arena.map().words(at, HEADER_WORDS),
+            payload: at + HEADER as u64,
+        }
     }
 
     /// The slot of a raw page: its header is in the frame table.
     pub fn raw_slot(&self, run: Run) -> Slot<'a> {
-        Slot { cells: &self.entry(run)[3..3 + HEADER_WORDS], payload: self.file_offset(run.offset()) }
+        Slot {
+            cells: &self.entry(run)[3..3 + HEADER_WORDS],
+            payload: self.file_offset(run.offset()),
+        }
     }
 
     /// The run a frame of an open segment belongs to.
@@ -125,20 +135,30 @@ impl<'a> Frames<'a> {
         let frames = self.run_length(segment);
         assert!(frames != 0, "frame {frame} is in a closed segment");
         let number = within / frames;
-        Run { first: segment * SEGMENT_FRAMES + number * frames, frames, number }
+        Run {
+            first: segment * SEGMENT_FRAMES + number * frames,
+            frames,
+            number,
+        }
     }
 
     /// Run `number` of an open segment.
     pub fn run(&self, segment: u32, number: u32) -> Run {
         let frames = self.run_length(segment);
-        Run { first: segment * SEGMENT_FRAMES + number * frames, frames, number }
+        Run {
+            first: segment * SEGMENT_FRAMES + number * frames,
+            frames,
+            number,
+        }
     }
 
     /// A run's entry in the frame table.
     #[inline(always)]
     pub fn entry(&self, run: Run) -> &'a [W32] {
         let at = u64::from(run.segment() * SEGMENT_FRAMES + run.number) * ENTRY;
-        self.arena.map().words(self.base + self.map.frame_table + at, SEGMENT_WORDS)
+        self.arena
+            .map()
+            .words(self.base + self.map.frame_table + at, SEGMENT_WORDS)
     }
 
     /// Kind, class and pool of a run.
@@ -157,7 +177,8 @@ impl<'a> Frames<'a> {
     // --- segments ---
 
     fn segment(&self, segment: u32) -> &'a [W32] {
-        self.segments.words(u64::from(segment) * ENTRY, SEGMENT_WORDS)
+        self.segments
+            .words(u64::from(segment) * ENTRY, SEGMENT_WORDS)
     }
 
     /// Segments ever opened.
@@ -205,7 +226,8 @@ impl<'a> Frames<'a> {
         let entries = cells[1].get().div_ceil(ENTRIES_PER_FRAME);
         cells[0].publish(0);
         cells[1..4].iter().for_each(|cell| cell.set(0));
-        self.budget.release(self.entries_at(segment), u64::from(entries) * PAGE);
+        self.budget
+            .release(self.entries_at(segment), u64::from(entries) * PAGE);
         cells[4].set(self.head.segment_free.get());
         self.head.segment_free.set(segment + 1);
     }
@@ -252,7 +274,11 @@ impl<'a> Frames<'a> {
             return Ok(self.pop_reserve(frames));
         }
         let listed = self.head.available[frames as usize].get();
-        let segment = if listed != 0 { listed - 1 } else { self.open_segment(frames)? };
+        let segment = if listed != 0 {
+            listed - 1
+        } else {
+            self.open_segment(frames)?
+        };
         let cells = self.segment(segment);
         let number = match cells[3].get() {
             0 => self.fresh_run(segment)?,
@@ -273,7 +299,7 @@ impl<'a> Frames<'a> {
     fn fresh_run(&self, segment: u32) -> Result<u32, Full> {
         let cells = self.segment(segment);
         let number = cells[1].get();
-        if number % ENTRIES_PER_FRAME == 0 {
+        if number.is_multiple_of(ENTRIES_PER_FRAME) {
             let at = self.entries_at(segment) + u64::from(number) * ENTRY;
             if let Err(full) = self.budget.commit(at, PAGE) {
                 if cells[2].get() == 0 {
@@ -369,15 +395,15 @@ impl<'a> Frames<'a> {
         before
     }
 
-    pub fn reserve_frames(&self) -> u32 {
-        self.head.reserve_frames.get()
-    }
-
     // --- rebuilding ---
 
     /// Forget which runs are free, ahead of `adopt` or `discard` for every run. Says how many segments are believable.
     pub fn begin_rebuild(&self) -> u32 {
-        self.head.available.iter().chain(&self.head.reserve).for_each(|list| list.set(0));
+        self.head
+            .available
+            .iter()
+            .chain(&self.head.reserve)
+            .for_each(|list| list.set(0));
         self.head.reserve_frames.set(0);
         self.head.segment_free.set(0);
         let known = (self.segments.committed() / ENTRY).min(u64::from(self.map.segments));
@@ -424,7 +450,9 @@ impl<'a> Frames<'a> {
         let all = u64::from(self.map.segments * SEGMENT_FRAMES);
         self.punch_frames(used, all);
         let (from, to) = (used * ENTRY, all * ENTRY);
-        self.arena.map().punch(self.base + self.map.frame_table + from, to - from);
+        self.arena
+            .map()
+            .punch(self.base + self.map.frame_table + from, to - from);
         kept
     }
 
@@ -453,13 +481,17 @@ impl<'a> Frames<'a> {
         self.punch_frames(hole, end);
         let entries = u64::from(cells[1].get().div_ceil(ENTRIES_PER_FRAME)) * PAGE;
         let room = u64::from(SEGMENT_FRAMES) * ENTRY;
-        self.arena.map().punch(self.entries_at(segment) + entries, room - entries);
+        self.arena
+            .map()
+            .punch(self.entries_at(segment) + entries, room - entries);
         kept + entries
     }
 
     fn punch_frames(&self, from: u64, to: u64) {
         if to > from {
-            self.arena.map().punch(self.file_offset(from * PAGE), (to - from) * PAGE);
+            self.arena
+                .map()
+                .punch(self.file_offset(from * PAGE), (to - from) * PAGE);
         }
     }
 
@@ -479,19 +511,30 @@ impl<'a> Frames<'a> {
                     reserved += committed;
                 }
                 if kind == RunKind::Free && committed != 0 || committed > run.frames {
-                    faults.push(format!("{run:?} is {kind:?} with {committed} frames committed"));
+                    faults.push(format!(
+                        "{run:?} is {kind:?} with {committed} frames committed"
+                    ));
                 }
             }
             if live != cells[2].get() {
-                faults.push(format!("segment {segment} has {live} runs in use and counts {}", cells[2].get()));
+                faults.push(format!(
+                    "segment {segment} has {live} runs in use and counts {}",
+                    cells[2].get()
+                ));
             }
             let free = self.count_free_runs(segment);
             if free != Some(cells[1].get() - live) {
-                faults.push(format!("segment {segment}: its free list has {free:?} runs of {}", cells[1].get() - live));
+                faults.push(format!(
+                    "segment {segment}: its free list has {free:?} runs of {}",
+                    cells[1].get() - live
+                ));
             }
         }
         if reserved != self.head.reserve_frames.get() {
-            faults.push(format!("reserve is {reserved} frames and counts {}", self.head.reserve_frames.get()));
+            faults.push(format!(
+                "reserve is {reserved} frames and counts {}",
+                self.head.reserve_frames.get()
+            ));
         }
         total
     }

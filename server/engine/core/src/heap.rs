@@ -6,9 +6,10 @@
 use crate::arena::{
     Arena, Budget, CLASS_WORDS, COUNTERS, Counter, Full, GAUGES, HEAP_FRAMES, HeapHead, TABLES, W32,
 };
+use crate::codec::Form;
 use crate::frames::{Frames, Run, RunKind};
 use crate::slot::{Slot, Zhandle};
-use crate::types::FRAME;
+use crate::types::{FRAME, MAX_POOLS};
 
 const PAGE: u64 = FRAME as u64;
 
@@ -61,7 +62,12 @@ impl<'a> Heap<'a> {
     }
 
     /// The same, made now if need be.
-    pub fn make(arena: &'a Arena, shard: u32, pool: u32, frames: Frames<'a>) -> Result<Heap<'a>, Full> {
+    pub fn make(
+        arena: &'a Arena,
+        shard: u32,
+        pool: u32,
+        frames: Frames<'a>,
+    ) -> Result<Heap<'a>, Full> {
         if let Some(heap) = Heap::find(arena, shard, pool, frames) {
             return Ok(heap);
         }
@@ -78,11 +84,24 @@ impl<'a> Heap<'a> {
         &self.head.counters[counter as usize]
     }
 
+    /// Add a page to the gauges.
+    pub fn count_page(&self, form: Form, len: u32) {
+        self.count(Counter::Pages).add(1);
+        self.count(Counter::Payload).add(u64::from(len));
+        match form {
+            Form::Same => self.count(Counter::SameFilled).add(1),
+            Form::Raw => self.count(Counter::Raw).add(1),
+            Form::Lz4 | Form::Zstd => {}
+        }
+    }
+
     /// A class's words: four list heads, then zspages and objects.
     #[inline(always)]
     pub fn class(&self, class: u32) -> &'a [W32] {
         let words = CLASS_WORDS as usize;
-        self.arena.map().words(self.at + PAGE + u64::from(class) * CLASS_WORDS * 4, words)
+        self.arena
+            .map()
+            .words(self.at + PAGE + u64::from(class) * CLASS_WORDS * 4, words)
     }
 
     /// Commit a run's frames up to `frames`, within the pool's quota.
@@ -90,7 +109,9 @@ impl<'a> Heap<'a> {
         let more = frames.saturating_sub(self.frames.committed(run));
         if more > 0 {
             self.charge(more)?;
-            self.frames.commit(run, frames).inspect_err(|_| self.credit(more))?;
+            self.frames
+                .commit(run, frames)
+                .inspect_err(|_| self.credit(more))?;
         }
         Ok(())
     }
@@ -139,7 +160,8 @@ impl<'a> Heap<'a> {
     /// Store a page as it is: a run of its own, the header in the frame table.
     pub fn alloc_raw(&self) -> Result<Zhandle, Full> {
         let run = self.take_run(self.page_size / FRAME as u32)?;
-        self.commit(run, run.frames).inspect_err(|_| self.free_run(run))?;
+        self.commit(run, run.frames)
+            .inspect_err(|_| self.free_run(run))?;
         self.frames.entry(run)[7].set(0);
         self.frames.set_tag(run, RunKind::Raw, 0, self.pool);
         Ok(Zhandle::raw(run.first))
@@ -151,20 +173,28 @@ impl<'a> Heap<'a> {
 
     /// Forget gauges, lists and the hand ahead of a rebuild; the counters of events stay.
     pub fn begin_rebuild(&self) {
-        self.head.counters[..GAUGES].iter().for_each(|gauge| gauge.set(0));
+        self.head.counters[..GAUGES]
+            .iter()
+            .for_each(|gauge| gauge.set(0));
         self.forget_lists();
     }
 
     /// Start anew for another pool.
     pub fn clear(&self) {
-        self.head.counters.iter().chain(&self.head.sizes).for_each(|cell| cell.set(0));
+        self.head
+            .counters
+            .iter()
+            .chain(&self.head.sizes)
+            .for_each(|cell| cell.set(0));
         self.forget_lists();
     }
 
     fn forget_lists(&self) {
         self.head.unbuddied.iter().for_each(|list| list.set(0));
         self.head.hand.set(0);
-        self.arena.map().zero(self.at + PAGE, ((HEAP_FRAMES - 1) * PAGE) as usize);
+        self.arena
+            .map()
+            .zero(self.at + PAGE, ((HEAP_FRAMES - 1) * PAGE) as usize);
     }
 }
 
@@ -181,15 +211,35 @@ pub fn heap_head(arena: &Arena, shard: u32, pool: u32) -> Option<&HeapHead> {
 /// Frames committed for a pool in all shards.
 pub fn pool_frames(arena: &Arena, pool: u32) -> u64 {
     let heads = (0..arena.shards()).filter_map(|shard| heap_head(arena, shard, pool));
-    heads.map(|head| head.counters[Counter::Frames as usize].get_ordered()).sum()
+    heads
+        .map(|head| head.counters[Counter::Frames as usize].get_ordered())
+        .sum()
 }
 
 const _: () = assert!(COUNTERS > GAUGES && TABLES == 12);
 
 /// Bytes committed for heaps in a shard.
 pub fn heap_bytes(arena: &Arena, shard: u32) -> u64 {
-    let bits = arena.shard(shard).heaps.iter().map(|w| u64::from(w.get().count_ones()));
+    let bits = arena
+        .shard(shard)
+        .heaps
+        .iter()
+        .map(|w| u64::from(w.get().count_ones()));
     bits.sum::<u64>() * HEAP_FRAMES * PAGE
+}
+
+/// Rebuilding: give back what a crash left committed for heaps that were never finished.
+pub fn punch_unmade(arena: &Arena, shard: u32) {
+    let made =
+        |pool: u32| arena.shard(shard).heaps[pool as usize / 32].get() & 1 << (pool % 32) != 0;
+    let mut hole = 0;
+    for pool in 0..=MAX_POOLS as u32 {
+        if pool == MAX_POOLS as u32 || made(pool) {
+            let (from, to) = (heap_at(arena, shard, hole), heap_at(arena, shard, pool));
+            arena.map().punch(from, to - from);
+            hole = pool + 1;
+        }
+    }
 }
 
 /// A budget that passes the limit, for rebuilding.

@@ -17,6 +17,7 @@ mod heap;
 mod index;
 mod pool;
 mod pools;
+mod put;
 mod recovery;
 mod shard;
 mod slot;

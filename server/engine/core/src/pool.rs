@@ -33,7 +33,14 @@ impl Pool {
         let settings = pools::settings(&arena, id.slot);
         let page_size = settings.page_size as usize;
         let limit = payload_limit(settings.allocator == AllocatorKind::Zbud, page_size);
-        Pool { arena, id, name: name.into(), page_size, codec: settings.codec, limit }
+        Pool {
+            arena,
+            id,
+            name: name.into(),
+            page_size,
+            codec: settings.codec,
+            limit,
+        }
     }
 
     pub fn name(&self) -> &str {
@@ -73,58 +80,99 @@ impl Pool {
         if len == self.page_size {
             return Ok(());
         }
-        Err(Error::Invalid(format!("page {index} is {len} bytes long; pages of pool {:?} are {}", self.name, self.page_size)))
+        Err(Error::Invalid(format!(
+            "page {index} is {len} bytes long; pages of pool {:?} are {}",
+            self.name, self.page_size
+        )))
     }
 
     /// Store a batch. Each page is stored or refused on its own; the outcomes are in the order of `pages`.
     pub fn put(&self, oid: &Oid, pages: &[(u32, &[u8])]) -> Result<Vec<Outcome>> {
-        pages.iter().try_for_each(|(index, page)| self.page_length(*index, page.len()))?;
+        pages
+            .iter()
+            .try_for_each(|(index, page)| self.page_length(*index, page.len()))?;
         self.target().put(&self.key(oid), pages, Input::Pages)
     }
 
     /// Store pages that come as LZ4 blocks: checked, and kept as they are.
     pub fn put_lz4(&self, oid: &Oid, blocks: &[(u32, &[u8])]) -> Result<Vec<Outcome>> {
         if let Some((index, block)) = blocks.iter().find(|(_, block)| block.len() > 2 * MAX_PAGE) {
-            return Err(Error::Invalid(format!("the LZ4 block for index {index} is {} bytes long", block.len())));
+            return Err(Error::Invalid(format!(
+                "the LZ4 block for index {index} is {} bytes long",
+                block.len()
+            )));
         }
         self.target().put(&self.key(oid), blocks, Input::Lz4Blocks)
     }
 
     /// Store neighbouring pages from `first` on.
     pub fn put_range(&self, oid: &Oid, first: u32, data: &[u8]) -> Result<Vec<Outcome>> {
-        let pages: Vec<(u32, &[u8])> = self.indices(first, data.len())?.zip(data.chunks(self.page_size)).collect();
+        let pages: Vec<(u32, &[u8])> = self
+            .indices(first, data.len())?
+            .zip(data.chunks(self.page_size))
+            .collect();
         self.target().put(&self.key(oid), &pages, Input::Pages)
     }
 
     /// The indices of `bytes` bytes of pages from `first` on.
     fn indices(&self, first: u32, bytes: usize) -> Result<std::ops::RangeInclusive<u32>> {
         let (size, name) = (self.page_size, &self.name);
-        if bytes % size != 0 {
-            return Err(Error::Invalid(format!("the buffer is {bytes} bytes long, which is no multiple of pool {name:?}'s page size {size}")));
+        if !bytes.is_multiple_of(size) {
+            return Err(Error::Invalid(format!(
+                "the buffer is {bytes} bytes long, which is no multiple of pool {name:?}'s page size {size}"
+            )));
         }
         let count = (bytes / size) as u64;
         match (u64::from(first) + count).checked_sub(1) {
             _ if count == 0 => Ok(std::ops::RangeInclusive::new(1, 0)),
             Some(last) if last <= u64::from(u32::MAX) => Ok(first..=last as u32),
-            _ => Err(Error::Invalid(format!("{count} pages from index {first} run beyond the last index, {}", u32::MAX))),
+            _ => Err(Error::Invalid(format!(
+                "{count} pages from index {first} run beyond the last index, {}",
+                u32::MAX
+            ))),
         }
     }
 
     /// Fetch a batch: page `indices[i]` into `into[i]`, a page long. `exclusive` removes what it returns from any pool.
-    pub fn get(&self, oid: &Oid, indices: &[u32], into: &mut [&mut [u8]], exclusive: bool) -> Result<Vec<Fetch>> {
+    pub fn get(
+        &self,
+        oid: &Oid,
+        indices: &[u32],
+        into: &mut [&mut [u8]],
+        exclusive: bool,
+    ) -> Result<Vec<Fetch>> {
         if into.len() != indices.len() {
-            return Err(Error::Invalid(format!("{} buffers for {} pages", into.len(), indices.len())));
+            return Err(Error::Invalid(format!(
+                "{} buffers for {} pages",
+                into.len(),
+                indices.len()
+            )));
         }
-        indices.iter().zip(into.iter()).try_for_each(|(&index, page)| self.page_length(index, page.len()))?;
+        indices
+            .iter()
+            .zip(into.iter())
+            .try_for_each(|(&index, page)| self.page_length(index, page.len()))?;
         self.target().get(&self.key(oid), indices, into, exclusive)
     }
 
     /// Fetch neighbouring pages from `first` on; those that are not there read as zeros.
-    pub fn get_range(&self, oid: &Oid, first: u32, into: &mut [u8], exclusive: bool) -> Result<Vec<Fetch>> {
+    pub fn get_range(
+        &self,
+        oid: &Oid,
+        first: u32,
+        into: &mut [u8],
+        exclusive: bool,
+    ) -> Result<Vec<Fetch>> {
         let indices: Vec<u32> = self.indices(first, into.len())?.collect();
         let mut pages: Vec<&mut [u8]> = into.chunks_mut(self.page_size).collect();
-        let fetched = self.target().get(&self.key(oid), &indices, &mut pages, exclusive)?;
-        for (page, _) in pages.iter_mut().zip(&fetched).filter(|(_, f)| **f == Fetch::Miss) {
+        let fetched = self
+            .target()
+            .get(&self.key(oid), &indices, &mut pages, exclusive)?;
+        for (page, _) in pages
+            .iter_mut()
+            .zip(&fetched)
+            .filter(|(_, f)| **f == Fetch::Miss)
+        {
             page.fill(0);
         }
         Ok(fetched)
@@ -133,7 +181,10 @@ impl Pool {
     /// Which of `count` pages from `first` on are held.
     pub fn has(&self, oid: &Oid, first: u32, count: u32) -> Result<Vec<bool>> {
         if u64::from(first) + u64::from(count) > 1 << 32 {
-            return Err(Error::Invalid(format!("{count} pages from index {first} run beyond the last index, {}", u32::MAX)));
+            return Err(Error::Invalid(format!(
+                "{count} pages from index {first} run beyond the last index, {}",
+                u32::MAX
+            )));
         }
         self.target().has(&self.key(oid), first, count)
     }
@@ -149,15 +200,29 @@ impl Pool {
         let key = self.key(oid);
         let mut found = 0;
         for shard in 0..self.arena.shards() {
-            found += ObjectFlush { pool: self, key, shard, at: None, found: 0, restarts: 0 }.run()?;
+            found += ObjectFlush {
+                pool: self,
+                key,
+                shard,
+                at: None,
+                found: 0,
+                restarts: 0,
+            }
+            .run()?;
         }
         Ok(found)
     }
 
     /// Remove the pool and its pages; the number of pages dropped. Its name is free at once.
     pub fn destroy(&self) -> Result<u64> {
-        let begun = self.arena.with_admin(|| pools::begin_destroy(&self.arena, self.id))?;
-        if begun { self.purge() } else { Err(self.unknown()) }
+        let begun = self
+            .arena
+            .with_admin(|| pools::begin_destroy(&self.arena, self.id))?;
+        if begun {
+            self.purge()
+        } else {
+            Err(self.unknown())
+        }
     }
 
     /// Drop the pages of a pool being destroyed, and free its slot.
@@ -165,9 +230,12 @@ impl Pool {
         let mut dropped = 0;
         for shard in 0..self.arena.shards() {
             let mut cursor = 0;
-            while with_shard(&self.arena, shard, |shard| purge_some(shard, self.id.slot, &mut cursor, &mut dropped))? {}
+            while with_shard(&self.arena, shard, |shard| {
+                purge_some(shard, self.id.slot, &mut cursor, &mut dropped)
+            })? {}
         }
-        self.arena.with_admin(|| pools::end_destroy(&self.arena, self.id))?;
+        self.arena
+            .with_admin(|| pools::end_destroy(&self.arena, self.id))?;
         Ok(dropped)
     }
 
@@ -240,7 +308,10 @@ impl ObjectFlush<'_> {
 
     /// One piece; false when the object has nothing left here.
     fn step(&mut self, shard: &Shard<'_>) -> bool {
-        let Some(object) = shard.objects.find(self.key.hash, self.key.pool, &self.key.oid) else {
+        let Some(object) = shard
+            .objects
+            .find(self.key.hash, self.key.pool, &self.key.oid)
+        else {
             self.finish(shard);
             return false;
         };
@@ -263,12 +334,17 @@ impl ObjectFlush<'_> {
         if clusters <= 4 * u64::from(shard.nodes.count()) + 64 {
             Walk::Clusters { next: 0 }
         } else {
-            Walk::Buckets { below: shard.nodes.buckets(), splits: shard.nodes.splits() }
+            Walk::Buckets {
+                below: shard.nodes.buckets(),
+                splits: shard.nodes.splits(),
+            }
         }
     }
 
     fn clusters(&mut self, shard: &Shard<'_>, object: u32, from: u32) -> bool {
-        let heap = shard.heap(self.key.pool).expect("a pool with pages has a heap");
+        let heap = shard
+            .heap(self.key.pool)
+            .expect("a pool with pages has a heap");
         let highest = shard.objects.highest_cluster(object);
         let mut nodes = 0;
         for cluster in from..=highest {
@@ -276,7 +352,9 @@ impl ObjectFlush<'_> {
                 self.at = Some(Walk::Clusters { next: cluster });
                 return true;
             }
-            if self.key.shard(shard.arena, cluster) == shard.id && let Some(node) = shard.nodes.find(object, cluster) {
+            if self.key.shard(shard.arena, cluster) == shard.id
+                && let Some(node) = shard.nodes.find(object, cluster)
+            {
                 self.found += shard.remove_node(&heap, node);
                 nodes += 1;
                 if !shard.objects.is_object_of(object, self.key.pool) {
@@ -288,15 +366,24 @@ impl ObjectFlush<'_> {
     }
 
     fn buckets(&mut self, shard: &Shard<'_>, object: u32, below: u32, splits: u32) -> bool {
-        let heap = shard.heap(self.key.pool).expect("a pool with pages has a heap");
+        let heap = shard
+            .heap(self.key.pool)
+            .expect("a pool with pages has a heap");
         let grown = shard.nodes.splits() != splits;
         self.restarts += u32::from(grown);
-        let below = if grown { shard.nodes.buckets() } else { below.min(shard.nodes.buckets()) };
+        let below = if grown {
+            shard.nodes.buckets()
+        } else {
+            below.min(shard.nodes.buckets())
+        };
         let patient = self.restarts < 8; // or else finish in one go, whatever it takes
         let (mut nodes, mut bucket) = (0, below);
         while bucket > 0 {
             if patient && (nodes >= NODES_AT_ONCE || below - bucket >= LOOKS_AT_ONCE) {
-                self.at = Some(Walk::Buckets { below: bucket, splits: shard.nodes.splits() });
+                self.at = Some(Walk::Buckets {
+                    below: bucket,
+                    splits: shard.nodes.splits(),
+                });
                 return true;
             }
             bucket = (bucket - 1).min(shard.nodes.buckets() - 1);
@@ -313,13 +400,19 @@ impl ObjectFlush<'_> {
 
     fn finish(&self, shard: &Shard<'_>) {
         shard.count(self.key.pool, Counter::FlushedPages, self.found);
-        shard.count(self.key.pool, Counter::FlushedObjects, u64::from(self.found > 0));
+        shard.count(
+            self.key.pool,
+            Counter::FlushedObjects,
+            u64::from(self.found > 0),
+        );
     }
 }
 
 /// Drop the pages of some of a pool's runs; false when it has none left.
 fn purge_some(shard: &Shard<'_>, pool: u32, cursor: &mut u32, dropped: &mut u64) -> bool {
-    let Some(heap) = shard.heap(pool) else { return false };
+    let Some(heap) = shard.heap(pool) else {
+        return false;
+    };
     let mut runs = 0;
     while heap.count(Counter::Pages).get() > 0 {
         if runs == RUNS_AT_ONCE {
@@ -348,4 +441,3 @@ fn purge_some(shard: &Shard<'_>, pool: u32, cursor: &mut u32, dropped: &mut u64)
     heap.clear();
     false
 }
-

@@ -64,27 +64,44 @@ pub fn is_ephemeral(arena: &Arena, slot: u32) -> bool {
     arena.pool(slot).kind.get() == Kind::Ephemeral as u32
 }
 
+/// Whether a pool keeps its compressed pages in zbud.
+pub fn uses_zbud(arena: &Arena, slot: u32) -> bool {
+    arena.pool(slot).allocator.get() == AllocatorKind::Zbud as u32
+}
+
 /// Every pool: slot, uid, name, settings; those being destroyed on request.
 pub fn list(arena: &Arena, destroying: bool) -> Vec<(PoolId, String)> {
     let wanted = if destroying { DESTROYING } else { LIVE };
-    let slots = (0..arena.pool_slots()).filter(|&slot| {
-        is_live(arena, slot) && arena.pool(slot).state.get() == wanted
-    });
-    slots.map(|slot| {
-        let record = arena.pool(slot);
-        (PoolId { slot, uid: record.uid.get() }, text(&record.name, record.name_len.get()))
-    }).collect()
+    let slots = (0..arena.pool_slots())
+        .filter(|&slot| is_live(arena, slot) && arena.pool(slot).state.get() == wanted);
+    slots
+        .map(|slot| {
+            let record = arena.pool(slot);
+            (
+                PoolId {
+                    slot,
+                    uid: record.uid.get(),
+                },
+                text(&record.name, record.name_len.get()),
+            )
+        })
+        .collect()
 }
 
 /// The pool of a name.
 pub fn find(arena: &Arena, name: &str) -> Option<PoolId> {
-    list(arena, false).into_iter().find(|(_, n)| n == name).map(|(id, _)| id)
+    list(arena, false)
+        .into_iter()
+        .find(|(_, n)| n == name)
+        .map(|(id, _)| id)
 }
 
 /// Make a pool. The admin lock is held, and no pool has the name.
 pub fn create(arena: &Arena, name: &str, settings: &PoolSettings) -> Result<PoolId> {
     if name.is_empty() || name.len() > MAX_NAME {
-        return Err(Error::Invalid(format!("pool name {name:?} is not 1 to {MAX_NAME} bytes long")));
+        return Err(Error::Invalid(format!(
+            "pool name {name:?} is not 1 to {MAX_NAME} bytes long"
+        )));
     }
     let slot = free_slot(arena)?;
     let record = arena.pool(slot);
@@ -118,7 +135,9 @@ fn free_slot(arena: &Arena) -> Result<u32> {
         return Ok(slot);
     }
     if committed as usize >= MAX_POOLS {
-        return Err(Error::Exhausted(format!("the arena has {MAX_POOLS} pools, and no room for another")));
+        return Err(Error::Exhausted(format!(
+            "the arena has {MAX_POOLS} pools, and no room for another"
+        )));
     }
     let full = |_| Error::Exhausted("there is no memory for another pool".into());
     arena.grow_pools().map_err(full)?;
@@ -146,12 +165,20 @@ pub fn end_destroy(arena: &Arena, id: PoolId) {
 /// A pool's settings, as they are now.
 pub fn settings(arena: &Arena, slot: u32) -> PoolSettings {
     let record = arena.pool(slot);
-    let kind = if record.kind.get() == Kind::Persistent as u32 { Kind::Persistent } else { Kind::Ephemeral };
+    let kind = if record.kind.get() == Kind::Persistent as u32 {
+        Kind::Persistent
+    } else {
+        Kind::Ephemeral
+    };
     let zbud = record.allocator.get() == AllocatorKind::Zbud as u32;
     PoolSettings {
         kind,
         codec: decode_codec(record.codec.get(), record.codec_parameter.get()),
-        allocator: if zbud { AllocatorKind::Zbud } else { AllocatorKind::Zsmalloc },
+        allocator: if zbud {
+            AllocatorKind::Zbud
+        } else {
+            AllocatorKind::Zsmalloc
+        },
         page_size: record.page_size.get(),
         quota: record.quota.get(),
         weight: record.weight.get().max(1),
@@ -184,14 +211,22 @@ fn encode_codec(codec: Codec) -> (u32, u32) {
 
 fn decode_codec(codec: u32, parameter: u32) -> Codec {
     match codec {
-        0 => Codec::Lz4 { acceleration: parameter },
-        1 => Codec::Zstd { level: parameter as i32 },
+        0 => Codec::Lz4 {
+            acceleration: parameter,
+        },
+        1 => Codec::Zstd {
+            level: parameter as i32,
+        },
         _ => Codec::Raw,
     }
 }
 
 fn text(cells: &[W64; 8], len: u32) -> String {
-    let bytes: Vec<u8> = cells.iter().flat_map(|cell| cell.get().to_le_bytes()).take(len as usize).collect();
+    let bytes: Vec<u8> = cells
+        .iter()
+        .flat_map(|cell| cell.get().to_le_bytes())
+        .take(len as usize)
+        .collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -213,14 +248,34 @@ pub fn difference(have: &PoolSettings, want: &PoolSettings) -> Option<String> {
     };
     compare("kind", have.kind.name().into(), want.kind.name().into());
     compare("codec", have.codec.to_string(), want.codec.to_string());
-    compare("allocator", have.allocator.name().into(), want.allocator.name().into());
-    compare("page_size", have.page_size.to_string(), want.page_size.to_string());
+    compare(
+        "allocator",
+        have.allocator.name().into(),
+        want.allocator.name().into(),
+    );
+    compare(
+        "page_size",
+        have.page_size.to_string(),
+        want.page_size.to_string(),
+    );
     compare("quota", have.quota.to_string(), want.quota.to_string());
     compare("weight", have.weight.to_string(), want.weight.to_string());
     compare("shared", have.shared.to_string(), want.shared.to_string());
-    compare("inclusive", have.inclusive.to_string(), want.inclusive.to_string());
-    compare("max_zpage", have.max_zpage.to_string(), want.max_zpage.to_string());
-    compare("owner", format!("{:?}", have.owner), format!("{:?}", want.owner));
+    compare(
+        "inclusive",
+        have.inclusive.to_string(),
+        want.inclusive.to_string(),
+    );
+    compare(
+        "max_zpage",
+        have.max_zpage.to_string(),
+        want.max_zpage.to_string(),
+    );
+    compare(
+        "owner",
+        format!("{:?}", have.owner),
+        format!("{:?}", want.owner),
+    );
     (!differ.is_empty()).then(|| differ.join("; "))
 }
 

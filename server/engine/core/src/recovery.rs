@@ -9,7 +9,7 @@ use crate::arena::{Arena, Counter, Full};
 use crate::codec::{Compressor, Form, checksum};
 use crate::error::{Error, Result};
 use crate::frames::{Run, RunKind};
-use crate::heap::{Heap, heap_bytes, rebuild_budget};
+use crate::heap::{Heap, heap_bytes, punch_unmade, rebuild_budget};
 use crate::pools;
 use crate::shard::Shard;
 use crate::slot::{HEADER, Slot, Zhandle};
@@ -20,7 +20,10 @@ use crate::zsmalloc::{CLASSES, Zsmalloc};
 /// Rebuild a shard, its lock held. `deep`: its bytes are in doubt too, so every page is decoded and verified.
 pub fn rebuild(arena: &Arena, id: u32, deep: bool) -> Result<()> {
     let shard = Shard::new(arena, id, rebuild_budget(arena, id));
-    let rebuild = Rebuild { shard: &shard, deep };
+    let rebuild = Rebuild {
+        shard: &shard,
+        deep,
+    };
     rebuild.run().map_err(|full| Error::Damaged {
         shard: id,
         why: format!("there is no memory to rebuild it ({full:?})"),
@@ -57,7 +60,11 @@ impl<'a> Rebuild<'_, 'a> {
         (0..MAX_POOLS as u32).filter_map(|pool| self.shard.heap(pool))
     }
 
-    fn each_run(&self, segments: u32, mut body: impl FnMut(Run) -> std::result::Result<(), Full>) -> std::result::Result<(), Full> {
+    fn each_run(
+        &self,
+        segments: u32,
+        mut body: impl FnMut(Run) -> std::result::Result<(), Full>,
+    ) -> std::result::Result<(), Full> {
         let frames = &self.shard.frames;
         for segment in (0..segments).filter(|&segment| frames.run_length(segment) != 0) {
             for number in 0..frames.fresh(segment) {
@@ -74,13 +81,18 @@ impl<'a> Rebuild<'_, 'a> {
             return None;
         }
         let (kind, class, pool) = frames.tag(run);
-        if matches!(kind, RunKind::Free | RunKind::Reserved) || !pools::is_live(self.shard.arena, pool) {
+        if matches!(kind, RunKind::Free | RunKind::Reserved)
+            || !pools::is_live(self.shard.arena, pool)
+        {
             return None;
         }
         let heap = self.shard.heap(pool)?;
-        let whole = run.frames == heap.page_size / FRAME as u32 && frames.committed(run) == run.frames;
+        let whole =
+            run.frames == heap.page_size / FRAME as u32 && frames.committed(run) == run.frames;
         let possible = match kind {
-            RunKind::Zspage => Zsmalloc::is_possible(class, run.frames) && frames.committed(run) <= run.frames,
+            RunKind::Zspage => {
+                Zsmalloc::is_possible(class, run.frames) && frames.committed(run) <= run.frames
+            }
             _ => whole,
         };
         possible.then_some((kind, heap))
@@ -88,7 +100,9 @@ impl<'a> Rebuild<'_, 'a> {
 
     /// Index the pages of a run, newer over older.
     fn index_run(&self, run: Run) -> std::result::Result<(), Full> {
-        let Some((kind, heap)) = self.owner(run) else { return Ok(()) };
+        let Some((kind, heap)) = self.owner(run) else {
+            return Ok(());
+        };
         for (place, slot, room) in self.slots(kind, run, &heap) {
             if !slot.is_valid() {
                 continue;
@@ -112,19 +126,32 @@ impl<'a> Rebuild<'_, 'a> {
                 let class = CLASSES.get(frames.tag(run).1);
                 let reach = (committed / u64::from(class.size)).min(class.objects.into()) as usize;
                 let slots = Zsmalloc::new(*heap).slots(run).take(reach);
-                slots.map(|(place, slot)| (place, slot, class.size - HEADER as u32)).collect()
+                slots
+                    .map(|(place, slot)| (place, slot, class.size - HEADER as u32))
+                    .collect()
             }
             RunKind::Zbud => {
                 let end = run.offset() + run.bytes();
-                let sound = |place: &Zhandle| place.offset() >= run.offset() && place.offset() + 64 <= end;
+                let sound =
+                    |place: &Zhandle| place.offset() >= run.offset() && place.offset() + 64 <= end;
                 let word = frames.entry(run)[1].get();
                 if (word & 0xff) + (word >> 8 & 0xff) > crate::zbud::CHUNKS {
                     return Vec::new();
                 }
-                let slots = Zbud::new(*heap).slots(run).filter(|(place, _)| sound(place));
-                slots.map(|(place, slot)| (place, slot, (end - place.offset()) as u32 - HEADER as u32)).collect()
+                let slots = Zbud::new(*heap)
+                    .slots(run)
+                    .filter(|(place, _)| sound(place));
+                slots
+                    .map(|(place, slot)| {
+                        (place, slot, (end - place.offset()) as u32 - HEADER as u32)
+                    })
+                    .collect()
             }
-            _ => vec![(Zhandle::raw(run.first), frames.raw_slot(run), heap.page_size)],
+            _ => vec![(
+                Zhandle::raw(run.first),
+                frames.raw_slot(run),
+                heap.page_size,
+            )],
         }
     }
 
@@ -141,9 +168,13 @@ impl<'a> Rebuild<'_, 'a> {
     fn verifies(&self, slot: &Slot<'_>, page_size: u32) -> bool {
         let header = slot.header();
         let (mut block, mut page) = (Vec::new(), vec![0; page_size as usize]);
-        self.shard.arena.map().copy_out(slot.payload, header.len as usize, &mut block);
+        self.shard
+            .arena
+            .map()
+            .copy_out(slot.payload, header.len as usize, &mut block);
         let form = Form::from_bits(header.form).expect("checked before");
-        Compressor::new().decode(form, &block, &mut page).is_ok() && checksum(&page) == header.checksum
+        Compressor::new().decode(form, &block, &mut page).is_ok()
+            && checksum(&page) == header.checksum
     }
 
     fn enter(&self, place: Zhandle, slot: &Slot<'_>) -> std::result::Result<(), Full> {
@@ -151,7 +182,9 @@ impl<'a> Rebuild<'_, 'a> {
         let header = slot.header();
         let (cluster, page) = (header.index / CLUSTER, header.index % CLUSTER);
         let known = shard.nodes.find(header.object, cluster);
-        let Some((node, other)) = known.and_then(|node| Some((node, shard.nodes.word(node, page)?))) else {
+        let Some((node, other)) =
+            known.and_then(|node| Some((node, shard.nodes.word(node, page)?)))
+        else {
             shard.nodes.insert(header.object, cluster, page, place.0)?;
             shard.objects.add_page(header.object, cluster);
             shard.head.slots_replayed.add(1);
@@ -177,9 +210,14 @@ impl<'a> Rebuild<'_, 'a> {
         });
         if adopted {
             let (kind, heap) = self.owner(run).expect("adopted");
-            self.slots(kind, run, &heap).iter().filter(|(_, slot, _)| slot.is_valid()).for_each(|(_, slot, _)| {
-                count_page(&heap, slot);
-            });
+            self.slots(kind, run, &heap)
+                .iter()
+                .filter(|(_, slot, _)| slot.is_valid())
+                .for_each(|(_, slot, _)| {
+                    let header = slot.header();
+                    let form = Form::from_bits(header.form).expect("believed");
+                    heap.count_page(form, header.len);
+                });
         } else {
             self.shard.frames.discard(run);
         }
@@ -198,6 +236,7 @@ impl<'a> Rebuild<'_, 'a> {
     fn recount(&self) {
         let (shard, frame) = (self.shard, FRAME as u64);
         let kept = shard.frames.end_rebuild();
+        punch_unmade(shard.arena, shard.id);
         let heaps = heap_bytes(shard.arena, shard.id);
         let derived: u64 = shard.head.tables[..crate::arena::TableId::Segments as usize]
             .iter()
@@ -205,16 +244,5 @@ impl<'a> Rebuild<'_, 'a> {
             .sum();
         let count = &shard.head.committed;
         count.fetch_add((frame + heaps + derived + kept).wrapping_sub(count.get_ordered()));
-    }
-}
-
-fn count_page(heap: &Heap<'_>, slot: &Slot<'_>) {
-    let header = slot.header();
-    heap.count(Counter::Pages).add(1);
-    heap.count(Counter::Payload).add(u64::from(header.len));
-    match Form::from_bits(header.form) {
-        Some(Form::Same) => heap.count(Counter::SameFilled).add(1),
-        Some(Form::Raw) => heap.count(Counter::Raw).add(1),
-        _ => {}
     }
 }

@@ -12,16 +12,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use crate::arena::{Acquired, Arena, Budget, Counter, DIRTY, Full, Level, SUSPECT, ShardHeader, TableId};
+use crate::arena::{Acquired, Arena, Budget, Counter, DIRTY, Level, SUSPECT, ShardHeader, TableId};
 use crate::codec::Form;
 use crate::error::{Error, Result};
 use crate::frames::{Frames, Run, RunKind};
 use crate::heap::{Allocator, Heap, Owner};
 use crate::index::{NodeCells, NodeId, Nodes, ObjectCells, Objects, cluster_hash, object_hash};
-use crate::pools::PoolView;
 use crate::recovery;
-use crate::slot::{HEADER, Header, Slot, Zhandle};
-use crate::types::{CLUSTER, Oid, Outcome, Reason};
+use crate::slot::{Header, Slot, Zhandle};
+use crate::types::{CLUSTER, Oid};
 use crate::zbud::Zbud;
 use crate::zsmalloc::Zsmalloc;
 
@@ -55,7 +54,11 @@ pub struct Item<'b> {
 impl ObjectKey {
     pub fn new(arena: &Arena, pool: u32, oid: &Oid) -> ObjectKey {
         let oid = oid.words();
-        ObjectKey { pool, oid, hash: object_hash(arena.superblock().seed.get(), pool, oid) }
+        ObjectKey {
+            pool,
+            oid,
+            hash: object_hash(arena.superblock().seed.get(), pool, oid),
+        }
     }
 
     /// The shard of a cluster of the object.
@@ -92,12 +95,19 @@ struct Held<'a> {
 impl<'a> Held<'a> {
     fn acquire(arena: &'a Arena, id: u32) -> Result<Held<'a>> {
         let head = arena.shard(id);
-        let Acquired { owner_died, waited } = head.lock.acquire(Level::Shard).map_err(|e| Error::Damaged {
-            shard: id,
-            why: format!("its lock is unusable ({e})"),
-        })?;
+        let Acquired { owner_died, waited } =
+            head.lock
+                .acquire(Level::Shard)
+                .map_err(|e| Error::Damaged {
+                    shard: id,
+                    why: format!("its lock is unusable ({e})"),
+                })?;
         let dirty = head.dirty.get();
-        let held = Held { head, must_rebuild: dirty != 0, deep: dirty & SUSPECT != 0 };
+        let held = Held {
+            head,
+            must_rebuild: dirty != 0,
+            deep: dirty & SUSPECT != 0,
+        };
         if owner_died {
             head.owners_died.add(1);
         }
@@ -136,7 +146,11 @@ impl<'a> Shard<'a> {
     pub fn new(arena: &'a Arena, id: u32, budget: Budget<'a>) -> Shard<'a> {
         let head = arena.shard(id);
         let table = |table: usize| arena.table(id, table, budget);
-        let objects = ObjectCells { buckets: &head.object_buckets, free: &head.object_free, live: &head.objects };
+        let objects = ObjectCells {
+            buckets: &head.object_buckets,
+            free: &head.object_free,
+            live: &head.objects,
+        };
         let nodes = NodeCells {
             buckets: &head.node_buckets,
             count: &head.nodes,
@@ -149,7 +163,11 @@ impl<'a> Shard<'a> {
             id,
             head,
             frames: Frames::new(arena, id, budget),
-            objects: Objects::new(table(TableId::ObjectHeads as usize), table(TableId::Objects as usize), objects),
+            objects: Objects::new(
+                table(TableId::ObjectHeads as usize),
+                table(TableId::Objects as usize),
+                objects,
+            ),
             nodes: Nodes::new(table(TableId::NodeHeads as usize), arrays, nodes),
         }
     }
@@ -181,185 +199,10 @@ impl<'a> Shard<'a> {
         Some((node, Zhandle(self.nodes.word(node, index % CLUSTER)?)))
     }
 
-    // --- put ---
-
-    /// Store one page, or refuse it. `Err` asks for memory to be freed elsewhere, with nothing changed; not when `last`.
-    pub fn put(&self, pool: &PoolView, key: &ObjectKey, item: &Item<'_>, last: bool) -> std::result::Result<Outcome, Full> {
-        let old = self.find(key, item.index);
-        if let Some(reason) = self.admission(pool, item, old.is_none()) {
-            return Ok(self.refuse(pool, key, item.index, reason));
-        }
-        match self.store(pool, key, item, old) {
-            Ok(()) => Ok(Outcome::Stored { replaced: old.is_some() }),
-            Err(Full::Memory | Full::NoSpace) if !last => Err(Full::Memory),
-            Err(full) => Ok(self.give_way(pool, key, item, full)),
-        }
-    }
-
-    /// There is no room beside the older page: let it go, and try in its place once more.
-    fn give_way(&self, pool: &PoolView, key: &ObjectKey, item: &Item<'_>, full: Full) -> Outcome {
-        let replaced = self.remove(key, item.index);
-        if replaced && self.store(pool, key, item, None).is_ok() {
-            self.count(pool.slot, Counter::PutsReplaced, 1);
-            return Outcome::Stored { replaced };
-        }
-        if full != Full::Quota && pool.persistent {
-            self.arena.superblock().full.set(1);
-        }
-        let reason = match full {
-            Full::Memory => Reason::Memory,
-            Full::Quota => Reason::Quota,
-            Full::NoSpace => Reason::NoSpace,
-        };
-        self.refused(pool, reason, replaced)
-    }
-
-    fn admission(&self, pool: &PoolView, item: &Item<'_>, new: bool) -> Option<Reason> {
-        if pool.frozen {
-            return Some(Reason::Frozen);
-        }
-        if pool.max_zpage != 0 && item.bytes.len() > pool.max_zpage as usize {
-            return Some(Reason::PoorCompression);
-        }
-        (new && pool.persistent && self.is_full()).then_some(Reason::Memory)
-    }
-
-    /// Full, and not yet below the accept threshold again.
-    fn is_full(&self) -> bool {
-        let sb = self.arena.superblock();
-        if sb.full.get() == 0 {
-            return false;
-        }
-        let accept = sb.memory.get() / 100 * u64::from(sb.accept_threshold.get());
-        let full = self.arena.used() >= accept && sb.accept_threshold.get() < 100;
-        if !full {
-            sb.full.set(0);
-        }
-        full
-    }
-
-    fn refuse(&self, pool: &PoolView, key: &ObjectKey, index: u32, reason: Reason) -> Outcome {
-        let old_flushed = self.remove(key, index);
-        self.refused(pool, reason, old_flushed)
-    }
-
-    fn refused(&self, pool: &PoolView, reason: Reason, old_flushed: bool) -> Outcome {
-        let counter = match reason {
-            Reason::Quota => Counter::RefusedQuota,
-            Reason::Frozen => Counter::RefusedFrozen,
-            Reason::PoorCompression => Counter::RefusedPoorCompression,
-            Reason::Memory => Counter::RefusedMemory,
-            Reason::NoSpace => Counter::RefusedNoSpace,
-        };
-        if matches!(reason, Reason::Memory | Reason::NoSpace) {
-            self.arena.superblock().limit_hits.fetch_add(1);
-        }
-        self.count(pool.slot, counter, 1);
-        self.count(pool.slot, Counter::OldFlushed, u64::from(old_flushed));
-        Outcome::Refused { reason, old_flushed }
-    }
-
-    fn store(&self, pool: &PoolView, key: &ObjectKey, item: &Item<'_>, old: Option<(NodeId, Zhandle)>) -> std::result::Result<(), Full> {
-        let heap = match self.heap(pool.slot) {
-            Some(heap) => heap,
-            None => self.make_heap(pool)?,
-        };
-        let place = self.place(pool, &heap, item)?;
-        // Making room for it may have evicted the older page.
-        let old = if old.is_some() { self.find(key, item.index) } else { None };
-        let object = match old {
-            Some((node, _)) => self.nodes.key(node).0,
-            None => self.enter(pool, key, item.index, place).inspect_err(|_| self.release(&heap, place))?,
-        };
-        self.write(&heap, object, item, place);
-        if let Some((node, older)) = old {
-            self.nodes.replace(node, item.index % CLUSTER, place.0);
-            let slot = self.frames.slot(older);
-            self.leave(&heap, &slot);
-            slot.invalidate();
-            self.release(&heap, older);
-            heap.count(Counter::PutsReplaced).add(1);
-        }
-        heap.count(Counter::PutsStored).add(1);
-        let bucket = (item.bytes.len() * 64 - 1) / pool.page_size as usize;
-        heap.head.sizes[bucket.min(63)].add(1);
-        Ok(())
-    }
-
-    fn make_heap(&self, pool: &PoolView) -> std::result::Result<Heap<'a>, Full> {
-        let make = || Heap::make(self.arena, self.id, pool.slot, self.frames);
-        make().or_else(|full| {
-            self.make_room(pool.slot, full);
-            make()
-        })
-    }
-
-    /// A place for an item, other pages evicted for it where that is allowed.
-    fn place(&self, pool: &PoolView, heap: &Heap<'a>, item: &Item<'_>) -> std::result::Result<Zhandle, Full> {
-        let size = item.bytes.len() + HEADER;
-        let alloc = || match item.form {
-            Form::Raw => heap.alloc_raw(),
-            _ if pool.zbud => Zbud::new(*heap).alloc(size),
-            _ => Zsmalloc::new(*heap).alloc(size),
-        };
-        let mut full = match alloc() {
-            Ok(place) => return Ok(place),
-            Err(full) => full,
-        };
-        for _ in 0..crate::evict::TRIES {
-            if !self.make_room(pool.slot, full) {
-                break;
-            }
-            match alloc() {
-                Ok(place) => return Ok(place),
-                Err(again) => full = again,
-            }
-        }
-        Err(full)
-    }
-
-    /// Index an item under a new key, making the object if need be; its number.
-    fn enter(&self, pool: &PoolView, key: &ObjectKey, index: u32, place: Zhandle) -> std::result::Result<u32, Full> {
-        let object = match self.objects.find(key.hash, pool.slot, &key.oid) {
-            Some(object) => object,
-            None => self.objects.create(key.hash, pool.slot, &key.oid)?,
-        };
-        let cluster = index / CLUSTER;
-        if let Err(full) = self.nodes.insert(object, cluster, index % CLUSTER, place.0) {
-            self.objects.drop_if_empty(object, || key.hash);
-            return Err(full);
-        }
-        self.objects.add_page(object, cluster);
-        self.objects.settle(self.hash_of());
-        Ok(object)
-    }
-
-    fn write(&self, heap: &Heap<'a>, object: u32, item: &Item<'_>, place: Zhandle) {
-        let slot = self.frames.slot(place);
-        self.arena.map().copy_in(slot.payload, item.bytes);
-        self.head.seq.add(1);
-        let len = item.bytes.len() as u32;
-        slot.publish(&Header {
-            object,
-            index: item.index,
-            checksum: item.checksum,
-            seq: self.head.seq.get(),
-            form: item.form as u8,
-            len,
-        });
-        heap.count(Counter::Pages).add(1);
-        heap.count(Counter::Payload).add(u64::from(len));
-        match item.form {
-            Form::Same => heap.count(Counter::SameFilled).add(1),
-            Form::Raw => heap.count(Counter::Raw).add(1),
-            Form::Lz4 | Form::Zstd => {}
-        }
-    }
-
     // --- removing ---
 
     /// Take a page off its heap's gauges.
-    fn leave(&self, heap: &Heap<'a>, slot: &Slot<'_>) {
+    pub fn leave(&self, heap: &Heap<'a>, slot: &Slot<'_>) {
         let header = slot.header();
         heap.count(Counter::Pages).sub(1);
         heap.count(Counter::Payload).sub(u64::from(header.len));
@@ -371,7 +214,7 @@ impl<'a> Shard<'a> {
     }
 
     /// Free the place of an invalid slot.
-    fn release(&self, heap: &Heap<'a>, place: Zhandle) {
+    pub fn release(&self, heap: &Heap<'a>, place: Zhandle) {
         if place.is_raw() {
             return heap.free_raw(place);
         }
@@ -382,7 +225,10 @@ impl<'a> Shard<'a> {
     }
 
     fn unindex(&self, header: &Header) {
-        let node = self.nodes.find(header.object, header.index / CLUSTER).expect("a valid slot is indexed");
+        let node = self
+            .nodes
+            .find(header.object, header.index / CLUSTER)
+            .expect("a valid slot is indexed");
         self.nodes.remove(node, header.index % CLUSTER);
         let hash = || {
             let (pool, oid) = self.objects.name(header.object);
@@ -403,10 +249,20 @@ impl<'a> Shard<'a> {
 
     /// Remove a page; whether it was there.
     pub fn remove(&self, key: &ObjectKey, index: u32) -> bool {
-        let Some((_, place)) = self.find(key, index) else { return false };
+        let Some((_, place)) = self.find(key, index) else {
+            return false;
+        };
         let heap = self.heap(key.pool).expect("a pool with pages has a heap");
         self.remove_at(&heap, place);
         true
+    }
+
+    /// Remove a page if it is still the one stamped `seq`; whether it was.
+    pub fn remove_if(&self, key: &ObjectKey, index: u32, seq: u32) -> bool {
+        let same = self
+            .find(key, index)
+            .is_some_and(|(_, place)| self.frames.slot(place).header().seq == seq);
+        same && self.remove(key, index)
     }
 
     /// Remove an object's pages of one node.
@@ -415,7 +271,9 @@ impl<'a> Shard<'a> {
         let mut removed = 0;
         for page in 0..CLUSTER {
             // Nodes move as they shrink, so each page is looked up anew.
-            let Some(node) = self.nodes.find(object, cluster) else { break };
+            let Some(node) = self.nodes.find(object, cluster) else {
+                break;
+            };
             if let Some(word) = self.nodes.word(node, page) {
                 self.remove_at(heap, Zhandle(word));
                 removed += 1;
@@ -430,7 +288,9 @@ impl<'a> Shard<'a> {
         match self.frames.tag(run).0 {
             RunKind::Zspage => Zsmalloc::new(*heap).slots(run).filter_map(valid).collect(),
             RunKind::Zbud => Zbud::new(*heap).slots(run).filter_map(valid).collect(),
-            RunKind::Raw => valid((Zhandle::raw(run.first), self.frames.raw_slot(run))).into_iter().collect(),
+            RunKind::Raw => valid((Zhandle::raw(run.first), self.frames.raw_slot(run)))
+                .into_iter()
+                .collect(),
             RunKind::Free | RunKind::Reserved => Vec::new(),
         }
     }
@@ -439,7 +299,9 @@ impl<'a> Shard<'a> {
 
     /// Add to a pool's counter; pools without a heap here get one, or are not counted where there is no memory.
     pub fn count(&self, pool: u32, counter: Counter, n: u64) {
-        if n > 0 && let Ok(heap) = Heap::make(self.arena, self.id, pool, self.frames) {
+        if n > 0
+            && let Ok(heap) = Heap::make(self.arena, self.id, pool, self.frames)
+        {
             heap.count(counter).add(n);
         }
     }
@@ -448,13 +310,18 @@ impl<'a> Shard<'a> {
 impl Owner for Shard<'_> {
     fn moved(&self, slot: &Slot<'_>, to: Zhandle) {
         let header = slot.header();
-        let node = self.nodes.find(header.object, header.index / CLUSTER).expect("a valid slot is indexed");
+        let node = self
+            .nodes
+            .find(header.object, header.index / CLUSTER)
+            .expect("a valid slot is indexed");
         self.nodes.replace(node, header.index % CLUSTER, to.0);
     }
 
     fn evicted(&self, slot: &Slot<'_>) {
         let header = slot.header();
-        let heap = self.heap(self.objects.name(header.object).0).expect("a pool with pages has a heap");
+        let heap = self
+            .heap(self.objects.name(header.object).0)
+            .expect("a pool with pages has a heap");
         self.leave(&heap, slot);
         slot.invalidate();
         self.unindex(&header);

@@ -29,7 +29,7 @@ impl Zhandle {
     /// The slot that starts `offset` bytes after the shard's first frame.
     #[inline(always)]
     pub fn at(offset: u64) -> Zhandle {
-        debug_assert!(offset % 16 == 0 && offset / 16 < u64::from(RAW));
+        debug_assert!(offset.is_multiple_of(16) && offset / 16 < u64::from(RAW));
         Zhandle((offset / 16) as u32)
     }
 

@@ -42,12 +42,22 @@ pub struct StoreStats {
 
 impl PoolStats {
     pub(crate) fn read(arena: &Arena, pool: u32) -> PoolStats {
-        let mut stats = PoolStats { counters: [0; COUNTERS], size_histogram: vec![0; 64], classes: Vec::new() };
+        let mut stats = PoolStats {
+            counters: [0; COUNTERS],
+            size_histogram: vec![0; 64],
+            classes: Vec::new(),
+        };
         let mut classes = vec![(0, 0); CLASSES.classes.len()];
         for shard in 0..arena.shards() {
-            let Some(head) = heap_head(arena, shard, pool) else { continue };
+            let Some(head) = heap_head(arena, shard, pool) else {
+                continue;
+            };
             add_counters(&mut stats.counters, head);
-            stats.size_histogram.iter_mut().zip(&head.sizes).for_each(|(sum, cell)| *sum += cell.get());
+            stats
+                .size_histogram
+                .iter_mut()
+                .zip(&head.sizes)
+                .for_each(|(sum, cell)| *sum += cell.get());
             let frames = Frames::new(arena, shard, crate::arena::Budget::new(arena, shard));
             let heap = Heap::find(arena, shard, pool, frames).expect("it has a head");
             let zsmalloc = Zsmalloc::new(heap);
@@ -56,20 +66,26 @@ impl PoolStats {
                 *sum = (sum.0 + u64::from(zspages), sum.1 + u64::from(objects));
             }
         }
-        stats.classes = CLASSES.classes.iter().zip(classes).filter(|(_, (zspages, _))| *zspages > 0).map(|(class, (zspages, objects))| {
-            let per = u64::from(class.objects);
-            let capacity = zspages * per;
-            let freeable = capacity.saturating_sub(objects) / per * u64::from(class.frames);
-            ClassStats {
-                size: class.size.into(),
-                frames: class.frames.into(),
-                objects_per_zspage: per,
-                zspages,
-                objects,
-                capacity,
-                freeable_frames: freeable,
-            }
-        }).collect();
+        stats.classes = CLASSES
+            .classes
+            .iter()
+            .zip(classes)
+            .filter(|(_, (zspages, _))| *zspages > 0)
+            .map(|(class, (zspages, objects))| {
+                let per = u64::from(class.objects);
+                let capacity = zspages * per;
+                let freeable = capacity.saturating_sub(objects) / per * u64::from(class.frames);
+                ClassStats {
+                    size: class.size.into(),
+                    frames: class.frames.into(),
+                    objects_per_zspage: per,
+                    zspages,
+                    objects,
+                    capacity,
+                    freeable_frames: freeable,
+                }
+            })
+            .collect();
         stats
     }
 
@@ -78,7 +94,14 @@ impl PoolStats {
     }
 
     fn evicted(&self) -> u64 {
-        [Counter::EvictedMemory, Counter::EvictedQuota, Counter::EvictedRelinquish].iter().map(|&c| self.get(c)).sum()
+        [
+            Counter::EvictedMemory,
+            Counter::EvictedQuota,
+            Counter::EvictedRelinquish,
+        ]
+        .iter()
+        .map(|&c| self.get(c))
+        .sum()
     }
 
     /// Name and number of each counter.
@@ -91,13 +114,18 @@ impl PoolStats {
 }
 
 fn add_counters(sums: &mut [u64; COUNTERS], head: &HeapHead) {
-    sums.iter_mut().zip(&head.counters).for_each(|(sum, cell)| *sum += cell.get());
+    sums.iter_mut()
+        .zip(&head.counters)
+        .for_each(|(sum, cell)| *sum += cell.get());
 }
 
 impl StoreStats {
     pub(crate) fn read(arena: &Arena) -> Result<StoreStats> {
         let mut counters = [0; COUNTERS];
-        let pools: Vec<u32> = pools::list(arena, false).iter().map(|(id, _)| id.slot).collect();
+        let pools: Vec<u32> = pools::list(arena, false)
+            .iter()
+            .map(|(id, _)| id.slot)
+            .collect();
         for &pool in &pools {
             for shard in 0..arena.shards() {
                 if let Some(head) = heap_head(arena, shard, pool) {
@@ -110,7 +138,8 @@ impl StoreStats {
             sums.add(arena, shard)?;
         }
         let get = |counter: Counter| counters[counter as usize];
-        let headers = (get(Counter::Pages) - get(Counter::Raw).min(get(Counter::Pages))) * HEADER as u64;
+        let headers =
+            (get(Counter::Pages) - get(Counter::Raw).min(get(Counter::Pages))) * HEADER as u64;
         let sb = arena.superblock();
         let mut fields = vec![
             ("memory_bytes", sb.memory.get()),
@@ -134,7 +163,11 @@ impl StoreStats {
         ];
         fields.extend(COUNTER_NAMES.into_iter().zip(counters));
         fields.push(("footprint_bytes", get(Counter::Frames) * FRAME as u64));
-        let evicted = [Counter::EvictedMemory, Counter::EvictedQuota, Counter::EvictedRelinquish];
+        let evicted = [
+            Counter::EvictedMemory,
+            Counter::EvictedQuota,
+            Counter::EvictedRelinquish,
+        ];
         fields.push(("evicted_pages", evicted.iter().map(|&c| get(c)).sum()));
         Ok(StoreStats { fields })
     }
@@ -146,7 +179,10 @@ impl StoreStats {
 
     /// One of them, by name.
     pub fn get(&self, name: &str) -> Option<u64> {
-        self.fields.iter().find(|(n, _)| *n == name).map(|(_, value)| *value)
+        self.fields
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, value)| *value)
     }
 }
 
@@ -167,7 +203,10 @@ impl ShardSums {
         let head = arena.shard(id);
         let tables = with_shard(arena, id, |shard| shard.frames.table_bytes())?;
         let segments = crate::arena::TableId::Segments as usize;
-        let derived: u64 = head.tables[..segments].iter().map(|t| t.committed.get()).sum();
+        let derived: u64 = head.tables[..segments]
+            .iter()
+            .map(|t| t.committed.get())
+            .sum();
         self.tables += FRAME as u64 + heap_bytes(arena, id) + tables + derived;
         self.reserve += u64::from(head.reserve_frames.get()) * FRAME as u64;
         self.objects += u64::from(head.objects.get());

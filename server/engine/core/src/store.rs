@@ -46,10 +46,16 @@ impl Store {
     /// A private arena; or the one at `options.arena`, created, or attached where it exists with these settings.
     pub fn open(options: &StoreOptions) -> Result<Store> {
         if !(1..=100).contains(&options.accept_threshold) {
-            return Err(Error::Invalid(format!("accept_threshold is {} %; it must be 1 to 100", options.accept_threshold)));
+            return Err(Error::Invalid(format!(
+                "accept_threshold is {} %; it must be 1 to 100",
+                options.accept_threshold
+            )));
         }
         if options.memory < 1 << 20 {
-            return Err(Error::Invalid(format!("memory is {} bytes; at least 1 MiB is needed", options.memory)));
+            return Err(Error::Invalid(format!(
+                "memory is {} bytes; at least 1 MiB is needed",
+                options.memory
+            )));
         }
         let (arena, how) = match &options.arena {
             None => (Arena::private(options)?, Attach::Created),
@@ -70,12 +76,20 @@ impl Store {
     fn begin(arena: Arena, how: Attach, mlock: bool, huge_pages: bool) -> Result<Store> {
         let os = |what, path: PathBuf| move |source| Error::Io { path, what, source };
         if mlock {
-            arena.map().lock_on_fault().map_err(os("cannot mlock", arena.name().into()))?;
+            arena
+                .map()
+                .lock_on_fault()
+                .map_err(os("cannot mlock", arena.name().into()))?;
         }
         if huge_pages {
-            arena.map().advise_all(libc::MADV_HUGEPAGE).map_err(os("cannot use huge pages for", arena.name().into()))?;
+            arena
+                .map()
+                .advise_all(libc::MADV_HUGEPAGE)
+                .map_err(os("cannot use huge pages for", arena.name().into()))?;
         }
-        let store = Store { arena: Arc::new(arena) };
+        let store = Store {
+            arena: Arc::new(arena),
+        };
         if how != Attach::Created {
             store.recover()?;
         }
@@ -85,7 +99,10 @@ impl Store {
     fn recover(&self) -> Result<()> {
         for slot in (0..self.arena.pool_slots()).filter(|&slot| pools::is_live(&self.arena, slot)) {
             if let Some(why) = pools::fault(&self.arena, slot) {
-                return Err(Error::Arena { path: self.arena.name(), why });
+                return Err(Error::Arena {
+                    path: self.arena.name(),
+                    why,
+                });
             }
         }
         (0..self.arena.shards()).try_for_each(|shard| with_shard(&self.arena, shard, |_| ()))?;
@@ -100,18 +117,32 @@ impl Store {
         let have = self.options();
         let mut differ = Vec::new();
         if have.memory != options.memory {
-            differ.push(format!("memory is {} bytes, not {} (resize changes it)", have.memory, options.memory));
+            differ.push(format!(
+                "memory is {} bytes, not {} (resize changes it)",
+                have.memory, options.memory
+            ));
         }
         if options.shards.is_some_and(|shards| shards != have.shards) {
-            differ.push(format!("shards is {}, not {}", have.shards, options.shards.unwrap_or(0)));
+            differ.push(format!(
+                "shards is {}, not {}",
+                have.shards,
+                options.shards.unwrap_or(0)
+            ));
         }
         if have.accept_threshold != options.accept_threshold {
-            differ.push(format!("accept_threshold is {} %, not {} %", have.accept_threshold, options.accept_threshold));
+            differ.push(format!(
+                "accept_threshold is {} %, not {} %",
+                have.accept_threshold, options.accept_threshold
+            ));
         }
         if differ.is_empty() {
             return Ok(());
         }
-        Err(Error::Mismatch(format!("arena {} has other settings: {}", self.arena.name(), differ.join("; "))))
+        Err(Error::Mismatch(format!(
+            "arena {} has other settings: {}",
+            self.arena.name(),
+            differ.join("; ")
+        )))
     }
 
     pub fn options(&self) -> StoreInfo {
@@ -127,13 +158,19 @@ impl Store {
     /// The pool of a name, created where there is none; refused where it exists with other settings.
     pub fn pool(&self, name: &str, settings: &PoolSettings) -> Result<Pool> {
         settings.validate()?;
-        let id = self.arena.with_admin(|| match pools::find(&self.arena, name) {
-            None => pools::create(&self.arena, name, settings),
-            Some(id) => match pools::difference(&pools::settings(&self.arena, id.slot), settings) {
-                None => Ok(id),
-                Some(difference) => Err(Error::Mismatch(format!("pool {name:?} exists with other settings: {difference}"))),
-            },
-        })??;
+        let id = self
+            .arena
+            .with_admin(|| match pools::find(&self.arena, name) {
+                None => pools::create(&self.arena, name, settings),
+                Some(id) => {
+                    match pools::difference(&pools::settings(&self.arena, id.slot), settings) {
+                        None => Ok(id),
+                        Some(difference) => Err(Error::Mismatch(format!(
+                            "pool {name:?} exists with other settings: {difference}"
+                        ))),
+                    }
+                }
+            })??;
         Ok(Pool::new(self.arena.clone(), id, name))
     }
 
@@ -145,7 +182,10 @@ impl Store {
 
     pub fn pools(&self) -> Result<Vec<Pool>> {
         let list = self.arena.with_admin(|| pools::list(&self.arena, false))?;
-        Ok(list.into_iter().map(|(id, name)| Pool::new(self.arena.clone(), id, &name)).collect())
+        Ok(list
+            .into_iter()
+            .map(|(id, name)| Pool::new(self.arena.clone(), id, &name))
+            .collect())
     }
 
     pub fn stats(&self) -> Result<StoreStats> {
@@ -155,7 +195,11 @@ impl Store {
     /// Bytes the system says the arena takes, to compare with `used_bytes`.
     pub fn allocated_bytes(&self) -> Result<u64> {
         let path = self.arena.name().into();
-        self.arena.allocated().map_err(|source| Error::Io { path, what: "cannot stat", source })
+        self.arena.allocated().map_err(|source| Error::Io {
+            path,
+            what: "cannot stat",
+            source,
+        })
     }
 
     /// Move pages together and give back all the memory that frees.
@@ -172,7 +216,10 @@ impl Store {
                 shard.objects.trim();
             })?;
         }
-        Ok(Compaction { moved_pages, freed_bytes: before.saturating_sub(self.arena.used()) })
+        Ok(Compaction {
+            moved_pages,
+            freed_bytes: before.saturating_sub(self.arena.used()),
+        })
     }
 
     fn compact_heap(&self, shard: u32, pool: u32) -> Result<u64> {
@@ -180,7 +227,9 @@ impl Store {
         let mut more = true;
         while more {
             more = with_shard(&self.arena, shard, |shard| {
-                let Some(heap) = shard.heap(pool) else { return false };
+                let Some(heap) = shard.heap(pool) else {
+                    return false;
+                };
                 let before = heap.count(Counter::MovedPages).get();
                 let zsmalloc = Zsmalloc::new(heap);
                 let more = (0..ZSPAGES_AT_ONCE).all(|_| zsmalloc.compact(shard));
@@ -199,10 +248,14 @@ impl Store {
         let shards = u64::from(self.arena.shards());
         for id in 0..self.arena.shards() {
             let share = self.arena.used().saturating_sub(bytes / shards).max(target);
-            while with_shard(&self.arena, id, |shard| shrink(shard, share, Cause::Relinquish))? {}
+            while with_shard(&self.arena, id, |shard| {
+                shrink(shard, share, Cause::Relinquish)
+            })? {}
         }
         for id in 0..self.arena.shards() {
-            while with_shard(&self.arena, id, |shard| shrink(shard, target, Cause::Relinquish))? {}
+            while with_shard(&self.arena, id, |shard| {
+                shrink(shard, target, Cause::Relinquish)
+            })? {}
         }
         Ok(before.saturating_sub(self.arena.used()))
     }
@@ -213,10 +266,15 @@ impl Store {
         self.arena.with_admin(|| {
             let limit = &self.arena.superblock().memory;
             if memory < limit.get() {
-                return Err(Error::Invalid(format!("memory can only grow: it is {} bytes, and {memory} was asked for", limit.get())));
+                return Err(Error::Invalid(format!(
+                    "memory can only grow: it is {} bytes, and {memory} was asked for",
+                    limit.get()
+                )));
             }
             if memory > ceiling {
-                return Err(Error::Invalid(format!("this arena can grow to {ceiling} bytes, and {memory} was asked for")));
+                return Err(Error::Invalid(format!(
+                    "this arena can grow to {ceiling} bytes, and {memory} was asked for"
+                )));
             }
             limit.set(memory);
             Ok(())

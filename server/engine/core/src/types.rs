@@ -207,25 +207,35 @@ impl Codec {
     fn validate(self) -> Result<()> {
         match self {
             Codec::Lz4 { acceleration } if !(1..=65537).contains(&acceleration) => {
-                Err(Error::Invalid(format!("lz4 acceleration is {acceleration}; it must be 1 to 65537")))
+                Err(Error::Invalid(format!(
+                    "lz4 acceleration is {acceleration}; it must be 1 to 65537"
+                )))
             }
-            Codec::Zstd { level } if !(-7..=19).contains(&level) => {
-                Err(Error::Invalid(format!("zstd level is {level}; it must be -7 to 19")))
-            }
+            Codec::Zstd { level } if !(-7..=19).contains(&level) => Err(Error::Invalid(format!(
+                "zstd level is {level}; it must be -7 to 19"
+            ))),
             _ => Ok(()),
         }
     }
 
     /// `"lz4"`, `"lz4:4"` (acceleration), `"zstd"`, `"zstd:3"` (level) or `"raw"`.
     pub fn parse(text: &str) -> Result<Codec> {
-        let bad = || Error::Invalid(format!("codec {text:?} is not one of lz4, lz4:ACCELERATION, zstd, zstd:LEVEL, raw"));
+        let bad = || {
+            Error::Invalid(format!(
+                "codec {text:?} is not one of lz4, lz4:ACCELERATION, zstd, zstd:LEVEL, raw"
+            ))
+        };
         let (name, number) = match text.split_once(':') {
             Some((name, number)) => (name, Some(number.parse::<i32>().map_err(|_| bad())?)),
             None => (text, None),
         };
         let codec = match (name, number) {
-            ("lz4", n) => Codec::Lz4 { acceleration: u32::try_from(n.unwrap_or(1)).map_err(|_| bad())? },
-            ("zstd", n) => Codec::Zstd { level: n.unwrap_or(1) },
+            ("lz4", n) => Codec::Lz4 {
+                acceleration: u32::try_from(n.unwrap_or(1)).map_err(|_| bad())?,
+            },
+            ("zstd", n) => Codec::Zstd {
+                level: n.unwrap_or(1),
+            },
             ("raw", None) => Codec::Raw,
             _ => return Err(bad()),
         };
@@ -253,9 +263,12 @@ impl Kind {
     }
 
     pub fn parse(text: &str) -> Result<Kind> {
-        [Kind::Persistent, Kind::Ephemeral].into_iter().find(|k| k.name() == text).ok_or_else(|| {
-            Error::Invalid(format!("kind {text:?} is neither persistent nor ephemeral"))
-        })
+        [Kind::Persistent, Kind::Ephemeral]
+            .into_iter()
+            .find(|k| k.name() == text)
+            .ok_or_else(|| {
+                Error::Invalid(format!("kind {text:?} is neither persistent nor ephemeral"))
+            })
     }
 }
 
@@ -268,9 +281,12 @@ impl AllocatorKind {
     }
 
     pub fn parse(text: &str) -> Result<AllocatorKind> {
-        [AllocatorKind::Zsmalloc, AllocatorKind::Zbud].into_iter().find(|a| a.name() == text).ok_or_else(
-            || Error::Invalid(format!("allocator {text:?} is neither zsmalloc nor zbud")),
-        )
+        [AllocatorKind::Zsmalloc, AllocatorKind::Zbud]
+            .into_iter()
+            .find(|a| a.name() == text)
+            .ok_or_else(|| {
+                Error::Invalid(format!("allocator {text:?} is neither zsmalloc nor zbud"))
+            })
     }
 }
 

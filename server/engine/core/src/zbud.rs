@@ -48,7 +48,11 @@ impl<'a> Zbud<'a> {
 
     fn entry(&self, run: Run) -> &'a [W32] {
         let (kind, _, pool) = self.heap.frames.tag(run);
-        assert!(kind == RunKind::Zbud && pool == self.heap.pool, "{run:?} is no zbud page of pool {}", self.heap.pool);
+        assert!(
+            kind == RunKind::Zbud && pool == self.heap.pool,
+            "{run:?} is no zbud page of pool {}",
+            self.heap.pool
+        );
         self.heap.frames.entry(run)
     }
 
@@ -107,10 +111,14 @@ impl<'a> Zbud<'a> {
 
     fn new_page(&self, chunks: u32) -> Result<Run, Full> {
         let run = self.heap.take_run(self.heap.page_size / FRAME as u32)?;
-        self.heap.commit(run, run.frames).inspect_err(|_| self.heap.free_run(run))?;
+        self.heap
+            .commit(run, run.frames)
+            .inspect_err(|_| self.heap.free_run(run))?;
         self.slot_words(self.place(run, Buddy::First, 0))[HEADER_WORDS - 1].set(0);
         self.set_chunks(run, chunks, 0);
-        self.heap.frames.set_tag(run, RunKind::Zbud, 0, self.heap.pool);
+        self.heap
+            .frames
+            .set_tag(run, RunKind::Zbud, 0, self.heap.pool);
         self.link(run);
         Ok(run)
     }
@@ -122,7 +130,11 @@ impl<'a> Zbud<'a> {
     fn join(&self, run: Run, chunks: u32) -> Zhandle {
         self.unlink(run);
         let (first, last) = self.chunks(run);
-        let buddy = if first == 0 { Buddy::First } else { Buddy::Last };
+        let buddy = if first == 0 {
+            Buddy::First
+        } else {
+            Buddy::Last
+        };
         let place = self.place(run, buddy, chunks);
         // The new buddy's slot is empty before the entry says that it is there.
         self.slot_words(place)[HEADER_WORDS - 1].set(0);
@@ -136,14 +148,17 @@ impl<'a> Zbud<'a> {
     fn buddies(&self, run: Run) -> impl Iterator<Item = (Buddy, Zhandle)> + use<'a> {
         let (first, last) = self.chunks(run);
         let allocator = *self;
-        let present = [(Buddy::First, first), (Buddy::Last, last)].into_iter().filter(|(_, chunks)| *chunks != 0);
+        let present = [(Buddy::First, first), (Buddy::Last, last)]
+            .into_iter()
+            .filter(|(_, chunks)| *chunks != 0);
         present.map(move |(buddy, chunks)| (buddy, allocator.place(run, buddy, chunks)))
     }
 
     /// The slots of a zbud page.
     pub fn slots(&self, run: Run) -> impl Iterator<Item = (Zhandle, Slot<'a>)> + use<'a> {
         let frames = self.heap.frames;
-        self.buddies(run).map(move |(_, zhandle)| (zhandle, frames.slot(zhandle)))
+        self.buddies(run)
+            .map(move |(_, zhandle)| (zhandle, frames.slot(zhandle)))
     }
 
     fn drop_page(&self, run: Run) {
@@ -161,7 +176,12 @@ impl<'a> Zbud<'a> {
             return false;
         }
         let valid = |buddy, chunks| {
-            chunks != 0 && self.heap.frames.slot(self.place(run, buddy, chunks)).is_valid()
+            chunks != 0
+                && self
+                    .heap
+                    .frames
+                    .slot(self.place(run, buddy, chunks))
+                    .is_valid()
         };
         let first = if valid(Buddy::First, first) { first } else { 0 };
         let last = if valid(Buddy::Last, last) { last } else { 0 };
@@ -229,7 +249,10 @@ impl Allocator for Zbud<'_> {
         let run = self.heap.frames.run_of(zhandle.frame());
         let (first, last) = self.chunks(run);
         if first != 0 && last != 0 {
-            let freed = self.buddies(run).find(|&(_, place)| place == zhandle).map(|(buddy, _)| buddy);
+            let freed = self
+                .buddies(run)
+                .find(|&(_, place)| place == zhandle)
+                .map(|(buddy, _)| buddy);
             match freed.expect("a zhandle names a buddy's start") {
                 Buddy::First => self.set_chunks(run, 0, last),
                 Buddy::Last => self.set_chunks(run, first, 0),
@@ -252,7 +275,9 @@ impl Allocator for Zbud<'_> {
 
     /// The whole page at once; a use of either buddy since the last pass spares both.
     fn evict(&self, run: Run, owner: &dyn Owner) -> bool {
-        let used = self.slots(run).fold(false, |used, (_, slot)| slot.take_reference() | used);
+        let used = self
+            .slots(run)
+            .fold(false, |used, (_, slot)| slot.take_reference() | used);
         if used {
             return false;
         }

@@ -9,10 +9,23 @@ use tmem_core::{
 
 #[derive(Clone, Debug)]
 enum Op {
-    Put { oid: u8, first: u32, fills: Vec<Fill> },
-    Get { oid: u8, index: u32, exclusive: bool },
-    Flush { oid: u8, index: u32 },
-    FlushObject { oid: u8 },
+    Put {
+        oid: u8,
+        first: u32,
+        fills: Vec<Fill>,
+    },
+    Get {
+        oid: u8,
+        index: u32,
+        exclusive: bool,
+    },
+    Flush {
+        oid: u8,
+        index: u32,
+    },
+    FlushObject {
+        oid: u8,
+    },
     Freeze(bool),
     Compact,
     Relinquish(u64),
@@ -28,7 +41,9 @@ enum Fill {
 fn page(fill: Fill, size: usize) -> Vec<u8> {
     match fill {
         Fill::Same(byte) => vec![byte; size],
-        Fill::Text(seed) => (0..size).map(|i| ((i as u32 / 7).wrapping_mul(seed | 1) >> 9) as u8 & 0x3f).collect(),
+        Fill::Text(seed) => (0..size)
+            .map(|i| ((i as u32 / 7).wrapping_mul(seed | 1) >> 9) as u8 & 0x3f)
+            .collect(),
         Fill::Noise(seed) => {
             let mut x = seed | 1;
             let mut word = || {
@@ -68,20 +83,34 @@ fn op() -> impl Strategy<Value = Op> {
 fn settings() -> impl Strategy<Value = PoolSettings> {
     let kinds = prop_oneof![Just(Kind::Persistent), Just(Kind::Ephemeral)];
     let allocators = prop_oneof![Just(AllocatorKind::Zsmalloc), Just(AllocatorKind::Zbud)];
-    let codecs = prop_oneof![Just(Codec::Lz4 { acceleration: 1 }), Just(Codec::Zstd { level: 1 }), Just(Codec::Raw)];
-    let sizes = prop_oneof![4 => Just(4096u32), 1 => Just(8192), 1 => Just(16384), 1 => Just(65536)];
+    let codecs = prop_oneof![
+        Just(Codec::Lz4 { acceleration: 1 }),
+        Just(Codec::Zstd { level: 1 }),
+        Just(Codec::Raw)
+    ];
+    let sizes =
+        prop_oneof![4 => Just(4096u32), 1 => Just(8192), 1 => Just(16384), 1 => Just(65536)];
     let quotas = prop_oneof![3 => Just(0u64), 1 => Just(256 << 10)];
-    (kinds, allocators, codecs, sizes, quotas, any::<bool>(), prop_oneof![2 => Just(0u32), 1 => Just(3000)]).prop_map(
-        |(kind, allocator, codec, page_size, quota, inclusive, max_zpage)| PoolSettings {
-            allocator,
-            codec,
-            page_size,
-            quota,
-            max_zpage,
-            inclusive: inclusive && kind == Kind::Ephemeral,
-            ..PoolSettings::new(kind)
-        },
+    (
+        kinds,
+        allocators,
+        codecs,
+        sizes,
+        quotas,
+        any::<bool>(),
+        prop_oneof![2 => Just(0u32), 1 => Just(3000)],
     )
+        .prop_map(
+            |(kind, allocator, codec, page_size, quota, inclusive, max_zpage)| PoolSettings {
+                allocator,
+                codec,
+                page_size,
+                quota,
+                max_zpage,
+                inclusive: inclusive && kind == Kind::Ephemeral,
+                ..PoolSettings::new(kind)
+            },
+        )
 }
 
 struct Model {
@@ -100,7 +129,11 @@ impl Model {
     fn apply(&mut self, op: Op) {
         let size = self.settings.page_size as usize;
         match op {
-            Op::Put { oid: o, first, fills } => {
+            Op::Put {
+                oid: o,
+                first,
+                fills,
+            } => {
                 let data: Vec<u8> = fills.iter().flat_map(|&f| page(f, size)).collect();
                 let outcomes = self.pool.put_range(&oid(o), first, &data).unwrap();
                 for (i, outcome) in outcomes.into_iter().enumerate() {
@@ -110,18 +143,31 @@ impl Model {
                         Outcome::Stored { replaced } => {
                             assert!(!self.frozen);
                             assert!(!replaced || old.is_some(), "replaced what was never there");
-                            self.pages.insert(key, data[i * size..(i + 1) * size].to_vec());
+                            self.pages
+                                .insert(key, data[i * size..(i + 1) * size].to_vec());
                         }
-                        Outcome::Refused { old_flushed, .. } => assert!(!old_flushed || old.is_some()),
+                        Outcome::Refused { old_flushed, .. } => {
+                            assert!(!old_flushed || old.is_some())
+                        }
                     }
                 }
             }
-            Op::Get { oid: o, index, exclusive } => self.get(o, index, exclusive),
+            Op::Get {
+                oid: o,
+                index,
+                exclusive,
+            } => self.get(o, index, exclusive),
             Op::Flush { oid: o, index } => {
                 let found = self.pool.flush(&oid(o), &[index]).unwrap();
                 let had = self.pages.remove(&(o, index)).is_some();
-                assert!(found == u64::from(had) || self.settings.kind == Kind::Ephemeral && found == 0);
-                assert_eq!(self.pool.flush(&oid(o), &[index]).unwrap(), 0, "flush is idempotent");
+                assert!(
+                    found == u64::from(had) || self.settings.kind == Kind::Ephemeral && found == 0
+                );
+                assert_eq!(
+                    self.pool.flush(&oid(o), &[index]).unwrap(),
+                    0,
+                    "flush is idempotent"
+                );
             }
             Op::FlushObject { oid: o } => {
                 let found = self.pool.flush_object(&oid(o)).unwrap();
@@ -131,7 +177,11 @@ impl Model {
             }
             Op::Freeze(freeze) => {
                 self.frozen = freeze;
-                if freeze { self.pool.freeze().unwrap() } else { self.pool.thaw().unwrap() }
+                if freeze {
+                    self.pool.freeze().unwrap()
+                } else {
+                    self.pool.thaw().unwrap()
+                }
             }
             Op::Compact => drop(self.store.compact().unwrap()),
             Op::Relinquish(bytes) => drop(self.store.relinquish(bytes).unwrap()),
@@ -140,11 +190,18 @@ impl Model {
 
     fn get(&mut self, o: u8, index: u32, exclusive: bool) {
         let mut bytes = vec![0; self.settings.page_size as usize];
-        let fetched = self.pool.get(&oid(o), &[index], &mut [&mut bytes], exclusive).unwrap()[0];
+        let fetched = self
+            .pool
+            .get(&oid(o), &[index], &mut [&mut bytes], exclusive)
+            .unwrap()[0];
         match (fetched, self.pages.get(&(o, index))) {
             (Fetch::Hit, Some(page)) => assert_eq!(&bytes, page),
             (Fetch::Hit, None) => panic!("a hit on a page that is gone"),
-            (Fetch::Miss, Some(_)) => assert_eq!(self.settings.kind, Kind::Ephemeral, "a persistent page was lost"),
+            (Fetch::Miss, Some(_)) => assert_eq!(
+                self.settings.kind,
+                Kind::Ephemeral,
+                "a persistent page was lost"
+            ),
             (Fetch::Miss, None) => {}
             (Fetch::Corrupt, _) => panic!("corrupt"),
         }
@@ -158,7 +215,8 @@ impl Model {
         let stats = self.store.stats().unwrap();
         assert!(stats.get("used_bytes") <= stats.get("memory_bytes"));
         let keys: Vec<_> = self.pages.keys().copied().collect();
-        keys.into_iter().for_each(|(o, index)| self.get(o, index, false));
+        keys.into_iter()
+            .for_each(|(o, index)| self.get(o, index, false));
         self.pool.destroy().unwrap();
         assert_eq!(self.store.check().unwrap(), Vec::<String>::new());
         assert_eq!(self.store.stats().unwrap().get("pages"), Some(0));

@@ -98,7 +98,7 @@ impl Engine {
         let dict = PyDict::new(py);
         dict.set_item("memory", info.memory)?;
         dict.set_item("shards", info.shards)?;
-        dict.set_item("arena", info.arena)?;
+        dict.set_item("arena", info.arena.map(PathBuf::into_os_string))?;
         dict.set_item("accept_threshold", info.accept_threshold)?;
         Ok(dict)
     }

@@ -35,11 +35,18 @@ pub struct Budget<'a> {
 
 impl<'a> Budget<'a> {
     pub fn new(arena: &'a Arena, shard: u32) -> Budget<'a> {
-        Budget { arena, shard, unlimited: false }
+        Budget {
+            arena,
+            shard,
+            unlimited: false,
+        }
     }
 
     pub fn unlimited(self) -> Budget<'a> {
-        Budget { unlimited: true, ..self }
+        Budget {
+            unlimited: true,
+            ..self
+        }
     }
 
     /// Commit `len` bytes of the file at `offset`, or change nothing.

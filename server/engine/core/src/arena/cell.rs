@@ -90,7 +90,7 @@ impl W64 {
 pub(crate) fn crash_point() {}
 
 #[cfg(feature = "crash-points")]
-pub use crash::{arm, crash_point, disarm, Crash};
+pub use crash::{Crash, arm, crash_point, disarm};
 
 /// Stopping the world before the n-th store, to see what a process killed there leaves behind.
 #[cfg(feature = "crash-points")]

@@ -65,7 +65,8 @@ impl Arena {
             .open(parent)
             .map_err(|e| io_error(path, "cannot create", e))?;
         let arena = Arena::create(file, path, Some(path.to_owned()), options)?;
-        range_lock(arena.map.file(), 1, libc::F_RDLCK, true).map_err(|e| io_error(path, "cannot lock", e))?;
+        range_lock(arena.map.file(), 1, libc::F_RDLCK, true)
+            .map_err(|e| io_error(path, "cannot lock", e))?;
         match link(arena.map.file(), path) {
             Ok(()) => Ok((arena, Attach::Created)),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Arena::attach(path),
@@ -73,16 +74,29 @@ impl Arena {
         }
     }
 
-    fn create(file: File, path: &Path, name: Option<PathBuf>, options: &StoreOptions) -> Result<Arena> {
+    fn create(
+        file: File,
+        path: &Path,
+        name: Option<PathBuf>,
+        options: &StoreOptions,
+    ) -> Result<Arena> {
         let geometry = Geometry::plan(options.memory, options.shards);
         if let Some(why) = geometry.fault() {
             return Err(Error::Invalid(why));
         }
         let len = geometry.file_len();
-        file.set_len(len).map_err(|e| io_error(path, "cannot size", e))?;
+        file.set_len(len)
+            .map_err(|e| io_error(path, "cannot size", e))?;
         let map = Map::new(file, len).map_err(|e| io_error(path, "cannot map", e))?;
-        let arena = Arena { map, path: name, geometry, shard_map: ShardMap::new(geometry.shard_capacity) };
-        arena.format(options).map_err(|e| io_error(path, "cannot initialise", e))?;
+        let arena = Arena {
+            map,
+            path: name,
+            geometry,
+            shard_map: ShardMap::new(geometry.shard_capacity),
+        };
+        arena
+            .format(options)
+            .map_err(|e| io_error(path, "cannot initialise", e))?;
         Ok(arena)
     }
 
@@ -106,7 +120,9 @@ impl Arena {
         sb.committed.set(frame);
         self.set_boot();
         for shard in 0..self.geometry.shards {
-            self.map.populate(self.shard_at(shard), frame).map_err(full)?;
+            self.map
+                .populate(self.shard_at(shard), frame)
+                .map_err(full)?;
             let head = self.shard(shard);
             head.lock.init()?;
             head.committed.set(frame);
@@ -122,8 +138,15 @@ impl Arena {
             .write(true)
             .open(path)
             .map_err(|e| io_error(path, "cannot open", e))?;
-        let refuse = |why: String| Err(Error::Arena { path: path.display().to_string(), why });
-        let meta = file.metadata().map_err(|e| io_error(path, "cannot stat", e))?;
+        let refuse = |why: String| {
+            Err(Error::Arena {
+                path: path.display().to_string(),
+                why,
+            })
+        };
+        let meta = file
+            .metadata()
+            .map_err(|e| io_error(path, "cannot stat", e))?;
         if !meta.is_file() || meta.len() < FRAME as u64 {
             return refuse(format!("it is {} bytes long and no arena", meta.len()));
         }
@@ -134,16 +157,24 @@ impl Arena {
         };
         if meta.len() != geometry.file_len() {
             let (is, should) = (meta.len(), geometry.file_len());
-            return refuse(format!("it is {is} bytes long and should be {should}: cut short or damaged"));
+            return refuse(format!(
+                "it is {is} bytes long and should be {should}: cut short or damaged"
+            ));
         }
         let map = Map::new(file, meta.len()).map_err(|e| io_error(path, "cannot map", e))?;
         let shard_map = ShardMap::new(geometry.shard_capacity);
-        let arena = Arena { map, path: Some(path.to_owned()), geometry, shard_map };
+        let arena = Arena {
+            map,
+            path: Some(path.to_owned()),
+            geometry,
+            shard_map,
+        };
         if let Some(why) = arena.fault() {
             return refuse(why);
         }
         let how = arena.join().map_err(|e| io_error(path, "cannot lock", e))?;
-        range_lock(arena.map.file(), 0, libc::F_UNLCK, true).map_err(|e| io_error(path, "cannot lock", e))?;
+        range_lock(arena.map.file(), 0, libc::F_UNLCK, true)
+            .map_err(|e| io_error(path, "cannot lock", e))?;
         Ok((arena, how))
     }
 
@@ -156,8 +187,12 @@ impl Arena {
         }
         let pool_frames = (MAX_POOLS * size_of::<PoolRecord>() / FRAME) as u64;
         let committed = sb.committed.get();
-        if committed % FRAME as u64 != 0 || !(1..=1 + pool_frames).contains(&(committed / FRAME as u64)) {
-            return Some(format!("damaged: its pool table reads as {committed} bytes long"));
+        if !committed.is_multiple_of(FRAME as u64)
+            || !(1..=1 + pool_frames).contains(&(committed / FRAME as u64))
+        {
+            return Some(format!(
+                "damaged: its pool table reads as {committed} bytes long"
+            ));
         }
         if !(1..=100).contains(&accept) {
             return Some(format!("damaged: its accept threshold reads as {accept} %"));
@@ -223,7 +258,9 @@ impl Arena {
 
     /// For messages.
     pub fn name(&self) -> String {
-        self.path.as_ref().map_or("(private)".into(), |p| p.display().to_string())
+        self.path
+            .as_ref()
+            .map_or("(private)".into(), |p| p.display().to_string())
     }
 
     pub fn geometry(&self) -> Geometry {
@@ -258,7 +295,8 @@ impl Arena {
     #[inline(always)]
     pub fn pool(&self, slot: u32) -> &PoolRecord {
         assert!((slot as usize) < MAX_POOLS);
-        self.map.view(POOLS_AT + u64::from(slot) * size_of::<PoolRecord>() as u64)
+        self.map
+            .view(POOLS_AT + u64::from(slot) * size_of::<PoolRecord>() as u64)
     }
 
     /// Slots of the pool table that are committed.
@@ -297,8 +335,9 @@ impl Arena {
     /// Run `body` under the admin lock; the pool table needs no rebuild, as each record is published by one store.
     pub fn with_admin<T>(&self, body: impl FnOnce() -> T) -> Result<T> {
         let lock = &self.superblock().admin;
-        lock.acquire(Level::Admin).map_err(|e| {
-            Error::Arena { path: self.name(), why: format!("damaged: its admin lock is unusable ({e})") }
+        lock.acquire(Level::Admin).map_err(|e| Error::Arena {
+            path: self.name(),
+            why: format!("damaged: its admin lock is unusable ({e})"),
         })?;
         struct Release<'a>(&'a super::lock::LockWord);
         impl Drop for Release<'_> {
@@ -312,7 +351,11 @@ impl Arena {
 }
 
 fn io_error(path: &Path, what: &'static str, source: io::Error) -> Error {
-    Error::Io { path: path.to_owned(), what, source }
+    Error::Io {
+        path: path.to_owned(),
+        what,
+        source,
+    }
 }
 
 /// The geometry a file's superblock gives, or why it is none of ours. Read, not mapped: the file may be anything.
@@ -327,12 +370,21 @@ fn read_geometry(file: &File) -> io::Result<std::result::Result<Geometry, String
     }
     if u32_at(8) != VERSION {
         let found = u32_at(8);
-        return Ok(Err(format!("its layout is version {found}; this build reads version {VERSION}")));
+        return Ok(Err(format!(
+            "its layout is version {found}; this build reads version {VERSION}"
+        )));
     }
     if u32_at(12) != FRAME as u32 {
-        return Ok(Err(format!("its frames are {} bytes; this build's are {FRAME}", u32_at(12))));
+        return Ok(Err(format!(
+            "its frames are {} bytes; this build's are {FRAME}",
+            u32_at(12)
+        )));
     }
-    let geometry = Geometry { ceiling: u64_at(16), shard_capacity: u64_at(24), shards: u32_at(32) };
+    let geometry = Geometry {
+        ceiling: u64_at(16),
+        shard_capacity: u64_at(24),
+        shards: u32_at(32),
+    };
     if geometry.crc() != u32_at(36) || geometry.fault().is_some() {
         return Ok(Err("damaged: its geometry fails its checksum".into()));
     }
@@ -359,15 +411,29 @@ fn link(file: &File, path: &Path) -> io::Result<()> {
     let to = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: both are NUL-terminated strings that outlive the call.
     let done = unsafe {
-        libc::linkat(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), libc::AT_SYMLINK_FOLLOW)
+        libc::linkat(
+            libc::AT_FDCWD,
+            from.as_ptr(),
+            libc::AT_FDCWD,
+            to.as_ptr(),
+            libc::AT_SYMLINK_FOLLOW,
+        )
     };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Lock one byte of the file for its open file description.
 #[allow(unsafe_code)]
 fn range_lock(file: &File, byte: i64, kind: libc::c_int, wait: bool) -> io::Result<()> {
-    let command = if wait { libc::F_OFD_SETLKW } else { libc::F_OFD_SETLK };
+    let command = if wait {
+        libc::F_OFD_SETLKW
+    } else {
+        libc::F_OFD_SETLK
+    };
     // SAFETY: all-zero is a valid `flock`.
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
     (range.l_type, range.l_whence) = (kind as _, libc::SEEK_SET as _);
@@ -388,6 +454,10 @@ fn range_lock(file: &File, byte: i64, kind: libc::c_int, wait: bool) -> io::Resu
 fn boot_id() -> [u64; 2] {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let hex: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    let half = |range| hex.get(range).and_then(|h| u64::from_str_radix(h, 16).ok()).unwrap_or(0);
+    let half = |range| {
+        hex.get(range)
+            .and_then(|h| u64::from_str_radix(h, 16).ok())
+            .unwrap_or(0)
+    };
     [half(0..16), half(16..32)]
 }

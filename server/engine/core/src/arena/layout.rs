@@ -271,7 +271,14 @@ impl ShardMap {
         });
         let frame_table = take(segments * u64::from(SEGMENT_FRAMES) * ENTRY);
         let frames = take(segments * u64::from(SEGMENT_FRAMES) * PAGE);
-        ShardMap { heaps, tables, frame_table, frames, segments: segments as u32, stride: at }
+        ShardMap {
+            heaps,
+            tables,
+            frame_table,
+            frames,
+            segments: segments as u32,
+            stride: at,
+        }
     }
 }
 
@@ -299,17 +306,27 @@ impl Geometry {
             1 << fit.ilog2()
         });
         let share = 2 * ceiling / u64::from(shards.max(1)) + (64 << 20);
-        Geometry { ceiling, shards, shard_capacity: ceiling.min(share) }
+        Geometry {
+            ceiling,
+            shards,
+            shard_capacity: ceiling.min(share),
+        }
     }
 
     /// Why no arena can have this geometry, if so.
     pub fn fault(&self) -> Option<String> {
         let largest = MAX_SEGMENTS / 2 * u64::from(SEGMENT_FRAMES) * PAGE;
         if !self.shards.is_power_of_two() || self.shards > 4096 {
-            return Some(format!("shards is {}; it must be a power of two up to 4096", self.shards));
+            return Some(format!(
+                "shards is {}; it must be a power of two up to 4096",
+                self.shards
+            ));
         }
         if self.shard_capacity > largest {
-            return Some(format!("{} shards are too few for this much memory", self.shards));
+            return Some(format!(
+                "{} shards are too few for this much memory",
+                self.shards
+            ));
         }
         (self.ceiling < CEILING << 20 || self.shard_capacity < 1 << 20)
             .then(|| "memory is less than 1 MiB".into())

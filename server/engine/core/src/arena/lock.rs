@@ -48,8 +48,14 @@ impl LockWord {
             let mut attr = std::mem::MaybeUninit::<libc::pthread_mutexattr_t>::uninit();
             check(libc::pthread_mutexattr_init(attr.as_mut_ptr()))?;
             let attr = attr.as_mut_ptr();
-            check(libc::pthread_mutexattr_setpshared(attr, libc::PTHREAD_PROCESS_SHARED))?;
-            check(libc::pthread_mutexattr_setrobust(attr, libc::PTHREAD_MUTEX_ROBUST))?;
+            check(libc::pthread_mutexattr_setpshared(
+                attr,
+                libc::PTHREAD_PROCESS_SHARED,
+            ))?;
+            check(libc::pthread_mutexattr_setrobust(
+                attr,
+                libc::PTHREAD_MUTEX_ROBUST,
+            ))?;
             check(libc::pthread_mutex_init(self.mutex.get(), attr))?;
             libc::pthread_mutexattr_destroy(attr);
         }
@@ -60,7 +66,10 @@ impl LockWord {
     pub fn acquire(&self, level: Level) -> io::Result<Acquired> {
         order::entering(level);
         // SAFETY: the mutex lives in the mapping, which outlives `self`.
-        let (mut code, mut waited) = (unsafe { libc::pthread_mutex_trylock(self.mutex.get()) }, false);
+        let (mut code, mut waited) = (
+            unsafe { libc::pthread_mutex_trylock(self.mutex.get()) },
+            false,
+        );
         if code == libc::EBUSY {
             waited = true;
             // SAFETY: as above.
@@ -71,11 +80,17 @@ impl LockWord {
             code = unsafe { libc::pthread_mutex_consistent(self.mutex.get()) };
             check(code)?;
             order::entered(level);
-            return Ok(Acquired { owner_died: true, waited });
+            return Ok(Acquired {
+                owner_died: true,
+                waited,
+            });
         }
         check(code)?;
         order::entered(level);
-        Ok(Acquired { owner_died: false, waited })
+        Ok(Acquired {
+            owner_died: false,
+            waited,
+        })
     }
 
     /// Release the lock, held by this thread.
@@ -88,7 +103,11 @@ impl LockWord {
 }
 
 fn check(code: libc::c_int) -> io::Result<()> {
-    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(code))
+    }
 }
 
 #[cfg(debug_assertions)]
@@ -102,7 +121,10 @@ mod order {
 
     pub fn entering(level: Level) {
         HELD.with_borrow(|held| {
-            assert!(held.iter().all(|&h| h < level), "lock order: {level:?} taken while holding {held:?}");
+            assert!(
+                held.iter().all(|&h| h < level),
+                "lock order: {level:?} taken while holding {held:?}"
+            );
         });
     }
 
@@ -112,7 +134,10 @@ mod order {
 
     pub fn left(level: Level) {
         HELD.with_borrow_mut(|held| {
-            let at = held.iter().rposition(|&h| h == level).expect("lock order: released a lock not held");
+            let at = held
+                .iter()
+                .rposition(|&h| h == level)
+                .expect("lock order: released a lock not held");
             held.remove(at);
         });
     }

@@ -71,7 +71,9 @@ impl Map {
 
     #[inline(always)]
     fn at(&self, offset: u64, len: usize) -> *mut u8 {
-        let fits = offset.checked_add(len as u64).is_some_and(|end| end <= self.len);
+        let fits = offset
+            .checked_add(len as u64)
+            .is_some_and(|end| end <= self.len);
         assert!(fits, "offset {offset}+{len} is outside the arena");
         // SAFETY: just checked to lie inside the mapping.
         unsafe { self.base.as_ptr().add(offset as usize) }
@@ -81,7 +83,10 @@ impl Map {
     #[inline(always)]
     pub fn view<T: Overlay>(&self, offset: u64) -> &T {
         let at = self.at(offset, size_of::<T>());
-        assert!(at as usize % align_of::<T>() == 0, "offset {offset} is misaligned");
+        assert!(
+            (at as usize).is_multiple_of(align_of::<T>()),
+            "offset {offset} is misaligned"
+        );
         // SAFETY: inside the mapping, aligned, and `T` is made of atomics, so any bytes do and sharing is sound.
         unsafe { &*at.cast::<T>() }
     }
@@ -90,7 +95,10 @@ impl Map {
     #[inline(always)]
     pub fn words(&self, offset: u64, count: usize) -> &[W32] {
         let at = self.at(offset, count * 4);
-        assert!(at as usize % 4 == 0, "offset {offset} is misaligned");
+        assert!(
+            (at as usize).is_multiple_of(4),
+            "offset {offset} is misaligned"
+        );
         // SAFETY: as in `view`.
         unsafe { std::slice::from_raw_parts(at.cast::<W32>(), count) }
     }
@@ -149,7 +157,7 @@ impl Map {
 
     /// Have the file system reserve, and the kernel map, whole frames, before anything is written there.
     pub fn populate(&self, offset: u64, len: u64) -> Result<(), NoSpace> {
-        debug_assert!(offset % FRAME as u64 == 0 && len % FRAME as u64 == 0);
+        debug_assert!(offset.is_multiple_of(FRAME as u64) && len.is_multiple_of(FRAME as u64));
         let at = self.at(offset, len as usize);
         // SAFETY: the range is inside the mapping; populating changes no contents.
         if unsafe { libc::madvise(at.cast(), len as usize, MADV_POPULATE_WRITE) } == 0 {
@@ -172,7 +180,7 @@ impl Map {
 
     /// Give whole frames back to the system; they read as zeros when next populated.
     pub fn punch(&self, offset: u64, len: u64) {
-        debug_assert!(offset % FRAME as u64 == 0 && len % FRAME as u64 == 0);
+        debug_assert!(offset.is_multiple_of(FRAME as u64) && len.is_multiple_of(FRAME as u64));
         if len == 0 {
             return;
         }
@@ -180,7 +188,8 @@ impl Map {
         crash_point();
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: a plain system call on a descriptor this value owns.
-        let done = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset as i64, len as i64) };
+        let done =
+            unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset as i64, len as i64) };
         if done != 0 {
             // A file system that punches no holes keeps the frames; they must still read as zeros.
             self.zero(offset, len as usize);
@@ -200,9 +209,17 @@ impl Map {
     pub fn lock_on_fault(&self) -> io::Result<()> {
         // SAFETY: the range is the mapping itself.
         let done = unsafe {
-            libc::mlock2(self.base.as_ptr().cast(), self.len as usize, libc::MLOCK_ONFAULT as _)
+            libc::mlock2(
+                self.base.as_ptr().cast(),
+                self.len as usize,
+                libc::MLOCK_ONFAULT as _,
+            )
         };
-        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 }
 

@@ -18,8 +18,20 @@ pub struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    pub(super) fn new(arena: &'a Arena, budget: Budget<'a>, head: &'a TableHead, base: u64, room: u64) -> Self {
-        Table { arena, budget, head, base, room }
+    pub(super) fn new(
+        arena: &'a Arena,
+        budget: Budget<'a>,
+        head: &'a TableHead,
+        base: u64,
+        room: u64,
+    ) -> Self {
+        Table {
+            arena,
+            budget,
+            head,
+            base,
+            room,
+        }
     }
 
     /// `count` cells from byte `at` of the table.
@@ -30,7 +42,9 @@ impl<'a> Table<'a> {
     }
 
     pub fn copy_within(&self, from: u64, to: u64, len: u64) {
-        self.arena.map().copy_within(self.base + from, self.base + to, len as usize);
+        self.arena
+            .map()
+            .copy_within(self.base + from, self.base + to, len as usize);
     }
 
     /// Bytes in use.
@@ -48,12 +62,16 @@ impl<'a> Table<'a> {
         let committed = self.head.committed.get();
         if len > committed {
             let step = (committed / 16).next_multiple_of(FRAME as u64);
-            let target = len.next_multiple_of(FRAME as u64).max((committed + step).min(self.room));
+            let target = len
+                .next_multiple_of(FRAME as u64)
+                .max((committed + step).min(self.room));
             if target > self.room {
                 return Err(Full::Memory);
             }
             let smallest = len.next_multiple_of(FRAME as u64);
-            let got = self.commit_to(target).or_else(|_| self.commit_to(smallest))?;
+            let got = self
+                .commit_to(target)
+                .or_else(|_| self.commit_to(smallest))?;
             self.head.committed.set(got);
         }
         self.head.len.set(len);
@@ -62,7 +80,8 @@ impl<'a> Table<'a> {
 
     fn commit_to(&self, target: u64) -> Result<u64, Full> {
         let committed = self.head.committed.get();
-        self.budget.commit(self.base + committed, target - committed)?;
+        self.budget
+            .commit(self.base + committed, target - committed)?;
         Ok(target)
     }
 
@@ -95,6 +114,8 @@ impl<'a> Table<'a> {
     /// Give back what a crash left committed beyond what is recorded; the shard's count is set by the caller.
     pub fn punch_beyond(&self) {
         let committed = self.head.committed.get();
-        self.arena.map().punch(self.base + committed, self.room - committed);
+        self.arena
+            .map()
+            .punch(self.base + committed, self.room - committed);
     }
 }

@@ -24,7 +24,10 @@ impl<'a> Buckets<'a> {
     pub fn ensure(&self) -> Result<(), Full> {
         if self.count.get() == 0 {
             self.table.grow(u64::from(SMALLEST) * 4)?;
-            self.table.words(0, SMALLEST as usize).iter().for_each(|head| head.set(0));
+            self.table
+                .words(0, SMALLEST as usize)
+                .iter()
+                .for_each(|head| head.set(0));
             self.count.set(SMALLEST);
         }
         Ok(())
@@ -40,7 +43,11 @@ impl<'a> Buckets<'a> {
         let count = self.count.get();
         let low = (1u64 << count.ilog2()) as u32 - 1;
         let bucket = hash as u32 & (low << 1 | 1);
-        if bucket < count { bucket } else { hash as u32 & low }
+        if bucket < count {
+            bucket
+        } else {
+            hash as u32 & low
+        }
     }
 
     #[inline(always)]

@@ -23,11 +23,17 @@ pub fn mix(a: u64, b: u64) -> u64 {
 #[inline(always)]
 pub fn object_hash(seed: u64, pool: u32, oid: [u64; 3]) -> u64 {
     let a = mix(oid[0] ^ seed, oid[1] ^ 0x9e37_79b9_7f4a_7c15);
-    mix(a ^ oid[2], u64::from(pool) ^ seed.rotate_left(32) ^ 0xd6e8_feb8_6659_fd93)
+    mix(
+        a ^ oid[2],
+        u64::from(pool) ^ seed.rotate_left(32) ^ 0xd6e8_feb8_6659_fd93,
+    )
 }
 
 /// The hash of a cluster of an object: its upper bits choose the shard.
 #[inline(always)]
 pub fn cluster_hash(object: u64, cluster: u32) -> u64 {
-    mix(object ^ 0xa076_1d64_78bd_642f, u64::from(cluster).wrapping_add(0xe703_7ed1_a0b4_28db))
+    mix(
+        object ^ 0xa076_1d64_78bd_642f,
+        u64::from(cluster).wrapping_add(0xe703_7ed1_a0b4_28db),
+    )
 }

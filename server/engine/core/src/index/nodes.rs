@@ -61,7 +61,10 @@ pub struct Nodes<'a> {
 
 #[inline(always)]
 fn hash(object: u32, cluster: u32) -> u64 {
-    mix(u64::from(object) << 32 | u64::from(cluster), 0x9e37_79b9_7f4a_7c15)
+    mix(
+        u64::from(object) << 32 | u64::from(cluster),
+        0x9e37_79b9_7f4a_7c15,
+    )
 }
 
 fn node_bytes(size: usize) -> u64 {
@@ -70,7 +73,11 @@ fn node_bytes(size: usize) -> u64 {
 
 impl<'a> Nodes<'a> {
     pub fn new(heads: Table<'a>, arrays: [Table<'a>; SIZES], cells: NodeCells<'a>) -> Nodes<'a> {
-        Nodes { buckets: Buckets::new(heads, cells.buckets), arrays, cells }
+        Nodes {
+            buckets: Buckets::new(heads, cells.buckets),
+            arrays,
+            cells,
+        }
     }
 
     #[inline(always)]
@@ -100,7 +107,10 @@ impl<'a> Nodes<'a> {
         if self.buckets.len() == 0 {
             return None;
         }
-        let mut at = self.buckets.head(self.buckets.of(hash(object, cluster))).get();
+        let mut at = self
+            .buckets
+            .head(self.buckets.of(hash(object, cluster)))
+            .get();
         let mut steps = 0;
         while let Some(id) = NodeId::from_link(at) {
             let node = self.node(id);
@@ -216,7 +226,8 @@ impl<'a> Nodes<'a> {
 
     fn delete(&self, id: NodeId) {
         let (object, cluster) = self.key(id);
-        self.link_to(id, object, cluster).set(self.node(id)[NEXT].get());
+        self.link_to(id, object, cluster)
+            .set(self.node(id)[NEXT].get());
         self.vacate(id);
         self.cells.count.sub(1);
         self.merge();
@@ -230,7 +241,11 @@ impl<'a> Nodes<'a> {
             let (object, cluster) = self.key(last);
             let link = self.link_to(last, object, cluster);
             let bytes = node_bytes(size);
-            self.arrays[size].copy_within(u64::from(last.at()) * bytes, u64::from(id.at()) * bytes, bytes);
+            self.arrays[size].copy_within(
+                u64::from(last.at()) * bytes,
+                u64::from(id.at()) * bytes,
+                bytes,
+            );
             link.set(id.link());
         }
         self.cells.lens[size].set(last.at());
@@ -239,13 +254,20 @@ impl<'a> Nodes<'a> {
 
     fn grow_for_one(&self, id: NodeId) -> Result<NodeId, Full> {
         let count = self.map(id).count_ones();
-        if count < NODE_PAGES[id.size()] { Ok(id) } else { self.resize(id, id.size() + 1) }
+        if count < NODE_PAGES[id.size()] {
+            Ok(id)
+        } else {
+            self.resize(id, id.size() + 1)
+        }
     }
 
     /// Move a node to the smallest size that holds it, if it can be had.
     fn fit(&self, id: NodeId) {
         let count = self.map(id).count_ones();
-        let size = NODE_PAGES.iter().position(|&pages| pages >= count).expect("64 is enough");
+        let size = NODE_PAGES
+            .iter()
+            .position(|&pages| pages >= count)
+            .expect("64 is enough");
         if size < id.size() {
             let _ = self.resize(id, size);
         }
@@ -268,7 +290,9 @@ impl<'a> Nodes<'a> {
         while let Some(id) = NodeId::from_link(at) {
             let node = self.node(id);
             at = node[NEXT].get();
-            let head = self.buckets.head(self.buckets.of(hash(node[0].get(), node[1].get())));
+            let head = self
+                .buckets
+                .head(self.buckets.of(hash(node[0].get(), node[1].get())));
             node[NEXT].set(head.get());
             head.set(id.link());
         }
@@ -341,26 +365,40 @@ impl<'a> Nodes<'a> {
     /// Every (object, cluster, page, word), and violations.
     pub fn check(&self, faults: &mut Vec<String>, mut page: impl FnMut(u32, u32, u32, u32)) {
         let mut nodes = 0;
-        for size in 0..SIZES {
+        for (size, &most) in NODE_PAGES.iter().enumerate() {
             for at in 0..self.cells.lens[size].get() {
                 nodes += 1;
                 let id = NodeId::new(size, at);
                 let (object, cluster) = self.key(id);
                 let map = self.map(id);
                 if self.find(object, cluster) != Some(id) {
-                    faults.push(format!("node {id:?} of object {object} cluster {cluster} is not found by its key"));
+                    faults.push(format!(
+                        "node {id:?} of object {object} cluster {cluster} is not found by its key"
+                    ));
                 }
-                if map == 0 || map.count_ones() > NODE_PAGES[size] {
-                    faults.push(format!("node {id:?} has {} pages in a size for {}", map.count_ones(), NODE_PAGES[size]));
+                if map == 0 || map.count_ones() > most {
+                    faults.push(format!(
+                        "node {id:?} has {} pages in a size for {}",
+                        map.count_ones(),
+                        most
+                    ));
                     continue;
                 }
                 for bit in (0..64).filter(|bit| map >> bit & 1 != 0) {
-                    page(object, cluster, bit, self.word(id, bit).expect("its bit is set"));
+                    page(
+                        object,
+                        cluster,
+                        bit,
+                        self.word(id, bit).expect("its bit is set"),
+                    );
                 }
             }
         }
         if nodes != self.cells.count.get() {
-            faults.push(format!("{nodes} index nodes, and {} counted", self.cells.count.get()));
+            faults.push(format!(
+                "{nodes} index nodes, and {} counted",
+                self.cells.count.get()
+            ));
         }
     }
 }

@@ -34,7 +34,11 @@ pub struct Objects<'a> {
 
 impl<'a> Objects<'a> {
     pub fn new(heads: Table<'a>, records: Table<'a>, cells: ObjectCells<'a>) -> Objects<'a> {
-        Objects { records, buckets: Buckets::new(heads, cells.buckets), cells }
+        Objects {
+            records,
+            buckets: Buckets::new(heads, cells.buckets),
+            cells,
+        }
     }
 
     #[inline(always)]
@@ -47,7 +51,8 @@ impl<'a> Objects<'a> {
     }
 
     fn matches(record: &[W32], pool: u32, oid: &[u64; 3]) -> bool {
-        let word = |i: usize| u64::from(record[2 * i].get()) | u64::from(record[2 * i + 1].get()) << 32;
+        let word =
+            |i: usize| u64::from(record[2 * i].get()) | u64::from(record[2 * i + 1].get()) << 32;
         record[POOL].get() == VALID | pool && (0..3).all(|i| word(i) == oid[i])
     }
 
@@ -137,7 +142,8 @@ impl<'a> Objects<'a> {
     /// Pool and oid of a record.
     pub fn name(&self, object: u32) -> (u32, [u64; 3]) {
         let record = self.record(object);
-        let word = |i: usize| u64::from(record[2 * i].get()) | u64::from(record[2 * i + 1].get()) << 32;
+        let word =
+            |i: usize| u64::from(record[2 * i].get()) | u64::from(record[2 * i + 1].get()) << 32;
         (record[POOL].get() & !VALID, std::array::from_fn(word))
     }
 
@@ -180,7 +186,10 @@ impl<'a> Objects<'a> {
         let (record, mut link) = (self.record(object), head);
         let mut steps = 0;
         while link.get() != object + 1 {
-            assert!(link.get() != 0 && steps <= self.count(), "an object is not in its list");
+            assert!(
+                link.get() != 0 && steps <= self.count(),
+                "an object is not in its list"
+            );
             link = &self.record(link.get() - 1)[NEXT];
             steps += 1;
         }
@@ -216,7 +225,11 @@ impl<'a> Objects<'a> {
     // --- rebuilding and checking ---
 
     /// Rebuilding: keep the records `keep` accepts, with no pages yet, and hash them anew.
-    pub fn begin_rebuild(&self, keep: impl Fn(u32) -> bool, hash_of: impl Fn(u32, [u64; 3]) -> u64) -> Result<(), Full> {
+    pub fn begin_rebuild(
+        &self,
+        keep: impl Fn(u32) -> bool,
+        hash_of: impl Fn(u32, [u64; 3]) -> u64,
+    ) -> Result<(), Full> {
         let known = self.records.committed() / OBJECT;
         let count = (self.records.len() / OBJECT).min(known);
         self.records.shrink(count * OBJECT);
@@ -252,7 +265,12 @@ impl<'a> Objects<'a> {
     }
 
     /// Violations; the pages of each object are reported to `pages`.
-    pub fn check(&self, faults: &mut Vec<String>, hash_of: impl Fn(u32, [u64; 3]) -> u64, mut pages: impl FnMut(u32, u32)) {
+    pub fn check(
+        &self,
+        faults: &mut Vec<String>,
+        hash_of: impl Fn(u32, [u64; 3]) -> u64,
+        mut pages: impl FnMut(u32, u32),
+    ) {
         let mut live = 0;
         for object in 0..self.count() {
             if self.record(object)[POOL].get() & VALID == 0 {
@@ -269,7 +287,10 @@ impl<'a> Objects<'a> {
             pages(object, self.pages(object));
         }
         if live != self.cells.live.get() {
-            faults.push(format!("{live} objects, and {} counted", self.cells.live.get()));
+            faults.push(format!(
+                "{live} objects, and {} counted",
+                self.cells.live.get()
+            ));
         }
         let (mut at, mut free) = (self.cells.free.get(), 0);
         while at != 0 && free <= self.count() {
@@ -277,7 +298,10 @@ impl<'a> Objects<'a> {
             at = self.record(at - 1)[NEXT].get();
         }
         if free + live != self.count() {
-            faults.push(format!("{free} free and {live} live of {} object records", self.count()));
+            faults.push(format!(
+                "{free} free and {live} live of {} object records",
+                self.count()
+            ));
         }
     }
 }

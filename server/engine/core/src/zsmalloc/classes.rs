@@ -48,7 +48,10 @@ impl Classes {
         let mut by_step = vec![0; SMALLEST / STEP];
         for size in (SMALLEST..=largest).step_by(STEP) {
             let class = best(size as u32, chain);
-            if classes.last().is_none_or(|last| (last.frames, last.objects) != (class.frames, class.objects)) {
+            if classes
+                .last()
+                .is_none_or(|last| (last.frames, last.objects) != (class.frames, class.objects))
+            {
                 classes.push(class);
             }
             by_step.push((classes.len() - 1) as u16);
@@ -59,7 +62,9 @@ impl Classes {
     /// The class for objects of `size` bytes; None where they are too large for any.
     #[inline(always)]
     pub fn of(&self, size: usize) -> Option<u32> {
-        self.by_step.get(size.div_ceil(STEP)).map(|&class| u32::from(class))
+        self.by_step
+            .get(size.div_ceil(STEP))
+            .map(|&class| u32::from(class))
     }
 
     #[inline(always)]
@@ -70,8 +75,15 @@ impl Classes {
     /// The largest payload for which a slot costs less than a raw page of `page` bytes.
     pub fn largest_payload(&self, page: usize, header: usize) -> usize {
         let raw = (page as u64 + ENTRY) << 8;
-        let worth = |size: &usize| self.of(*size).is_some_and(|class| self.get(class).cost() < raw);
-        let largest = (SMALLEST..page).step_by(STEP).rev().find(worth).unwrap_or(SMALLEST);
+        let worth = |size: &usize| {
+            self.of(*size)
+                .is_some_and(|class| self.get(class).cost() < raw)
+        };
+        let largest = (SMALLEST..page)
+            .step_by(STEP)
+            .rev()
+            .find(worth)
+            .unwrap_or(SMALLEST);
         largest - header
     }
 }
@@ -82,11 +94,16 @@ fn best(size: u32, chain: u32) -> Class {
         let bytes = frames * FRAME as u32;
         let objects = (bytes / size).min(MOST_OBJECTS);
         let room = bytes.checked_div(objects).unwrap_or(0) / STEP as u32 * STEP as u32;
-        (objects > 0).then_some(Class { size: room.max(size), frames, objects })
+        (objects > 0).then_some(Class {
+            size: room.max(size),
+            frames,
+            objects,
+        })
     };
     let fits = (1..=chain).filter_map(zspage);
     // Where two cost the same the longer is listed later and wins: fewer entries in the frame table.
-    fits.min_by_key(|class| class.cost()).expect("an object is smaller than the longest zspage")
+    fits.min_by_key(|class| class.cost())
+        .expect("an object is smaller than the longest zspage")
 }
 
 /// The classes in use.
@@ -101,7 +118,10 @@ mod tests {
         for size in 1..=MAX_PAGE {
             let class = CLASSES.get(CLASSES.of(size).expect("a class"));
             assert!(class.size as usize >= size, "{size} in {class:?}");
-            assert!(class.size * class.objects <= class.frames * FRAME as u32, "{class:?}");
+            assert!(
+                class.size * class.objects <= class.frames * FRAME as u32,
+                "{class:?}"
+            );
         }
     }
 
@@ -110,18 +130,35 @@ mod tests {
         for pair in CLASSES.classes.windows(2) {
             assert!(pair[0].size < pair[1].size, "{pair:?}");
         }
-        assert!(CLASSES.classes.len() <= 512, "{} classes fit the heap's table", CLASSES.classes.len());
+        assert!(
+            CLASSES.classes.len() <= 512,
+            "{} classes fit the heap's table",
+            CLASSES.classes.len()
+        );
     }
 
     /// semantics.md section 6: bytes of memory per object with chains of 8 frames. Theirs hold an 8-byte handle.
     #[test]
     fn no_object_costs_more_memory_than_in_the_kernels_zsmalloc() {
-        let kernel = [(300, 320), (694, 706), (1200, 1229), (2048, 2185), (2300, 2341), (2700, 2731), (3000, 3072), (3400, 3413), (3600, 3641)];
+        let kernel = [
+            (300, 320),
+            (694, 706),
+            (1200, 1229),
+            (2048, 2185),
+            (2300, 2341),
+            (2700, 2731),
+            (3000, 3072),
+            (3400, 3413),
+            (3600, 3641),
+        ];
         let ours = Classes::build(8, FRAME);
         for (payload, theirs) in kernel {
             let class = ours.get(ours.of(payload + 8).expect("a class"));
             let bytes = class.frames * FRAME as u32 / class.objects;
-            assert!(bytes <= theirs, "{payload}: {bytes} bytes an object, the kernel's {theirs}");
+            assert!(
+                bytes <= theirs,
+                "{payload}: {bytes} bytes an object, the kernel's {theirs}"
+            );
         }
     }
 
@@ -131,10 +168,27 @@ mod tests {
         for (chain, classes, huge) in [(4, 69, 3264), (8, 119, 3632), (16, 192, 3840)] {
             let ours = Classes::build(chain, FRAME - STEP);
             let lone = |c: &Class| c.objects == c.frames;
-            let first_huge = ours.classes.iter().find(|c| lone(c)).map_or(FRAME as u32, |c| c.size);
-            let below = ours.classes.iter().filter(|c| !lone(c)).map(|c| c.size).max().expect("a class");
-            assert!(ours.classes.len() <= classes + classes / 8, "chain {chain}: {} classes", ours.classes.len());
-            assert!(below + STEP as u32 >= huge, "chain {chain}: objects of {huge} bytes share frames ({below}, {first_huge})");
+            let first_huge = ours
+                .classes
+                .iter()
+                .find(|c| lone(c))
+                .map_or(FRAME as u32, |c| c.size);
+            let below = ours
+                .classes
+                .iter()
+                .filter(|c| !lone(c))
+                .map(|c| c.size)
+                .max()
+                .expect("a class");
+            assert!(
+                ours.classes.len() <= classes + classes / 8,
+                "chain {chain}: {} classes",
+                ours.classes.len()
+            );
+            assert!(
+                below + STEP as u32 >= huge,
+                "chain {chain}: objects of {huge} bytes share frames ({below}, {first_huge})"
+            );
         }
     }
 }

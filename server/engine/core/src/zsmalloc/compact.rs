@@ -3,7 +3,7 @@
 //! That last one is packed too: its objects move to its start, and the frames beyond them are given back.
 //! Each step moves the objects of one zspage, so the shard lock is held for a bounded time.
 
-use super::{CLASSES, GROUPS, NO_OBJECT, Zspage, Zsmalloc};
+use super::{CLASSES, GROUPS, NO_OBJECT, Zsmalloc, Zspage};
 use crate::arena::{Counter, W32};
 use crate::heap::{Allocator, Owner};
 use crate::types::FRAME;
@@ -18,11 +18,14 @@ impl<'a> Zsmalloc<'a> {
     }
 
     fn compact_class(&self, class: u32, owner: &dyn Owner) -> bool {
-        let Some(source) = self.emptiest(class) else { return false };
-        if self.room_beside(&source) >= source.in_use() {
-            return self.empty(&source, owner);
+        let Some(source) = self.emptiest(class) else {
+            return false;
+        };
+        if self.is_only_one(&source) {
+            self.pack(&source, owner)
+        } else {
+            self.empty(&source, owner)
         }
-        self.only_listed(&source) && self.pack(&source, owner)
     }
 
     /// Of the emptiest group's first zspages, the emptiest.
@@ -44,29 +47,18 @@ impl<'a> Zsmalloc<'a> {
         Some(least)
     }
 
-    /// Free objects in the other listed zspages of the class, counted up to what `source` needs.
-    fn room_beside(&self, source: &Zspage<'a>) -> u32 {
-        let mut room = 0;
-        for group in (0..GROUPS).rev() {
-            let mut next = self.heap.class(source.id)[group as usize].get();
-            while next != 0 && room < source.in_use() {
-                let other = self.zspage_at(next - 1);
-                if other.run != source.run {
-                    room += other.class.objects - other.in_use();
-                }
-                next = other.entry[3].get();
-            }
-        }
-        room
-    }
-
-    fn only_listed(&self, source: &Zspage<'a>) -> bool {
-        self.heap.class(source.id)[..GROUPS as usize].iter().filter(|list| list.get() != 0).count() == 1
+    /// Whether no other zspage of the class has room.
+    fn is_only_one(&self, source: &Zspage<'a>) -> bool {
+        self.heap.class(source.id)[..GROUPS as usize]
+            .iter()
+            .filter(|list| list.get() != 0)
+            .count()
+            == 1
             && source.entry[3].get() == 0
             && source.entry[4].get() == 0
     }
 
-    /// Move every object elsewhere and free the zspage; false where nothing could be moved.
+    /// Move objects to the others with room, all of them if they fit, and then free the zspage; false where none moved.
     fn empty(&self, source: &Zspage<'a>, owner: &dyn Owner) -> bool {
         self.unlink(source);
         source.set_group(GROUPS);
@@ -87,7 +79,9 @@ impl<'a> Zsmalloc<'a> {
         if left == 0 {
             self.drop_zspage(source);
             self.heap.count(Counter::Compactions).add(1);
-            self.heap.count(Counter::CompactedFrames).add(u64::from(freed));
+            self.heap
+                .count(Counter::CompactedFrames)
+                .add(u64::from(freed));
         } else {
             self.link(source, source.group_for(left));
         }
@@ -117,7 +111,9 @@ impl<'a> Zsmalloc<'a> {
         zspage.set_fresh(kept);
         self.heap.decommit(zspage.run, needed);
         self.heap.count(Counter::Compactions).add(1);
-        self.heap.count(Counter::CompactedFrames).add(u64::from(committed - needed));
+        self.heap
+            .count(Counter::CompactedFrames)
+            .add(u64::from(committed - needed));
         true
     }
 }

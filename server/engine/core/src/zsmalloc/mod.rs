@@ -76,7 +76,11 @@ impl<'a> Zspage<'a> {
 
     /// The group for a number of objects; `GROUPS` for a full zspage.
     fn group_for(&self, in_use: u32) -> u32 {
-        if in_use >= self.class.objects { GROUPS } else { in_use * GROUPS / self.class.objects }
+        if in_use >= self.class.objects {
+            GROUPS
+        } else {
+            in_use * GROUPS / self.class.objects
+        }
     }
 }
 
@@ -87,8 +91,17 @@ impl<'a> Zsmalloc<'a> {
 
     fn zspage(&self, run: Run) -> Zspage<'a> {
         let (kind, id, pool) = self.heap.frames.tag(run);
-        assert!(kind == RunKind::Zspage && pool == self.heap.pool, "{run:?} is no zspage of pool {}", self.heap.pool);
-        Zspage { run, entry: self.heap.frames.entry(run), id, class: CLASSES.get(id) }
+        assert!(
+            kind == RunKind::Zspage && pool == self.heap.pool,
+            "{run:?} is no zspage of pool {}",
+            self.heap.pool
+        );
+        Zspage {
+            run,
+            entry: self.heap.frames.entry(run),
+            id,
+            class: CLASSES.get(id),
+        }
     }
 
     fn zspage_at(&self, first: u32) -> Zspage<'a> {
@@ -101,7 +114,11 @@ impl<'a> Zsmalloc<'a> {
 
     fn object_of(&self, zspage: &Zspage<'a>, zhandle: Zhandle) -> u32 {
         let within = (zhandle.offset() - zspage.run.offset()) as u32;
-        debug_assert_eq!(within % zspage.class.size, 0, "a zhandle names an object's start");
+        debug_assert_eq!(
+            within % zspage.class.size,
+            0,
+            "a zhandle names an object's start"
+        );
         within / zspage.class.size
     }
 
@@ -157,10 +174,17 @@ impl<'a> Zsmalloc<'a> {
         let class = CLASSES.get(id);
         let run = self.heap.take_run(class.frames)?;
         let entry = self.heap.frames.entry(run);
-        let zspage = Zspage { run, entry, id, class };
+        let zspage = Zspage {
+            run,
+            entry,
+            id,
+            class,
+        };
         zspage.set_use(0, NO_OBJECT);
         entry[2].set(self.heap.frames.committed(run));
-        self.heap.frames.set_tag(run, RunKind::Zspage, id, self.heap.pool);
+        self.heap
+            .frames
+            .set_tag(run, RunKind::Zspage, id, self.heap.pool);
         self.link(&zspage, 0);
         self.heap.class(id)[ZSPAGES].add(1);
         Ok(zspage)
@@ -181,7 +205,9 @@ impl<'a> Zsmalloc<'a> {
         }
         let ahead = self.heap.class(zspage.id)[ZSPAGES].get() / 32;
         let generous = (needed + ahead).min(zspage.run.frames);
-        self.heap.commit(zspage.run, generous).or_else(|_| self.heap.commit(zspage.run, needed))
+        self.heap
+            .commit(zspage.run, generous)
+            .or_else(|_| self.heap.commit(zspage.run, needed))
     }
 
     fn take_object(&self, zspage: &Zspage<'a>) -> Result<u32, Full> {
@@ -192,7 +218,10 @@ impl<'a> Zsmalloc<'a> {
             return Ok(free);
         }
         let fresh = zspage.fresh();
-        assert!(fresh < zspage.class.objects, "a zspage with room has a free object");
+        assert!(
+            fresh < zspage.class.objects,
+            "a zspage with room has a free object"
+        );
         self.commit_for(zspage, fresh)?;
         self.map(self.place(zspage, fresh)).cells[HEADER_WORDS - 1].set(0);
         zspage.set_fresh(fresh + 1);
@@ -268,7 +297,9 @@ impl<'a> Zsmalloc<'a> {
             return false;
         }
         self.heap.frames.adopt(run, committed);
-        self.heap.count(crate::arena::Counter::Frames).add(u64::from(committed));
+        self.heap
+            .count(crate::arena::Counter::Frames)
+            .add(u64::from(committed));
         let class = self.heap.class(zspage.id);
         class[ZSPAGES].add(1);
         class[OBJECTS].add(zspage.in_use());
@@ -278,7 +309,10 @@ impl<'a> Zsmalloc<'a> {
 
     /// Whether an entry of this run length can be a zspage at all.
     pub fn is_possible(class: u32, frames: u32) -> bool {
-        CLASSES.classes.get(class as usize).is_some_and(|c| c.frames == frames)
+        CLASSES
+            .classes
+            .get(class as usize)
+            .is_some_and(|c| c.frames == frames)
     }
 
     /// Violations in one zspage.
@@ -286,10 +320,16 @@ impl<'a> Zsmalloc<'a> {
         let zspage = self.zspage(run);
         let valid = self.slots(run).filter(|(_, slot)| slot.is_valid()).count() as u32;
         if valid != zspage.in_use() || valid == 0 {
-            faults.push(format!("zspage {run:?} has {valid} valid slots and counts {}", zspage.in_use()));
+            faults.push(format!(
+                "zspage {run:?} has {valid} valid slots and counts {}",
+                zspage.in_use()
+            ));
         }
         if zspage.group() != zspage.group_for(zspage.in_use()) {
-            faults.push(format!("zspage {run:?} with {valid} objects is in group {}", zspage.group()));
+            faults.push(format!(
+                "zspage {run:?} with {valid} objects is in group {}",
+                zspage.group()
+            ));
         }
         let (mut at, mut free) = (zspage.first_free(), 0);
         while at != NO_OBJECT && free <= zspage.fresh() {
@@ -301,11 +341,16 @@ impl<'a> Zsmalloc<'a> {
             at = self.link_word(&zspage, at).get();
         }
         if free + valid != zspage.fresh() {
-            faults.push(format!("zspage {run:?}: {free} free and {valid} valid of {} objects", zspage.fresh()));
+            faults.push(format!(
+                "zspage {run:?}: {free} free and {valid} valid of {} objects",
+                zspage.fresh()
+            ));
         }
         let reach = (zspage.fresh() * zspage.class.size).div_ceil(FRAME as u32);
         if self.heap.frames.committed(run) < reach {
-            faults.push(format!("zspage {run:?} uses {reach} frames, more than are committed"));
+            faults.push(format!(
+                "zspage {run:?} uses {reach} frames, more than are committed"
+            ));
         }
     }
 
@@ -316,7 +361,8 @@ impl<'a> Zsmalloc<'a> {
             let (mut at, mut prev) = (self.heap.class(class)[group as usize].get(), 0);
             while at != 0 {
                 let zspage = self.zspage_at(at - 1);
-                let sound = zspage.id == class && zspage.group() == group && zspage.entry[4].get() == prev;
+                let sound =
+                    zspage.id == class && zspage.group() == group && zspage.entry[4].get() == prev;
                 if !sound || listed > self.heap.class(class)[ZSPAGES].get() {
                     return None;
                 }
@@ -364,7 +410,8 @@ impl Allocator for Zsmalloc<'_> {
                 continue;
             }
             left -= 1;
-            self.link_word(&zspage, self.object_of(&zspage, zhandle)).set(zspage.first_free());
+            self.link_word(&zspage, self.object_of(&zspage, zhandle))
+                .set(zspage.first_free());
             zspage.set_use(left, self.object_of(&zspage, zhandle));
             self.heap.class(zspage.id)[OBJECTS].sub(1);
         }
@@ -379,9 +426,19 @@ impl Allocator for Zsmalloc<'_> {
 
 impl<'a> Zsmalloc<'a> {
     /// Move one object to the fullest listed zspage of its class; false when none has room.
-    fn move_object(&self, from: &Zspage<'a>, zhandle: Zhandle, slot: &Slot<'_>, owner: &dyn Owner) -> bool {
-        let Some(to) = self.fullest(from.id) else { return false };
-        let Ok(object) = self.take_object(&to) else { return false };
+    fn move_object(
+        &self,
+        from: &Zspage<'a>,
+        zhandle: Zhandle,
+        slot: &Slot<'_>,
+        owner: &dyn Owner,
+    ) -> bool {
+        let Some(to) = self.fullest(from.id) else {
+            return false;
+        };
+        let Ok(object) = self.take_object(&to) else {
+            return false;
+        };
         self.heap.class(to.id)[OBJECTS].add(1);
         self.regroup(&to);
         let place = self.place(&to, object);
@@ -394,11 +451,17 @@ impl<'a> Zsmalloc<'a> {
     /// Copy a valid object to a free place: payload, then header, valid last.
     fn copy_object(&self, class: Class, from: Zhandle, to: Zhandle, slot: &Slot<'_>) {
         let frames = &self.heap.frames;
-        let (source, target) = (frames.file_offset(from.offset()), frames.file_offset(to.offset()));
+        let (source, target) = (
+            frames.file_offset(from.offset()),
+            frames.file_offset(to.offset()),
+        );
         let header = slot.header();
         debug_assert!(header.len as usize + HEADER <= class.size as usize);
         let head = HEADER as u64;
-        frames.arena().map().copy_within(source + head, target + head, header.len as usize);
+        frames
+            .arena()
+            .map()
+            .copy_within(source + head, target + head, header.len as usize);
         frames.slot(to).publish(&header);
     }
 }

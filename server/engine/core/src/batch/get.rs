@@ -1,0 +1,204 @@
+//! Get of a batch: compressed bytes are copied out under the lock, then decoded and verified without it.
+
+use super::{SCRATCH, Scratch, Target, stretches};
+use crate::arena::Counter;
+use crate::codec::{Compressor, Form, checksum};
+use crate::error::Result;
+use crate::frames::Frames;
+use crate::pools::PoolView;
+use crate::shard::{ObjectKey, Shard};
+use crate::slot::{Header, Zhandle};
+use crate::types::{CLUSTER, Fetch};
+
+/// A zpage copied out of its shard.
+pub struct Copied {
+    /// In the caller's batch.
+    position: usize,
+    index: u32,
+    /// Where its bytes start in the scratch's blocks.
+    start: usize,
+    header: Header,
+}
+
+impl Target<'_> {
+    /// Fetch pages into `into`, each a page long; what became of each, in their order.
+    pub fn get(
+        &self,
+        key: &ObjectKey,
+        indices: &[u32],
+        into: &mut [&mut [u8]],
+        exclusive: bool,
+    ) -> Result<Vec<Fetch>> {
+        self.view()?;
+        let mut fetched = vec![Fetch::Miss; indices.len()];
+        let index = |i: usize| indices[i];
+        SCRATCH.with_borrow_mut(|scratch| {
+            stretches(
+                scratch,
+                indices.len(),
+                self.page_size,
+                index,
+                |scratch, stretch| {
+                    let mut again = self.fetch(
+                        key,
+                        scratch,
+                        indices,
+                        stretch,
+                        exclusive,
+                        into,
+                        &mut fetched,
+                    )?;
+                    while !again.is_empty() {
+                        again = self.fetch(
+                            key,
+                            scratch,
+                            indices,
+                            &again,
+                            exclusive,
+                            into,
+                            &mut fetched,
+                        )?;
+                    }
+                    Ok(())
+                },
+            )
+        })?;
+        Ok(fetched)
+    }
+
+    /// Fetch one stretch; the positions that must be fetched again, as their pages changed on the way.
+    #[allow(clippy::too_many_arguments)]
+    fn fetch(
+        &self,
+        key: &ObjectKey,
+        scratch: &mut Scratch,
+        indices: &[u32],
+        stretch: &[usize],
+        exclusive: bool,
+        into: &mut [&mut [u8]],
+        fetched: &mut [Fetch],
+    ) -> Result<Vec<usize>> {
+        let Scratch {
+            compressor,
+            blocks,
+            copies,
+            ..
+        } = scratch;
+        let home = key.shard(self.arena, indices[stretch[0]] / CLUSTER);
+        let claim = self.with(home, |shard, view| {
+            copy_out(shard, view, key, blocks, copies, indices, stretch);
+            exclusive && !view.exclusive
+        })?;
+        for copy in copies.iter() {
+            let verdict = decode(compressor, blocks, copy, into[copy.position]);
+            fetched[copy.position] = verdict;
+            if verdict == Fetch::Corrupt {
+                self.corrupt(key, home, copy)?;
+            }
+        }
+        if claim {
+            self.claim(key, home, copies, fetched)
+        } else {
+            Ok(Vec::new())
+        }
+    }
+
+    /// Remove pages that were fetched for good, now that they are verified. Those that were removed or replaced in
+    /// between are another's: their positions, to be fetched again.
+    fn claim(
+        &self,
+        key: &ObjectKey,
+        home: u32,
+        copies: &[Copied],
+        fetched: &mut [Fetch],
+    ) -> Result<Vec<usize>> {
+        let hits = copies
+            .iter()
+            .filter(|copy| fetched[copy.position] == Fetch::Hit);
+        let lost: Vec<usize> = self.with(home, |shard, _| {
+            let lost = hits.filter(|copy| !shard.remove_if(key, copy.index, copy.header.seq));
+            lost.map(|copy| copy.position).collect()
+        })?;
+        lost.iter()
+            .for_each(|&position| fetched[position] = Fetch::Miss);
+        Ok(lost)
+    }
+
+    /// Count a corrupt page, and remove it where it may go, if it is still the one that was read.
+    fn corrupt(&self, key: &ObjectKey, home: u32, copy: &Copied) -> Result<()> {
+        self.with(home, |shard, view| {
+            shard.count(view.slot, Counter::GetsCorrupt, 1);
+            if !view.persistent {
+                shard.remove_if(key, copy.index, copy.header.seq);
+            }
+        })
+    }
+}
+
+/// Decode and verify a copy into its page, which is zeroed where that fails.
+fn decode(compressor: &mut Compressor, blocks: &[u8], copy: &Copied, page: &mut [u8]) -> Fetch {
+    let block = &blocks[copy.start..copy.start + copy.header.len as usize];
+    let form = Form::from_bits(copy.header.form);
+    let decoded = form.is_some_and(|form| compressor.decode(form, block, page).is_ok());
+    if decoded && checksum(page) == copy.header.checksum {
+        return Fetch::Hit;
+    }
+    page.fill(0);
+    Fetch::Corrupt
+}
+
+/// Copy the stretch's pages that are there into `blocks`, and unlink them where the pool's gets are exclusive.
+fn copy_out(
+    shard: &Shard<'_>,
+    view: &PoolView,
+    key: &ObjectKey,
+    blocks: &mut Vec<u8>,
+    copies: &mut Vec<Copied>,
+    indices: &[u32],
+    stretch: &[usize],
+) {
+    blocks.clear();
+    copies.clear();
+    if let Some(node) = shard.node(key, indices[stretch[0]] / CLUSTER) {
+        let place = |&i: &usize| shard.nodes.word(node, indices[i] % CLUSTER).map(Zhandle);
+        let mut ahead = place(&stretch[0]);
+        for (n, &position) in stretch.iter().enumerate() {
+            let this = ahead;
+            ahead = stretch.get(n + 1).and_then(place);
+            if let Some(next) = ahead {
+                prefetch(&shard.frames, next);
+            }
+            if let Some(place) = this {
+                let slot = shard.frames.slot(place);
+                let (header, start) = (slot.header(), blocks.len());
+                shard
+                    .arena
+                    .map()
+                    .copy_out(slot.payload, header.len as usize, blocks);
+                copies.push(Copied {
+                    position,
+                    index: indices[position],
+                    start,
+                    header,
+                });
+                if !view.persistent && !view.exclusive {
+                    slot.touch();
+                }
+            }
+        }
+    }
+    if view.exclusive {
+        // Of an index asked for twice the first gets the page.
+        copies.retain(|copy| shard.remove(key, copy.index));
+    }
+    let (hits, all) = (copies.len() as u64, stretch.len() as u64);
+    shard.count(view.slot, Counter::GetsHit, hits);
+    shard.count(view.slot, Counter::GetsMiss, all - hits);
+}
+
+fn prefetch(frames: &Frames<'_>, place: Zhandle) {
+    let at = frames.file_offset(place.offset());
+    for line in 0..4 {
+        frames.arena().map().prefetch(at + line * 64);
+    }
+}

@@ -1,0 +1,157 @@
+//! Batches: many pages of one object, taken cluster by cluster.
+//!
+//! Pages are compressed before a lock is taken and decompressed after it is released; under it bytes are only copied. A
+//! cluster of 64 pages is one shard's, so each cluster of a batch takes one lock once.
+
+mod get;
+mod put;
+mod relief;
+
+pub use relief::shrink;
+
+use std::cell::RefCell;
+
+use crate::arena::{Arena, Counter};
+use crate::codec::Compressor;
+use crate::error::{Error, Result};
+use crate::pools::{PoolId, PoolView};
+use crate::shard::{ObjectKey, Shard, with_shard};
+use crate::slot::HEADER;
+use crate::types::{CLUSTER, Codec};
+use crate::zbud::Zbud;
+use crate::zsmalloc::CLASSES;
+
+/// Most bytes of pages that are worked on under one lock.
+const STRETCH: usize = 256 << 10;
+
+/// One thread's buffers, kept from call to call.
+#[derive(Default)]
+struct Scratch {
+    compressor: Compressor,
+    /// Compressed bytes of a stretch.
+    blocks: Vec<u8>,
+    /// One page, where the caller brought none.
+    page: Vec<u8>,
+    /// Positions in the caller's batch, in the order they are worked on.
+    order: Vec<usize>,
+    encoded: Vec<put::Ready>,
+    copies: Vec<get::Copied>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+}
+
+/// What the operations of one pool need to know that never changes.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    pub arena: &'a Arena,
+    pub id: PoolId,
+    pub name: &'a str,
+    pub page_size: usize,
+    pub codec: Codec,
+    /// Largest compressed page worth keeping compressed, in bytes.
+    pub limit: usize,
+}
+
+/// How the pages of a put arrive.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    Pages,
+    Lz4Blocks,
+}
+
+/// The largest payload that costs less than a raw page.
+pub fn payload_limit(zbud: bool, page_size: usize) -> usize {
+    if zbud {
+        let chunk = page_size / crate::zbud::CHUNKS as usize;
+        debug_assert!(Zbud::fits(page_size as u32, page_size - chunk));
+        page_size - chunk - HEADER
+    } else {
+        CLASSES.largest_payload(page_size, HEADER)
+    }
+}
+
+/// Positions of `count` items in the order of their indices, cut where the cluster changes or the bytes become many.
+/// Each stretch is handed to `body` with the scratch.
+fn stretches(
+    scratch: &mut Scratch,
+    count: usize,
+    page_size: usize,
+    index: impl Fn(usize) -> u32,
+    mut body: impl FnMut(&mut Scratch, &[usize]) -> Result<()>,
+) -> Result<()> {
+    let mut order = std::mem::take(&mut scratch.order);
+    order.clear();
+    order.extend(0..count);
+    if !order.is_sorted_by_key(|&i| index(i)) {
+        order.sort_by_key(|&i| index(i)); // stable: of two with one index the later stays later
+    }
+    let most = (STRETCH / page_size).max(1);
+    let mut clusters = order.chunk_by(|&a, &b| index(a) / CLUSTER == index(b) / CLUSTER);
+    let done = clusters.try_for_each(|cluster| {
+        let mut stretches = cluster.chunks(most);
+        stretches.try_for_each(|stretch| body(scratch, stretch))
+    });
+    scratch.order = order;
+    done
+}
+
+impl Target<'_> {
+    fn view(&self) -> Result<PoolView> {
+        PoolView::read(self.arena, self.id).ok_or_else(|| Error::UnknownPool(self.name.to_owned()))
+    }
+
+    /// Run `body` on a shard with what it needs of the pool.
+    fn with<T>(&self, shard: u32, body: impl FnOnce(&Shard<'_>, &PoolView) -> T) -> Result<T> {
+        with_shard(self.arena, shard, |shard| Ok(body(shard, &self.view()?)))?
+    }
+
+    /// Which of `count` pages from `first` on are held.
+    pub fn has(&self, key: &ObjectKey, first: u32, count: u32) -> Result<Vec<bool>> {
+        self.view()?;
+        let mut held = vec![false; count as usize];
+        let (first, end) = (u64::from(first), u64::from(first) + u64::from(count));
+        let mut at = first;
+        while at < end {
+            let cluster = (at / u64::from(CLUSTER)) as u32;
+            let stop = ((u64::from(cluster) + 1) * u64::from(CLUSTER)).min(end);
+            let map = self.with(key.shard(self.arena, cluster), |shard, _| {
+                let node = shard.node(key, cluster);
+                node.map_or(0, |node| shard.nodes.map(node))
+            })?;
+            for index in at..stop {
+                held[(index - first) as usize] = map >> (index % u64::from(CLUSTER)) & 1 != 0;
+            }
+            at = stop;
+        }
+        Ok(held)
+    }
+
+    /// Remove pages; the number found.
+    pub fn flush(&self, key: &ObjectKey, indices: &[u32]) -> Result<u64> {
+        self.view()?;
+        let mut found = 0;
+        let index = |i: usize| indices[i];
+        SCRATCH.with_borrow_mut(|scratch| {
+            stretches(
+                scratch,
+                indices.len(),
+                self.page_size,
+                index,
+                |_, stretch| {
+                    let home = key.shard(self.arena, indices[stretch[0]] / CLUSTER);
+                    found += self.with(home, |shard, view| {
+                        let removed = stretch.iter().filter(|&&i| shard.remove(key, indices[i]));
+                        let removed = removed.count() as u64;
+                        shard.count(view.slot, Counter::Flushes, stretch.len() as u64);
+                        shard.count(view.slot, Counter::FlushedPages, removed);
+                        removed
+                    })?;
+                    Ok(())
+                },
+            )
+        })?;
+        Ok(found)
+    }
+}

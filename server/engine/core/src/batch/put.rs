@@ -1,0 +1,162 @@
+//! Put of a batch: a stretch is compressed, then its shard's lock is taken once and its pages are stored.
+
+use super::relief::relieve;
+use super::{Input, SCRATCH, Scratch, Target, stretches};
+use crate::codec::{Compressor, Encoded, Form, checksum, same_filled};
+use crate::error::{Error, Result};
+use crate::shard::{Item, ObjectKey};
+use crate::types::{CLUSTER, Codec, Outcome};
+
+/// A page of a stretch, encoded and ready to be stored.
+pub struct Ready {
+    /// In the caller's batch.
+    position: usize,
+    index: u32,
+    encoded: Encoded,
+    /// Where its bytes start in the scratch's blocks.
+    start: usize,
+}
+
+impl Ready {
+    fn item<'b>(&self, blocks: &'b [u8]) -> Item<'b> {
+        Item {
+            index: self.index,
+            form: self.encoded.form,
+            checksum: self.encoded.checksum,
+            bytes: &blocks[self.start..self.start + self.encoded.len as usize],
+        }
+    }
+}
+
+impl Target<'_> {
+    /// Store pages; the outcomes are in their order.
+    pub fn put(
+        &self,
+        key: &ObjectKey,
+        pages: &[(u32, &[u8])],
+        input: Input,
+    ) -> Result<Vec<Outcome>> {
+        self.view()?;
+        let mut outcomes = vec![Outcome::Stored { replaced: false }; pages.len()];
+        let index = |i: usize| pages[i].0;
+        SCRATCH.with_borrow_mut(|scratch| {
+            if input == Input::Lz4Blocks {
+                self.verify_blocks(scratch, pages)?;
+            }
+            stretches(
+                scratch,
+                pages.len(),
+                self.page_size,
+                index,
+                |scratch, stretch| {
+                    self.encode(scratch, pages, stretch, input)?;
+                    self.store(key, scratch, &mut outcomes)
+                },
+            )
+        })?;
+        Ok(outcomes)
+    }
+
+    /// Refuse the whole batch for one block that is no page, before anything is touched.
+    fn verify_blocks(&self, scratch: &mut Scratch, pages: &[(u32, &[u8])]) -> Result<()> {
+        let Scratch {
+            compressor, page, ..
+        } = scratch;
+        page.resize(self.page_size, 0);
+        let size = self.page_size;
+        pages.iter().try_for_each(|(index, block)| {
+            compressor.decode(Form::Lz4, block, page).map_err(|_| {
+                Error::Invalid(format!(
+                    "the LZ4 block for index {index} does not decode to a page of {size} bytes"
+                ))
+            })
+        })
+    }
+
+    /// Encode a stretch into the scratch.
+    fn encode(
+        &self,
+        scratch: &mut Scratch,
+        pages: &[(u32, &[u8])],
+        stretch: &[usize],
+        input: Input,
+    ) -> Result<()> {
+        let Scratch {
+            compressor,
+            blocks,
+            page,
+            encoded: ready,
+            ..
+        } = scratch;
+        let room = stretch.len() * self.page_size;
+        if blocks.len() < room {
+            blocks.resize(room, 0);
+        }
+        ready.clear();
+        let mut start = 0;
+        for &position in stretch {
+            let (index, bytes) = pages[position];
+            let out = &mut blocks[start..start + self.page_size];
+            let encoded = match input {
+                Input::Pages => compressor.encode(self.codec, bytes, self.limit, out),
+                Input::Lz4Blocks => self.adopt_block(compressor, page, bytes, out)?,
+            };
+            ready.push(Ready {
+                position,
+                index,
+                encoded,
+                start,
+            });
+            start += encoded.len as usize;
+        }
+        Ok(())
+    }
+
+    /// An LZ4 block as it is to be kept: as it came, unless the page is same-filled or the block is too large.
+    fn adopt_block(
+        &self,
+        compressor: &mut Compressor,
+        page: &mut Vec<u8>,
+        block: &[u8],
+        out: &mut [u8],
+    ) -> Result<Encoded> {
+        page.resize(self.page_size, 0);
+        let changed = |_| Error::Invalid("an LZ4 block changed while it was being stored".into());
+        compressor.decode(Form::Lz4, block, page).map_err(changed)?;
+        if block.len() > self.limit || same_filled(page).is_some() {
+            return Ok(compressor.encode(Codec::Raw, page, self.limit, out));
+        }
+        out[..block.len()].copy_from_slice(block);
+        Ok(Encoded {
+            form: Form::Lz4,
+            len: block.len() as u32,
+            checksum: checksum(page),
+        })
+    }
+
+    /// Store an encoded stretch, asking other shards for room twice before any page is refused for want of it.
+    fn store(&self, key: &ObjectKey, scratch: &Scratch, outcomes: &mut [Outcome]) -> Result<()> {
+        let mut todo = &scratch.encoded[..];
+        let home = key.shard(self.arena, todo[0].index / CLUSTER);
+        for last in [false, false, true] {
+            let done = self.with(home, |shard, view| {
+                let stored = todo.iter().map_while(|ready| {
+                    let outcome = shard
+                        .put(view, key, &ready.item(&scratch.blocks), last)
+                        .ok()?;
+                    outcomes[ready.position] = outcome;
+                    Some(())
+                });
+                stored.count()
+            })?;
+            todo = &todo[done..];
+            if todo.is_empty() {
+                break;
+            }
+            let bytes = todo.iter().map(|ready| u64::from(ready.encoded.len)).sum();
+            relieve(self.arena, home, bytes)?;
+        }
+        debug_assert!(todo.is_empty());
+        Ok(())
+    }
+}

@@ -1,0 +1,51 @@
+//! Relief: room made in shards other than the one that needs it, one lock at a time.
+
+use crate::arena::Arena;
+use crate::error::Result;
+use crate::evict::TRIES;
+use crate::heap::pool_frames;
+use crate::pools;
+use crate::shard::{Shard, with_shard};
+use crate::types::{Cause, FRAME};
+
+/// Have shards other than `home` give up their reserve, and ephemeral pages, until `bytes` are free.
+pub fn relieve(arena: &Arena, home: u32, bytes: u64) -> Result<()> {
+    if !has_spare(arena) {
+        return Ok(());
+    }
+    let target = arena.used().saturating_sub(bytes + 16 * FRAME as u64);
+    for step in 1..arena.shards() {
+        if arena.used() <= target {
+            break;
+        }
+        let shard = (home + step) % arena.shards();
+        with_shard(arena, shard, |shard| shrink(shard, target, Cause::Memory))?;
+    }
+    Ok(())
+}
+
+/// Whether any shard has frames that could be given up, without taking a lock.
+fn has_spare(arena: &Arena) -> bool {
+    let ephemeral = |slot: &u32| pools::is_live(arena, *slot) && pools::is_ephemeral(arena, *slot);
+    let mut pools = (0..arena.pool_slots()).filter(ephemeral);
+    (0..arena.shards()).any(|shard| arena.shard(shard).reserve_frames.get() > 0)
+        || pools.any(|slot| pool_frames(arena, slot) > 0)
+}
+
+/// Evict from one shard until the arena uses `target` bytes, or a bounded number of rounds is done; false when done.
+pub fn shrink(shard: &Shard<'_>, target: u64, cause: Cause) -> bool {
+    shard.frames.trim_reserve();
+    for _ in 0..TRIES {
+        if shard.arena.used() <= target {
+            return false;
+        }
+        let evicted = shard
+            .victim()
+            .is_some_and(|heap| shard.evict(&heap, cause, true));
+        shard.frames.trim_reserve();
+        if !evicted {
+            return false;
+        }
+    }
+    true
+}

@@ -1,0 +1,205 @@
+//! Put, under the shard lock: admission, room, place, and what a refusal leaves behind.
+//!
+//! A refused put leaves no older page: it is flushed, and its place tried once more, before the put is refused for want of
+//! room. Room is made in bounded rounds; what this shard cannot find is asked of the others, with the lock released.
+
+use crate::arena::{Counter, Full};
+use crate::codec::Form;
+use crate::evict::TRIES;
+use crate::heap::{Allocator, Heap};
+use crate::index::NodeId;
+use crate::pools::PoolView;
+use crate::shard::{Item, ObjectKey, Shard};
+use crate::slot::{HEADER, Header, Zhandle};
+use crate::types::{CLUSTER, Outcome, Reason};
+use crate::zbud::Zbud;
+use crate::zsmalloc::Zsmalloc;
+
+type Stored = Result<(), Full>;
+
+impl<'a> Shard<'a> {
+    /// Store one page, or refuse it. `Err` asks for room to be made elsewhere, with nothing changed; not when `last`.
+    pub fn put(
+        &self,
+        pool: &PoolView,
+        key: &ObjectKey,
+        item: &Item<'_>,
+        last: bool,
+    ) -> Result<Outcome, Full> {
+        let replaced = self.find(key, item.index).is_some();
+        if let Some(reason) = self.admission(pool, item, !replaced) {
+            let old_flushed = self.remove(key, item.index);
+            return Ok(self.refused(pool, reason, old_flushed));
+        }
+        match self.store_with_room(pool, key, item, last && pool.persistent) {
+            Ok(()) => Ok(Outcome::Stored { replaced }),
+            Err(Full::Memory | Full::NoSpace) if !last => Err(Full::Memory),
+            Err(full) => Ok(self.give_way(pool, key, item, full)),
+        }
+    }
+
+    fn admission(&self, pool: &PoolView, item: &Item<'_>, new: bool) -> Option<Reason> {
+        if pool.frozen {
+            return Some(Reason::Frozen);
+        }
+        if pool.max_zpage != 0 && item.bytes.len() > pool.max_zpage as usize {
+            return Some(Reason::PoorCompression);
+        }
+        (new && pool.persistent && self.is_full()).then_some(Reason::Memory)
+    }
+
+    /// Full, and not yet below the accept threshold again.
+    fn is_full(&self) -> bool {
+        let sb = self.arena.superblock();
+        if sb.full.get() == 0 {
+            return false;
+        }
+        let accept = sb.memory.get() / 100 * u64::from(sb.accept_threshold.get());
+        let full = self.arena.used() >= accept && sb.accept_threshold.get() < 100;
+        if !full {
+            sb.full.set(0);
+        }
+        full
+    }
+
+    /// There is no room beside the older page: let it go, and try in its place once more.
+    fn give_way(&self, pool: &PoolView, key: &ObjectKey, item: &Item<'_>, full: Full) -> Outcome {
+        let replaced = self.remove(key, item.index);
+        if replaced
+            && self
+                .store_with_room(pool, key, item, pool.persistent)
+                .is_ok()
+        {
+            self.count(pool.slot, Counter::PutsReplaced, 1);
+            return Outcome::Stored { replaced };
+        }
+        if full != Full::Quota && pool.persistent {
+            self.arena.superblock().full.set(1);
+        }
+        let reason = match full {
+            Full::Memory => Reason::Memory,
+            Full::Quota => Reason::Quota,
+            Full::NoSpace => Reason::NoSpace,
+        };
+        self.refused(pool, reason, replaced)
+    }
+
+    fn refused(&self, pool: &PoolView, reason: Reason, old_flushed: bool) -> Outcome {
+        let counter = match reason {
+            Reason::Quota => Counter::RefusedQuota,
+            Reason::Frozen => Counter::RefusedFrozen,
+            Reason::PoorCompression => Counter::RefusedPoorCompression,
+            Reason::Memory => Counter::RefusedMemory,
+            Reason::NoSpace => Counter::RefusedNoSpace,
+        };
+        if matches!(reason, Reason::Memory | Reason::NoSpace) {
+            self.arena.superblock().limit_hits.fetch_add(1);
+        }
+        self.count(pool.slot, counter, 1);
+        self.count(pool.slot, Counter::OldFlushed, u64::from(old_flushed));
+        Outcome::Refused {
+            reason,
+            old_flushed,
+        }
+    }
+
+    /// Store, making room in a bounded number of rounds for whatever of it finds none.
+    fn store_with_room(
+        &self,
+        pool: &PoolView,
+        key: &ObjectKey,
+        item: &Item<'_>,
+        force: bool,
+    ) -> Stored {
+        let mut stored = self.store(pool, key, item);
+        for _ in 0..TRIES {
+            match stored {
+                Err(full) if self.make_room(pool.slot, full, force) => {
+                    stored = self.store(pool, key, item)
+                }
+                _ => break,
+            }
+        }
+        stored
+    }
+
+    /// Store beside the older page, which goes when the new one stands; nothing changes where there is no room.
+    fn store(&self, pool: &PoolView, key: &ObjectKey, item: &Item<'_>) -> Stored {
+        let heap = Heap::make(self.arena, self.id, pool.slot, self.frames)?;
+        let place = place(pool, &heap, item)?;
+        match self.find(key, item.index) {
+            None => {
+                let object = self
+                    .enter(pool, key, item.index, place)
+                    .inspect_err(|_| self.release(&heap, place))?;
+                self.write(&heap, object, item, place);
+            }
+            Some((node, older)) => {
+                self.write(&heap, self.nodes.key(node).0, item, place);
+                self.supersede(&heap, node, item.index, place, older);
+            }
+        }
+        heap.count(Counter::PutsStored).add(1);
+        let bucket = (item.bytes.len() * 64 - 1) / pool.page_size as usize;
+        heap.head.sizes[bucket.min(63)].add(1);
+        Ok(())
+    }
+
+    /// Index an item under a new key, making the object if need be; its number.
+    fn enter(
+        &self,
+        pool: &PoolView,
+        key: &ObjectKey,
+        index: u32,
+        place: Zhandle,
+    ) -> Result<u32, Full> {
+        let object = match self.objects.find(key.hash, pool.slot, &key.oid) {
+            Some(object) => object,
+            None => self.objects.create(key.hash, pool.slot, &key.oid)?,
+        };
+        let cluster = index / CLUSTER;
+        if let Err(full) = self.nodes.insert(object, cluster, index % CLUSTER, place.0) {
+            self.objects.drop_if_empty(object, || key.hash);
+            return Err(full);
+        }
+        self.objects.add_page(object, cluster);
+        self.objects.settle(self.hash_of());
+        Ok(object)
+    }
+
+    fn write(&self, heap: &Heap<'a>, object: u32, item: &Item<'_>, place: Zhandle) {
+        let slot = self.frames.slot(place);
+        self.arena.map().copy_in(slot.payload, item.bytes);
+        self.head.seq.add(1);
+        let len = item.bytes.len() as u32;
+        slot.publish(&Header {
+            object,
+            index: item.index,
+            checksum: item.checksum,
+            seq: self.head.seq.get(),
+            form: item.form as u8,
+            len,
+        });
+        heap.count_page(item.form, len);
+    }
+
+    /// The page at `older` has a newer one at `place`.
+    fn supersede(&self, heap: &Heap<'a>, node: NodeId, index: u32, place: Zhandle, older: Zhandle) {
+        self.nodes.replace(node, index % CLUSTER, place.0);
+        let slot = self.frames.slot(older);
+        self.leave(heap, &slot);
+        slot.invalidate();
+        self.release(heap, older);
+        heap.count(Counter::PutsReplaced).add(1);
+    }
+}
+
+/// A place for an item in its pool's heap.
+fn place(pool: &PoolView, heap: &Heap<'_>, item: &Item<'_>) -> Result<Zhandle, Full> {
+    let size = item.bytes.len() + HEADER;
+    match item.form {
+        Form::Raw => heap.alloc_raw(),
+        _ if pool.zbud => Zbud::new(*heap).alloc(size),
+        _ => Zsmalloc::new(*heap).alloc(size),
+    }
+}

@@ -1,0 +1,1 @@
+"""Benchmarks and the demo: `make bench-engine`, `make demo`."""
