@@ -95,6 +95,6 @@ $(VENV)/.native: $(VENV)/.deps pyproject.toml $(ENGINE) $(wildcard Cargo.lock)
 define need_native_tools
 command -v cc >/dev/null || { echo "tmem needs a C compiler, cc (on Debian: apt install build-essential)" >&2; exit 1; }; \
 have=$$(cargo --version 2>/dev/null | cut -d' ' -f2) || true; \
-if [ -z "$$have" ]; then echo "tmem needs cargo $(MIN_CARGO) or later, and there is none (see rustup.rs)" >&2; exit 1; fi; \
+if [ -z "$$have" ]; then echo "tmem needs cargo $(MIN_CARGO) or later, and there is none; rustup installs one" >&2; exit 1; fi; \
 if [ "$$(printf '%s\n' $(MIN_CARGO) "$$have" | sort -V | head -1)" != $(MIN_CARGO) ]; then echo "tmem needs cargo $(MIN_CARGO) or later; this one is $$have" >&2; exit 1; fi
 endef

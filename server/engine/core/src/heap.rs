@@ -171,12 +171,18 @@ impl<'a> Heap<'a> {
         self.free_run(self.frames.run_of(zhandle.frame()));
     }
 
-    /// Forget gauges, lists and the hand ahead of a rebuild; the counters of events stay.
+    /// Forget gauges, lists and the hand ahead of a rebuild. The counters of events stay, and so does the footprint until
+    /// it is known again: other shards hold the pool to its quota by it.
     pub fn begin_rebuild(&self) {
-        self.head.counters[..GAUGES]
-            .iter()
-            .for_each(|gauge| gauge.set(0));
+        let gauges = self.head.counters[..GAUGES].iter().enumerate();
+        let others = gauges.filter(|(gauge, _)| *gauge != Counter::Frames as usize);
+        others.for_each(|(_, cell)| cell.set(0));
         self.forget_lists();
+    }
+
+    /// Rebuilt: the frames the pool has here.
+    pub fn end_rebuild(&self, frames: u64) {
+        self.count(Counter::Frames).set(frames);
     }
 
     /// Start anew for another pool.

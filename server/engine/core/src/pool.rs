@@ -231,7 +231,7 @@ impl Pool {
         for shard in 0..self.arena.shards() {
             let mut cursor = 0;
             while with_shard(&self.arena, shard, |shard| {
-                purge_some(shard, self.id.slot, &mut cursor, &mut dropped)
+                purge_some(shard, self.id, &mut cursor, &mut dropped)
             })? {}
         }
         self.arena
@@ -409,10 +409,13 @@ impl ObjectFlush<'_> {
 }
 
 /// Drop the pages of some of a pool's runs; false when it has none left.
-fn purge_some(shard: &Shard<'_>, pool: u32, cursor: &mut u32, dropped: &mut u64) -> bool {
-    let Some(heap) = shard.heap(pool) else {
+fn purge_some(shard: &Shard<'_>, id: PoolId, cursor: &mut u32, dropped: &mut u64) -> bool {
+    let Some(heap) = shard.heap(id.slot) else {
         return false;
     };
+    if !pools::is_destroying(shard.arena, id) {
+        return false; // another process finished the purge, and the slot may be another pool's
+    }
     let mut runs = 0;
     while heap.count(Counter::Pages).get() > 0 {
         if runs == RUNS_AT_ONCE {
@@ -431,7 +434,7 @@ fn purge_some(shard: &Shard<'_>, pool: u32, cursor: &mut u32, dropped: &mut u64)
         let run = shard.frames.run_of(*cursor);
         *cursor = run.first + run.frames;
         runs += 1;
-        if shard.frames.tag(run).2 == pool {
+        if shard.frames.tag(run).2 == id.slot {
             for place in shard.pages_in(&heap, run) {
                 shard.remove_at(&heap, place);
                 *dropped += 1;

@@ -5,6 +5,7 @@
 
 use crate::arena::{Arena, PoolRecord, W64};
 use crate::error::{Error, Result};
+use crate::heap::pool_frames;
 use crate::types::{AllocatorKind, Codec, Kind, MAX_NAME, MAX_POOLS, PoolSettings};
 
 const LIVE: u32 = 1;
@@ -62,6 +63,21 @@ pub fn is_live(arena: &Arena, slot: u32) -> bool {
 /// Whether the pages of a pool may be evicted.
 pub fn is_ephemeral(arena: &Arena, slot: u32) -> bool {
     arena.pool(slot).kind.get() == Kind::Ephemeral as u32
+}
+
+/// Frames committed for ephemeral pools: what could be given up at most.
+pub fn ephemeral_frames(arena: &Arena) -> u64 {
+    let ephemeral = |slot: &u32| is_live(arena, *slot) && is_ephemeral(arena, *slot);
+    (0..arena.pool_slots())
+        .filter(ephemeral)
+        .map(|slot| pool_frames(arena, slot))
+        .sum()
+}
+
+/// Whether a pool is being destroyed by somebody, and its pages are to go.
+pub fn is_destroying(arena: &Arena, id: PoolId) -> bool {
+    let record = arena.pool(id.slot);
+    record.uid.get() == id.uid && record.state.get() == DESTROYING
 }
 
 /// Whether a pool keeps its compressed pages in zbud.

@@ -8,10 +8,10 @@ use crate::codec::Form;
 use crate::evict::TRIES;
 use crate::heap::{Allocator, Heap};
 use crate::index::NodeId;
-use crate::pools::PoolView;
+use crate::pools::{self, PoolView};
 use crate::shard::{Item, ObjectKey, Shard};
 use crate::slot::{HEADER, Header, Zhandle};
-use crate::types::{CLUSTER, Outcome, Reason};
+use crate::types::{CLUSTER, FRAME, Outcome, Reason};
 use crate::zbud::Zbud;
 use crate::zsmalloc::Zsmalloc;
 
@@ -48,14 +48,18 @@ impl<'a> Shard<'a> {
         (new && pool.persistent && self.is_full()).then_some(Reason::Memory)
     }
 
-    /// Full, and not yet below the accept threshold again.
+    /// Full, and not yet below the accept threshold again. Ephemeral pages do not count: they give way.
     fn is_full(&self) -> bool {
         let sb = self.arena.superblock();
         if sb.full.get() == 0 {
             return false;
         }
         let accept = sb.memory.get() / 100 * u64::from(sb.accept_threshold.get());
-        let full = self.arena.used() >= accept && sb.accept_threshold.get() < 100;
+        let held = self
+            .arena
+            .used()
+            .saturating_sub(pools::ephemeral_frames(self.arena) * FRAME as u64);
+        let full = held >= accept && sb.accept_threshold.get() < 100;
         if !full {
             sb.full.set(0);
         }

@@ -5,7 +5,7 @@
 //! Of two slots with one key the one whose number is nearest the shard's counter is kept: the counter moves just before a
 //! slot is stamped, so the newer of a put that was cut short is at distance 0, and numbers may wrap.
 
-use crate::arena::{Arena, Counter, Full};
+use crate::arena::{Arena, Full};
 use crate::codec::{Compressor, Form, checksum};
 use crate::error::{Error, Result};
 use crate::frames::{Run, RunKind};
@@ -46,10 +46,16 @@ impl<'a> Rebuild<'_, 'a> {
         let live = |pool| pools::is_live(shard.arena, pool);
         shard.objects.begin_rebuild(live, shard.hash_of())?;
         self.each_run(segments, |run| self.index_run(run))?;
+        let mut frames = vec![0; MAX_POOLS];
         self.each_run(segments, |run| {
-            self.adopt_run(run);
+            if let Some(heap) = self.adopt_run(run) {
+                frames[heap.pool as usize] += u64::from(shard.frames.committed(run));
+            }
             Ok(())
         })?;
+        for heap in self.heaps() {
+            heap.end_rebuild(frames[heap.pool as usize]);
+        }
         shard.objects.end_rebuild(shard.hash_of());
         self.recount();
         shard.head.recoveries.add(1);
@@ -201,33 +207,30 @@ impl<'a> Rebuild<'_, 'a> {
         Ok(())
     }
 
-    /// Give a run back to its allocator, or to nobody.
-    fn adopt_run(&self, run: Run) {
-        let adopted = self.owner(run).is_some_and(|(kind, heap)| match kind {
+    /// Give a run back to its heap, which is returned, or to nobody.
+    fn adopt_run(&self, run: Run) -> Option<Heap<'a>> {
+        let adopt = |kind, heap| match kind {
             RunKind::Zspage => Zsmalloc::new(heap).adopt(run),
             RunKind::Zbud => Zbud::new(heap).adopt(run),
-            _ => self.adopt_raw(run, &heap),
-        });
-        if adopted {
-            let (kind, heap) = self.owner(run).expect("adopted");
-            self.slots(kind, run, &heap)
-                .iter()
-                .filter(|(_, slot, _)| slot.is_valid())
-                .for_each(|(_, slot, _)| {
-                    let header = slot.header();
-                    let form = Form::from_bits(header.form).expect("believed");
-                    heap.count_page(form, header.len);
-                });
-        } else {
+            _ => self.adopt_raw(run),
+        };
+        let Some((kind, heap)) = self.owner(run).filter(|&(kind, heap)| adopt(kind, heap)) else {
             self.shard.frames.discard(run);
+            return None;
+        };
+        for (_, slot, _) in self.slots(kind, run, &heap) {
+            if slot.is_valid() {
+                let header = slot.header();
+                heap.count_page(Form::from_bits(header.form).expect("believed"), header.len);
+            }
         }
+        Some(heap)
     }
 
-    fn adopt_raw(&self, run: Run, heap: &Heap<'a>) -> bool {
+    fn adopt_raw(&self, run: Run) -> bool {
         let valid = self.shard.frames.raw_slot(run).is_valid();
         if valid {
             self.shard.frames.adopt(run, run.frames);
-            heap.count(Counter::Frames).add(u64::from(run.frames));
         }
         valid
     }

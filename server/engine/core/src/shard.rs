@@ -79,7 +79,7 @@ pub fn with_shard<T>(arena: &Arena, id: u32, body: impl FnOnce(&Shard<'_>) -> T)
         if held.must_rebuild {
             recovery::rebuild(arena, id, held.deep)?;
         }
-        held.head.dirty.set(DIRTY);
+        held.head.dirty.publish(DIRTY);
         Ok(body(&shard))
     }))
     .unwrap_or_else(|panic| damaged(id, panic))

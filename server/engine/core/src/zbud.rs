@@ -10,7 +10,7 @@
 //! ```
 //! Locking: runs under the shard lock; takes none of its own.
 
-use crate::arena::{Counter, Full, W32};
+use crate::arena::{Full, W32};
 use crate::frames::{Run, RunKind};
 use crate::heap::{Allocator, Heap, Owner};
 use crate::slot::{HEADER_WORDS, Slot, Zhandle};
@@ -190,7 +190,6 @@ impl<'a> Zbud<'a> {
             return false;
         }
         self.heap.frames.adopt(run, run.frames);
-        self.heap.count(Counter::Frames).add(u64::from(run.frames));
         if first == 0 || last == 0 {
             self.link(run);
         }

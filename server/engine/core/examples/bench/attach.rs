@@ -1,5 +1,5 @@
 //! How long it takes to attach to a filled arena: one left in order, one whose writer was killed, and the worst case, one
-//! of another boot, every shard of which is rebuilt and every page of which is verified.
+//! of another boot, every shard of which is rebuilt and every page of which is verified. Each is the slowest of several.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -10,26 +10,27 @@ use tmem_core::{Pool, Store};
 use crate::arena::{Nameless, persistent};
 use crate::corpus::BATCH;
 use crate::random::Random;
-use crate::report::{Figure, median};
+use crate::report::Figure;
 use crate::worker::Worker;
 use crate::workload::{Op, oid, put};
 use crate::{Result, Run};
 
 pub fn attach(run: &Run) -> Result<()> {
     let filled: u64 = if run.quick { 512 << 20 } else { 4 << 30 };
-    let (arena, store) = Nameless::create(filled / 8 * 9 + run.corpus.pages() as u64 * 4096)?;
+    let memory = filled / 8 * 9 + run.corpus.pages() as u64 * 4096;
+    let (arena, store) = Nameless::create(memory)?;
     fill(&store, &persistent(&store)?, run, filled)?;
     drop(store);
-    let clean = (0..run.pairs)
-        .map(|_| seconds_to_attach(&arena))
-        .collect::<Result<Vec<f64>>>()?;
-    report(run, "attach.clean", filled, &clean);
-    let killed = (0..run.pairs)
-        .map(|n| after_a_kill(run, &arena, n as u64))
-        .collect::<Result<Vec<f64>>>()?;
-    report(run, "attach.killed", filled, &killed);
+    let mut attaches = Attaches::new(run, &arena, filled)?;
+    for _ in 0..run.pairs {
+        attaches.attach()?;
+    }
+    attaches.report("attach.clean");
+    kill_writers(run, &arena, &mut attaches)?;
+    attaches.report("attach.killed");
     if forget_the_boot(arena.file())? {
-        report(run, "attach.rebuilt", filled, &[seconds_to_attach(&arena)?]);
+        attaches.attach()?;
+        attaches.report("attach.rebuilt");
     }
     Ok(())
 }
@@ -47,20 +48,76 @@ fn fill(store: &Store, pool: &Pool, run: &Run, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-fn seconds_to_attach(arena: &Nameless) -> Result<f64> {
-    let begun = Instant::now();
-    let store = Store::attach(&arena.path(), false)?;
-    let seconds = begun.elapsed().as_secs_f64();
-    drop(store);
-    Ok(seconds)
+/// Attaches of one kind: how long the slowest took, and how many shards were rebuilt.
+struct Attaches<'a> {
+    run: &'a Run,
+    arena: &'a Nameless,
+    filled: u64,
+    count: usize,
+    slowest: f64,
+    rebuilt: u64,
+    rebuilt_ever: u64,
 }
 
-fn after_a_kill(run: &Run, arena: &Nameless, seed: u64) -> Result<f64> {
-    let mut writer = Worker::start(&arena.path(), &run.corpus.path, 0, 4)?;
-    writer.order(Op::Put, 3600.0)?;
-    std::thread::sleep(Duration::from_micros(20_000 + Random(seed).word() % 50_000));
-    drop(writer);
-    seconds_to_attach(arena)
+impl<'a> Attaches<'a> {
+    fn new(run: &'a Run, arena: &'a Nameless, filled: u64) -> Result<Attaches<'a>> {
+        let rebuilt_ever = recoveries(&Store::attach(&arena.path(), false)?)?;
+        Ok(Attaches {
+            run,
+            arena,
+            filled,
+            count: 0,
+            slowest: 0.0,
+            rebuilt: 0,
+            rebuilt_ever,
+        })
+    }
+
+    fn attach(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        let store = Store::attach(&self.arena.path(), false)?;
+        self.slowest = self.slowest.max(begun.elapsed().as_secs_f64());
+        self.count += 1;
+        let ever = recoveries(&store)?;
+        self.rebuilt += ever - self.rebuilt_ever;
+        self.rebuilt_ever = ever;
+        Ok(())
+    }
+
+    /// Print the figure, and begin with the next kind.
+    fn report(&mut self, name: &str) {
+        let figure = Figure {
+            name,
+            value: self.slowest,
+            unit: "s",
+            peer: &format!("shards rebuilt by {} attaches", self.count),
+            peer_value: self.rebuilt as f64,
+            ratio: self.slowest,
+            corpus: &format!("{} MiB of {}", self.filled >> 20, self.run.corpus.name),
+        };
+        figure.print();
+        (self.count, self.slowest, self.rebuilt) = (0, 0.0, 0);
+    }
+}
+
+fn recoveries(store: &Store) -> Result<u64> {
+    Ok(store
+        .stats()?
+        .get("recoveries")
+        .ok_or("there is no statistic recoveries")?)
+}
+
+/// Kill writers, and attach after each, until several were caught with a lock in their hands.
+fn kill_writers(run: &Run, arena: &Nameless, attaches: &mut Attaches<'_>) -> Result<()> {
+    let mut random = Random(1);
+    while attaches.count < run.pairs || (attaches.rebuilt < 3 && attaches.count < 20 * run.pairs) {
+        let mut writer = Worker::start(&arena.path(), &run.corpus.path, 0, 16)?;
+        writer.order(Op::Put, 3600.0)?;
+        std::thread::sleep(Duration::from_micros(10_000 + random.below(20_000) as u64));
+        drop(writer);
+        attaches.attach()?;
+    }
+    Ok(())
 }
 
 /// Make the arena one of another boot; false where it does not say which boot it is of.
@@ -74,18 +131,4 @@ fn forget_the_boot(file: &File) -> Result<bool> {
     };
     file.write_all_at(&half.map(|byte| !byte), at as u64)?;
     Ok(true)
-}
-
-fn report(run: &Run, name: &str, filled: u64, seconds: &[f64]) {
-    let value = median(seconds.iter().copied());
-    let figure = Figure {
-        name,
-        value,
-        unit: "s",
-        peer: &format!("{} MiB in use", filled >> 20),
-        peer_value: filled as f64,
-        ratio: value,
-        corpus: &run.corpus.name,
-    };
-    figure.print();
 }

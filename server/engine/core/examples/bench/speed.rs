@@ -9,8 +9,8 @@ use crate::report::{Figure, Pairs};
 use crate::workload::{Bare, Op, Stored, Workload, timed};
 use crate::{Result, Run};
 
-/// Batches after which ours and the loop take turns.
-const TURN: usize = 16;
+/// Batches after which ours and the loop take turns: a pair. Short, so that a disturbance spoils few of them.
+const TURN: usize = 8;
 
 pub fn put(run: &Run) -> Result<()> {
     [false, true]
@@ -35,20 +35,12 @@ fn compare(run: &Run, op: Op, single: bool) -> Result<()> {
     stored.fill()?;
     let mut bare = Bare::new(corpus.clone());
     let mut pairs = Pairs::default();
-    in_turn(&mut stored, &mut bare, op)?;
+    in_turn(&mut stored, &mut bare, op, &mut Pairs::default())?;
     for _ in 0..run.pairs {
-        let (ours, peer) = in_turn(&mut stored, &mut bare, op)?;
-        pairs.push(ours, peer);
+        in_turn(&mut stored, &mut bare, op, &mut pairs)?;
     }
-    report(
-        run,
-        &format!(
-            "{}.{}",
-            op.name(),
-            if single { "single" } else { "batch64" }
-        ),
-        &pairs,
-    );
+    let how = if single { "single" } else { "batch64" };
+    report(run, &format!("{}.{how}", op.name()), &pairs);
     Ok(())
 }
 
@@ -60,22 +52,27 @@ pub fn first_fill(run: &Run) -> Result<()> {
     for _ in 0..run.pairs {
         let store = private(room(&corpus))?;
         let mut stored = Stored::new(persistent(&store)?, 1, corpus.clone(), false);
-        let (ours, peer) = in_turn(&mut stored, &mut bare, Op::Put)?;
-        pairs.push(ours, peer);
+        in_turn(&mut stored, &mut bare, Op::Put, &mut pairs)?;
     }
     report(run, "put.first_fill", &pairs);
     Ok(())
 }
 
-/// Seconds of ours and of the loop for the whole corpus.
-fn in_turn(ours: &mut dyn Workload, peer: &mut dyn Workload, op: Op) -> Result<(f64, f64)> {
-    let mut seconds = (0.0, 0.0);
-    for first in (0..ours.batches()).step_by(TURN) {
-        let batches = first..(first + TURN).min(ours.batches());
-        seconds.0 += steps(ours, op, batches.clone())?;
-        seconds.1 += steps(peer, op, batches)?;
+/// Go through the corpus once, turn by turn.
+fn in_turn(
+    ours: &mut dyn Workload,
+    peer: &mut dyn Workload,
+    op: Op,
+    pairs: &mut Pairs,
+) -> Result<()> {
+    let turn = TURN.min(ours.batches());
+    for first in (0..ours.batches() / turn).map(|n| n * turn) {
+        let batches = first..first + turn;
+        let seconds = steps(ours, op, batches.clone())?;
+        let pages = (turn * BATCH) as f64;
+        pairs.push(seconds / pages, steps(peer, op, batches)? / pages);
     }
-    Ok(seconds)
+    Ok(())
 }
 
 fn steps(workload: &mut dyn Workload, op: Op, mut batches: Range<usize>) -> Result<f64> {
@@ -83,13 +80,12 @@ fn steps(workload: &mut dyn Workload, op: Op, mut batches: Range<usize>) -> Resu
 }
 
 fn report(run: &Run, name: &str, pairs: &Pairs) {
-    let micros = 1e6 / (run.corpus.batches() * BATCH) as f64;
     Figure {
         name,
-        value: pairs.ours() * micros,
+        value: pairs.ours() * 1e6,
         unit: "us/page",
         peer: "loop without a store",
-        peer_value: pairs.peer() * micros,
+        peer_value: pairs.peer() * 1e6,
         ratio: 1.0 / pairs.ratio(),
         corpus: &run.corpus.name,
     }

@@ -205,11 +205,11 @@ impl Workload for Bare {
     }
 }
 
-/// Seconds that `work` takes.
+/// Seconds that `work` takes, not counting those in which other programs had the processor.
 pub fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let begun = Instant::now();
+    let (begun, before) = (Instant::now(), seconds_waited());
     work()?;
-    Ok(begun.elapsed().as_secs_f64())
+    Ok(begun.elapsed().as_secs_f64() - (seconds_waited() - before))
 }
 
 /// Pages a second.

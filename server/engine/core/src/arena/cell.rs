@@ -4,7 +4,7 @@
 //! (statistics). `publish` is the store that makes what was written before it count: it is never reordered before
 //! those, by the compiler or the machine.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 /// A 32-bit cell.
 #[repr(transparent)]
@@ -28,11 +28,14 @@ impl W32 {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    /// Store after everything written so far.
+    /// Store after everything written so far, and before everything written from now on. A process may be killed between
+    /// any two stores, so it is the compiler that must keep them in order; what the machine has executed will be seen.
     #[inline(always)]
     pub fn publish(&self, value: u32) {
         crash_point();
+        compiler_fence(Ordering::SeqCst);
         self.0.store(value, Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
     }
 
     #[inline(always)]

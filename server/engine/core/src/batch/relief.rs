@@ -3,7 +3,6 @@
 use crate::arena::Arena;
 use crate::error::Result;
 use crate::evict::TRIES;
-use crate::heap::pool_frames;
 use crate::pools;
 use crate::shard::{Shard, with_shard};
 use crate::types::{Cause, FRAME};
@@ -26,10 +25,8 @@ pub fn relieve(arena: &Arena, home: u32, bytes: u64) -> Result<()> {
 
 /// Whether any shard has frames that could be given up, without taking a lock.
 fn has_spare(arena: &Arena) -> bool {
-    let ephemeral = |slot: &u32| pools::is_live(arena, *slot) && pools::is_ephemeral(arena, *slot);
-    let mut pools = (0..arena.pool_slots()).filter(ephemeral);
-    (0..arena.shards()).any(|shard| arena.shard(shard).reserve_frames.get() > 0)
-        || pools.any(|slot| pool_frames(arena, slot) > 0)
+    let reserved = |shard| arena.shard(shard).reserve_frames.get() > 0;
+    (0..arena.shards()).any(reserved) || pools::ephemeral_frames(arena) > 0
 }
 
 /// Evict from one shard until the arena uses `target` bytes, or a bounded number of rounds is done; false when done.

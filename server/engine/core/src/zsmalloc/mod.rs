@@ -297,9 +297,6 @@ impl<'a> Zsmalloc<'a> {
             return false;
         }
         self.heap.frames.adopt(run, committed);
-        self.heap
-            .count(crate::arena::Counter::Frames)
-            .add(u64::from(committed));
         let class = self.heap.class(zspage.id);
         class[ZSPAGES].add(1);
         class[OBJECTS].add(zspage.in_use());
