@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench import ending
 from tests.bench.live import LiveProcess
 
 PAGE = 4096
@@ -122,7 +123,7 @@ def make(name: str, megabytes: int, cache: Path = CACHE) -> Corpus:
     return Corpus(name, path)
 
 
-def main() -> None:
+def main() -> int:
     """Make the corpora and say where they are."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.corpus", description="Make the corpora.")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_MEGABYTES} MB each, not {MEGABYTES}")
@@ -130,7 +131,8 @@ def main() -> None:
     for name in NAMES:
         corpus = make(name, megabytes)
         sys.stdout.write(f"{corpus.path}: {corpus.pages:,} pages, {_MAKERS[name][1]}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    ending.run(main)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import statistics
 import subprocess
 import sys
@@ -16,11 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from tests.bench import corpus as corpora
-from tests.bench import machine, zram
+from tests.bench import ending, machine, zram
 from tests.bench.corpus import PAGE, Corpus
 from tests.bench.figures import Figure, table
 
@@ -155,10 +153,6 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _on_terminate(signum: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + signum)
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.engine", description="Measure the engine.")
     parser.add_argument("--quick", action="store_true", help="small corpora and few pairs: a look, not a record")
@@ -166,10 +160,9 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     """Build, make the corpora, measure, and show the table."""
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, _on_terminate)
     chosen = [name for name in _FIGURES if not arguments.only or name in arguments.only]
     _say("building the benchmark")
     bench = Bench(build(), arguments.quick)
@@ -181,10 +174,8 @@ def main() -> None:
     _print({"machine": machine.describe(), "corpora": [corpus.describe() for corpus in have.values()]})
     figures = measure(bench, chosen, have)
     _say(f"\n{machine.in_words()}\n\n{table(figures)}")
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    ending.run(main)

@@ -25,7 +25,7 @@ class Figure:
 
     def line(self) -> dict[str, Any]:
         """For a line of JSON."""
-        return asdict(self)
+        return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)

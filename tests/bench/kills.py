@@ -1,11 +1,12 @@
 """Writers killed with kill -9 in mid-put, and the proof that nothing they were told is stored was lost.
 
-The writer's side is `python -m tests.bench.kills ARENA SEED`: it puts batches of pages that say their index and version,
-and writes to standard output what was acknowledged.
+The writer's side is `python -m tests.bench.kills ARENA SEED`: it puts batches of pages that say their index and
+version, and writes to standard output what was acknowledged.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -31,10 +32,18 @@ _WORDS = b"page object handle pool frame arena zpage slot shard cluster oid inde
 
 
 def stamped(index: int, version: int) -> bytes:
-    """The page of an index in a version: no other pair has the same."""
-    rng = random.Random(index << 32 | version)
-    filler = b" ".join(rng.choices(_WORDS, k=96)) + rng.randbytes(1024)
-    return (_STAMP.pack(index, version) + filler).ljust(PAGE, b"\0")
+    """The page of an index in a version, said at its start, middle and end; the length it compresses to varies."""
+    stamp = _STAMP.pack(index, version)
+    text = _filler((index + version) % 64)
+    half = PAGE // 2 - _STAMP.size
+    return stamp + text[:half] + stamp + text[half : 2 * half - _STAMP.size] + stamp
+
+
+@functools.cache
+def _filler(seed: int) -> bytes:
+    rng = random.Random(seed)
+    text = b" ".join(rng.choices(_WORDS, k=96)) + rng.randbytes(rng.randrange(3000))
+    return text.ljust(PAGE, b"\0")[:PAGE]
 
 
 @dataclass
@@ -46,6 +55,7 @@ class Kills:
     verified: int = 0
     lost: int = 0
     recovered: int = 0
+    violations: int = 0
     faults: list[str] = field(default_factory=list)
     _versions: dict[int, int] = field(default_factory=dict)
 
@@ -62,7 +72,9 @@ class Kills:
                 store.close()
         with tmem.connect(f"shm://{arena}") as again:
             self._verify(again)
-            self.faults += again.check()
+            violations = again.check()
+            self.violations += len(violations)
+            self.faults += violations
             self.recovered = again.stats()["recoveries"]
         self.count += 1
 
@@ -75,8 +87,9 @@ class Kills:
     def _verify(self, store: tmem.Store) -> None:
         """Every acknowledged page is there, in its acknowledged version or one that was put after it."""
         pool = store.find_pool(_POOL)
+        pages = pool.get(1, self._versions)
         for index, version in self._versions.items():
-            page = pool.get(1, [index]).get(index)
+            page = pages.get(index)
             self.verified += 1
             if page is None or not _is_version_from(page, index, version):
                 self.lost += 1
@@ -91,15 +104,18 @@ def _is_version_from(page: bytes, index: int, version: int) -> bool:
 def _write_until_killed(arena: Path, seed: int) -> bytes:
     """What a writer had acknowledged when it was killed."""
     command = [sys.executable, "-m", "tests.bench.kills", str(arena), str(seed)]
-    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE) as writer:
+    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, start_new_session=True) as writer:
         try:
             assert writer.stdout is not None
             begun = writer.stdout.read(_ACK.size)
             time.sleep(_WARM_UP + random.Random(seed).random() * 0.2)
             writer.send_signal(signal.SIGKILL)
-            return begun + writer.stdout.read()
+            acks = begun + writer.stdout.read()
         finally:
             writer.kill()
+    if writer.returncode != -signal.SIGKILL or not acks:
+        raise RuntimeError(f"a writer ended by itself with status {writer.returncode}")
+    return acks
 
 
 def write(arena: str, seed: int) -> NoReturn:

@@ -6,6 +6,7 @@ says so, and waits until its standard input ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -25,7 +26,8 @@ class LiveProcess:
 
     def __init__(self, kind: str, size: int) -> None:
         command = [sys.executable, "-I", __file__, kind, str(size)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # Not of this process's group: an interrupt from the terminal is for this process, which ends the child.
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
     def __enter__(self) -> Self:
         return self
@@ -164,9 +166,9 @@ def _hold(kind: str, size: int) -> None:
         held.append(item)
         if _resident_bytes() > size * 5 // 4 + (16 << 20):
             break
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    sys.stdin.read()
+    with contextlib.suppress(BrokenPipeError):  # nobody wants it any more
+        os.write(1, b"ready\n")
+        os.read(0, 1)
 
 
 if __name__ == "__main__":

@@ -107,10 +107,10 @@ impl<'a> Shard<'a> {
             Cause::Relinquish => Counter::EvictedRelinquish,
         };
         heap.count(counter).add(evicted);
-        let freed = frames - heap.count(Counter::Frames).get();
+        let freed = frames.saturating_sub(heap.count(Counter::Frames).get());
         heap.count(Counter::EvictedFrames).add(freed);
-        // Runs that were spared have spent their reference: another round will find them unused.
-        looked > 0
+        // Runs that were spared have spent their reference, and a hand that met none has come closer to one.
+        looked > 0 || hand.left == 0
     }
 
     fn forget_use(&self, heap: &Heap<'a>, run: Run) {

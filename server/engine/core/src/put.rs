@@ -33,7 +33,7 @@ impl<'a> Shard<'a> {
         }
         match self.store_with_room(pool, key, item, last && pool.persistent) {
             Ok(()) => Ok(Outcome::Stored { replaced }),
-            Err(Full::Memory | Full::NoSpace) if !last => Err(Full::Memory),
+            Err(full) if !last && (full != Full::Quota || !pool.persistent) => Err(full),
             Err(full) => Ok(self.give_way(pool, key, item, full)),
         }
     }

@@ -57,6 +57,9 @@ impl<'a> Rebuild<'_, 'a> {
             heap.end_rebuild(frames[heap.pool as usize]);
         }
         shard.objects.end_rebuild(shard.hash_of());
+        // What is derived takes no more than it did, so that the limit still holds.
+        shard.objects.trim();
+        shard.nodes.trim();
         self.recount();
         shard.head.recoveries.add(1);
         Ok(())

@@ -106,6 +106,11 @@ impl Store {
             }
         }
         (0..self.arena.shards()).try_for_each(|shard| with_shard(&self.arena, shard, |_| ()))?;
+        self.finish_destroys()
+    }
+
+    /// Purge the pools that somebody began to destroy. To help one who is still at it does no harm.
+    fn finish_destroys(&self) -> Result<()> {
         for (id, name) in pools::list(&self.arena, true) {
             Pool::new(self.arena.clone(), id, &name).purge()?;
         }
@@ -205,6 +210,7 @@ impl Store {
     /// Move pages together and give back all the memory that frees.
     pub fn compact(&self) -> Result<Compaction> {
         let before = self.arena.used();
+        self.finish_destroys()?;
         let mut moved_pages = 0;
         for id in 0..self.arena.shards() {
             for (pool, _) in pools::list(&self.arena, false) {

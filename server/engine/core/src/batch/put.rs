@@ -2,6 +2,7 @@
 
 use super::relief::relieve;
 use super::{Input, SCRATCH, Scratch, Target, stretches};
+use crate::arena::Full;
 use crate::codec::{Compressor, Encoded, Form, checksum, same_filled};
 use crate::error::{Error, Result};
 use crate::shard::{Item, ObjectKey};
@@ -139,12 +140,11 @@ impl Target<'_> {
         let mut todo = &scratch.encoded[..];
         let home = key.shard(self.arena, todo[0].index / CLUSTER);
         for last in [false, false, true] {
+            let mut full = Full::Memory;
             let done = self.with(home, |shard, view| {
                 let stored = todo.iter().map_while(|ready| {
-                    let outcome = shard
-                        .put(view, key, &ready.item(&scratch.blocks), last)
-                        .ok()?;
-                    outcomes[ready.position] = outcome;
+                    let put = shard.put(view, key, &ready.item(&scratch.blocks), last);
+                    outcomes[ready.position] = put.map_err(|why| full = why).ok()?;
                     Some(())
                 });
                 stored.count()
@@ -154,7 +154,12 @@ impl Target<'_> {
                 break;
             }
             let bytes = todo.iter().map(|ready| u64::from(ready.encoded.len)).sum();
-            relieve(self.arena, home, bytes)?;
+            relieve(
+                self.arena,
+                home,
+                bytes,
+                (full == Full::Quota).then_some(self.id.slot),
+            )?;
         }
         debug_assert!(todo.is_empty());
         Ok(())

@@ -3,22 +3,36 @@
 use crate::arena::Arena;
 use crate::error::Result;
 use crate::evict::TRIES;
+use crate::heap::pool_frames;
 use crate::pools;
 use crate::shard::{Shard, with_shard};
 use crate::types::{Cause, FRAME};
 
-/// Have shards other than `home` give up their reserve, and ephemeral pages, until `bytes` are free.
-pub fn relieve(arena: &Arena, home: u32, bytes: u64) -> Result<()> {
+/// Have shards other than `home` give up their reserve, and ephemeral pages, until `bytes` are free. For a pool that is
+/// at its quota it is that pool's own pages that go.
+pub fn relieve(arena: &Arena, home: u32, bytes: u64, over_quota: Option<u32>) -> Result<()> {
     if !has_spare(arena) {
         return Ok(());
     }
-    let target = arena.used().saturating_sub(bytes + 16 * FRAME as u64);
+    let used = || match over_quota {
+        Some(pool) => pool_frames(arena, pool) * FRAME as u64,
+        None => arena.used(),
+    };
+    let target = used().saturating_sub(bytes + 16 * FRAME as u64);
     for step in 1..arena.shards() {
-        if arena.used() <= target {
+        if used() <= target {
             break;
         }
-        let shard = (home + step) % arena.shards();
-        with_shard(arena, shard, |shard| shrink(shard, target, Cause::Memory))?;
+        with_shard(
+            arena,
+            (home + step) % arena.shards(),
+            |shard| match over_quota {
+                None => shrink(shard, target, Cause::Memory),
+                Some(pool) => shard
+                    .heap(pool)
+                    .is_some_and(|heap| shard.evict(&heap, Cause::Quota, true)),
+            },
+        )?;
     }
     Ok(())
 }

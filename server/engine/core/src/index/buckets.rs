@@ -79,6 +79,11 @@ impl<'a> Buckets<'a> {
         Some((last - (1 << last.ilog2()), list))
     }
 
+    /// Give back what the table has beyond its use.
+    pub fn trim(&self) {
+        self.table.trim();
+    }
+
     /// Forget everything.
     pub fn reset(&self) {
         self.count.set(0);

@@ -349,6 +349,7 @@ impl<'a> Nodes<'a> {
             }
         }
         self.arrays.iter().for_each(Table::trim);
+        self.buckets.trim();
     }
 
     /// Forget everything, ahead of a rebuild.

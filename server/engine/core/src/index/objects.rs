@@ -200,7 +200,7 @@ impl<'a> Objects<'a> {
         self.cells.live.sub(1);
     }
 
-    /// Drop the free records at the table's end. Free lists are made anew, so this is for maintenance.
+    /// Drop the free records at the table's end and give back what the tables have beyond their use.
     pub fn trim(&self) {
         let mut count = self.count();
         while count > 0 && self.record(count - 1)[POOL].get() & VALID == 0 {
@@ -209,6 +209,7 @@ impl<'a> Objects<'a> {
         self.records.shrink(u64::from(count) * OBJECT);
         self.relist_free();
         self.records.trim();
+        self.buckets.trim();
     }
 
     fn relist_free(&self) {
@@ -236,7 +237,6 @@ impl<'a> Objects<'a> {
         self.records.punch_beyond();
         self.buckets.reset();
         self.cells.live.set(0);
-        self.buckets.ensure()?;
         for object in 0..count as u32 {
             let record = self.record(object);
             record[PAGES].set(0);
@@ -247,6 +247,7 @@ impl<'a> Objects<'a> {
                 continue;
             }
             let (pool, oid) = self.name(object);
+            self.buckets.ensure()?;
             self.insert(hash_of(pool, oid), object);
             self.settle(&hash_of);
         }
