@@ -141,7 +141,7 @@ pub fn create(arena: &Arena, name: &str, settings: &PoolSettings) -> Result<Pool
     record.frozen.set(0);
     record.state.set(LIVE);
     let uid = sb.last_uid.get();
-    record.uid.set(uid);
+    record.uid.publish(uid);
     Ok(PoolId { slot, uid })
 }
 
@@ -165,7 +165,7 @@ pub fn begin_destroy(arena: &Arena, id: PoolId) -> bool {
     let record = arena.pool(id.slot);
     let live = record.uid.get() == id.uid && record.state.get() == LIVE;
     if live {
-        record.state.set(DESTROYING);
+        record.state.publish(DESTROYING);
     }
     live
 }
@@ -174,7 +174,7 @@ pub fn begin_destroy(arena: &Arena, id: PoolId) -> bool {
 pub fn end_destroy(arena: &Arena, id: PoolId) {
     let record = arena.pool(id.slot);
     if record.uid.get() == id.uid {
-        record.uid.set(0);
+        record.uid.publish(0);
     }
 }
 

@@ -17,7 +17,8 @@ use crate::types::{CLUSTER, FRAME, MAX_POOLS};
 use crate::zbud::Zbud;
 use crate::zsmalloc::{CLASSES, Zsmalloc};
 
-/// Rebuild a shard, its lock held. `deep`: its bytes are in doubt too, so every page is decoded and verified.
+/// Rebuild a shard, its lock held. `deep`: its bytes are in doubt too, so every persistent
+/// page is decoded and verified, and ephemeral ones are forgotten.
 pub fn rebuild(arena: &Arena, id: u32, deep: bool) -> Result<()> {
     let shard = Shard::new(arena, id, rebuild_budget(arena, id));
     let rebuild = Rebuild {
@@ -94,6 +95,9 @@ impl<'a> Rebuild<'_, 'a> {
             || !pools::is_live(self.shard.arena, pool)
         {
             return None;
+        }
+        if self.deep && pools::is_ephemeral(self.shard.arena, pool) {
+            return None; // it may be a page that was flushed, come back with the bytes: better forgotten
         }
         let heap = self.shard.heap(pool)?;
         let whole =

@@ -61,6 +61,14 @@ impl W64 {
         self.0.store(value, Ordering::Relaxed);
     }
 
+    /// Store after everything written so far, and before everything written from now on.
+    pub fn publish(&self, value: u64) {
+        crash_point();
+        compiler_fence(Ordering::SeqCst);
+        self.0.store(value, Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
+    }
+
     /// Add under the owner's lock (not atomic as a whole).
     #[inline(always)]
     pub fn add(&self, n: u64) {

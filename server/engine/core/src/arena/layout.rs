@@ -10,6 +10,8 @@
 
 #![allow(unsafe_code)] // `unsafe impl Overlay` alone: every overlay is made of cells
 
+use std::mem::offset_of;
+
 use super::cell::{W32, W64};
 use super::lock::LockWord;
 use super::map::Overlay;
@@ -48,7 +50,7 @@ pub struct Superblock {
     pub magic: W64,
     pub version: W32,
     pub frame: W32,
-    /// Fixed at creation; `geometry_crc` covers these four.
+    /// Fixed at creation: `geometry_crc` covers these three and the version.
     pub ceiling: W64,
     pub shard_capacity: W64,
     pub shards: W32,
@@ -182,11 +184,18 @@ unsafe impl Overlay for ShardHeader {}
 unsafe impl Overlay for HeapHead {}
 
 const _: () = {
-    assert!(size_of::<Superblock>() <= FRAME);
+    assert!(size_of::<Superblock>() == 192);
+    assert!(offset_of!(Superblock, memory) == 40);
+    assert!(offset_of!(Superblock, admin) == 128);
     assert!(size_of::<PoolRecord>() == 256);
-    assert!(size_of::<ShardHeader>() <= FRAME);
-    assert!(size_of::<HeapHead>() <= FRAME);
+    assert!(offset_of!(PoolRecord, name) == 128);
+    assert!(size_of::<ShardHeader>() == 704 && size_of::<ShardHeader>() <= FRAME);
+    assert!(offset_of!(ShardHeader, tables) == 80);
+    assert!(offset_of!(ShardHeader, heaps) == 472);
+    assert!(size_of::<HeapHead>() == 984 && size_of::<HeapHead>() <= FRAME);
+    assert!(offset_of!(HeapHead, unbuddied) == 720);
     assert!(size_of::<TableHead>() == 16);
+    assert!(ENTRY == 8 * 4 && OBJECT == 10 * 4 && NODE_HEAD == 5 && CLASS_WORDS == 6);
 };
 
 macro_rules! counters {

@@ -44,6 +44,13 @@ unsafe impl Sync for Map {}
 
 impl Map {
     pub fn new(file: File, len: u64) -> io::Result<Map> {
+        if system_page() != FRAME as i64 {
+            let why = format!(
+                "tmem needs a system with pages of {FRAME} bytes; this one's are {}",
+                system_page()
+            );
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
         let size = usize::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
         // SAFETY: a fresh mapping at an address of the kernel's choice; the result is checked.
         let base = unsafe {
@@ -228,4 +235,9 @@ impl Drop for Map {
         // SAFETY: the mapping is ours and no reference into it outlives `self`.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len as usize) };
     }
+}
+
+fn system_page() -> i64 {
+    // SAFETY: a plain query of the C library.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) }
 }

@@ -10,6 +10,9 @@ use crate::shard::{ObjectKey, Shard};
 use crate::slot::{Header, Zhandle};
 use crate::types::{CLUSTER, Fetch};
 
+/// Added to a counter, takes one off it: a hit that turned out to be none.
+const UNCOUNT: u64 = u64::MAX;
+
 /// A zpage copied out of its shard.
 pub struct Copied {
     /// In the caller's batch.
@@ -115,8 +118,9 @@ impl Target<'_> {
         let hits = copies
             .iter()
             .filter(|copy| fetched[copy.position] == Fetch::Hit);
-        let lost: Vec<usize> = self.with(home, |shard, _| {
+        let lost: Vec<usize> = self.with(home, |shard, view| {
             let lost = hits.filter(|copy| !shard.remove_if(key, copy.index, copy.header.seq));
+            let lost = lost.inspect(|_| shard.count(view.slot, Counter::GetsHit, UNCOUNT));
             lost.map(|copy| copy.position).collect()
         })?;
         lost.iter()
@@ -127,6 +131,7 @@ impl Target<'_> {
     /// Count a corrupt page, and remove it where it may go, if it is still the one that was read.
     fn corrupt(&self, key: &ObjectKey, home: u32, copy: &Copied) -> Result<()> {
         self.with(home, |shard, view| {
+            shard.count(view.slot, Counter::GetsHit, UNCOUNT);
             shard.count(view.slot, Counter::GetsCorrupt, 1);
             if !view.persistent {
                 shard.remove_if(key, copy.index, copy.header.seq);

@@ -72,19 +72,16 @@ impl Classes {
         self.classes[class as usize]
     }
 
-    /// The largest payload for which a slot costs less than a raw page of `page` bytes.
+    /// The largest payload worth keeping compressed: it saves a 32nd of a page at least, or else the page is kept raw
+    /// and need never be decompressed.
     pub fn largest_payload(&self, page: usize, header: usize) -> usize {
-        let raw = (page as u64 + ENTRY) << 8;
+        let most = (page as u64 - page as u64 / 32) << 8;
         let worth = |size: &usize| {
             self.of(*size)
-                .is_some_and(|class| self.get(class).cost() < raw)
+                .is_some_and(|class| self.get(class).cost() <= most)
         };
-        let largest = (SMALLEST..page)
-            .step_by(STEP)
-            .rev()
-            .find(worth)
-            .unwrap_or(SMALLEST);
-        largest - header
+        let largest = (SMALLEST..page).step_by(STEP).rev().find(worth);
+        largest.unwrap_or(SMALLEST) - header
     }
 }
 
