@@ -57,11 +57,11 @@ demo: build ## Store real pages of this machine; show how dense, fast and safe t
 bench-engine: build ## Measure the engine against its bounds, each with its ratio
 	$(PY) -m tests.bench.engine
 
-soak-crash: build ## Kill writers at random KILLS times (1000) and check that nothing acknowledged is lost
-	$(PY) -m tests.faults.soak --kills $(KILLS)
+soak-crash: $(VENV)/.deps ## Kill writers at random KILLS times (1000) and check that nothing acknowledged is lost
+	TMEM_KILLS=$(KILLS) cargo test --release -p tmem-core --test processes -- --exact --nocapture crash_soak
 
-fuzz: build ## Fuzz the engine for FUZZ_SECONDS (60) a target
-	$(PY) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
+fuzz: $(VENV)/.deps ## Fuzz the engine for FUZZ_SECONDS (60) a target
+	TMEM_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release -p tmem-core --test fuzz
 
 sanitize: ## Run the core's tests under AddressSanitizer (needs a nightly toolchain)
 	@cargo +nightly --version >/dev/null 2>&1 || { echo 'sanitize: a nightly Rust toolchain is missing: rustup toolchain install nightly' >&2; exit 1; }

@@ -35,9 +35,8 @@ impl<'a> Shard<'a> {
                         .is_some_and(|heap| self.evict(&heap, Cause::Quota, force))
             }
             Full::Memory | Full::NoSpace => {
-                // What is free in runs of other lengths, then what lies idle between pages, then ephemeral pages.
-                self.frames.trim_reserve() > 0
-                    || self.tighten()
+                // What lies idle between pages, then ephemeral pages.
+                self.tighten()
                     || self
                         .victim()
                         .is_some_and(|heap| self.evict(&heap, Cause::Memory, force))
@@ -150,7 +149,7 @@ impl Hand<'_, '_> {
     fn advance(&mut self) -> Option<Run> {
         let frames = &self.shard.frames;
         let mut at = self.heap.head.hand.get();
-        while self.left > 0 {
+        while self.left > 0 && frames.segment_count() > 0 {
             self.left -= 1;
             if at / SEGMENT_FRAMES >= frames.segment_count() {
                 at = 0;

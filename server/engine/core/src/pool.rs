@@ -444,3 +444,27 @@ fn purge_some(shard: &Shard<'_>, id: PoolId, cursor: &mut u32, dropped: &mut u64
     heap.clear();
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Kind, Oid, PoolSettings, Store, StoreOptions};
+
+    /// One process destroys a pool while another, attaching, helps to. The faster gives the slot to a new pool: what the slower
+    /// still does must not touch that one's pages.
+    #[test]
+    fn a_purge_that_comes_late_spares_the_slots_next_pool() {
+        let options = StoreOptions { memory: 4 << 20, shards: Some(2), ..StoreOptions::default() };
+        let store = Store::open(&options).unwrap();
+        let settings = PoolSettings::new(Kind::Persistent);
+        let (old, oid) = (store.pool("old", &settings).unwrap(), Oid([1; 24]));
+        old.put_range(&oid, 0, &[7; 8 * 4096]).unwrap();
+        old.destroy().unwrap();
+        let new = store.pool("new", &settings).unwrap();
+        assert_eq!(new.id.slot, old.id.slot);
+        new.put_range(&oid, 0, &[8; 100 * 4096]).unwrap();
+        assert_eq!(old.purge().unwrap(), 0);
+        assert_eq!(new.has(&oid, 0, 100).unwrap(), [true; 100]);
+        assert_eq!(store.pools().unwrap().len(), 1);
+        assert_eq!(store.check().unwrap(), Vec::<String>::new());
+    }
+}

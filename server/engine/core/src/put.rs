@@ -116,13 +116,15 @@ impl<'a> Shard<'a> {
         force: bool,
     ) -> Stored {
         let mut stored = self.store(pool, key, item);
+        let mut trimmed = false;
         for _ in 0..TRIES {
-            match stored {
-                Err(full) if self.make_room(pool.slot, full, force) => {
-                    stored = self.store(pool, key, item)
-                }
-                _ => break,
+            let Err(full) = stored else { break };
+            // Not twice in a row: what a failed try gave back to the reserve is no room gained.
+            trimmed = !trimmed && full != Full::Quota && self.frames.trim_reserve() > 0;
+            if !trimmed && !self.make_room(pool.slot, full, force) {
+                break;
             }
+            stored = self.store(pool, key, item);
         }
         stored
     }

@@ -19,7 +19,7 @@ use tmem_core::{
 const OLD: u64 = 1;
 const NEW: u64 = 2;
 /// Stops tried of an operation with more stores than this are a sample: all at either end, some between.
-const DENSE: u64 = 160;
+const DENSE: u64 = 100;
 
 /// Pool, object, index.
 type Key = (usize, u64, u32);
@@ -935,5 +935,35 @@ fn quota_holds_while_a_shard_is_not_yet_rebuilt() {
             footprint <= QUOTA,
             "{footprint} bytes of {QUOTA} after a rebuild stopped at {n}"
         );
+    }
+}
+
+/// Fault 11. A put that had to evict without bound brought the machine to a standstill. The stores of one put are counted: however large
+/// the store, and though every page in it was just used, they are no more than so many.
+#[test]
+fn fault_11_the_stores_of_one_put_are_bounded() {
+    const MOST: u64 = 20_000;
+    for memory in [2 << 20, 8 << 20, 64 << 20] {
+        for allocator in [AllocatorKind::Zsmalloc, AllocatorKind::Zbud] {
+            let store = support::store(memory, 1);
+            let of = |settings| PoolSettings { allocator, ..settings };
+            let pools = [store.pool("p", &of(persistent())).unwrap(), store.pool("e", &of(inclusive())).unwrap()];
+            let same = page(Fill::Rough, 1, 1, 4096).repeat(64);
+            let mut all = vec![0; 4096 * 64];
+            for n in 0.. {
+                pools[1].put_range(&oid(1), n * 64, &same).unwrap();
+                pools[1].get_range(&oid(1), n * 64, &mut all, false).unwrap();
+                if stat(&store, "evicted_pages") > 0 {
+                    break;
+                }
+            }
+            for i in 0..40 {
+                for pool in &pools {
+                    let put = || _ = support::put(pool, 9, i * 64, &page(Fill::Noise, 2, u64::from(i), 4096));
+                    assert!(!stopped(MOST, put), "a put into {memory} bytes of {allocator:?} stores more than {MOST} words");
+                }
+            }
+            assert_sound(&store);
+        }
     }
 }

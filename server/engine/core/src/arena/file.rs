@@ -392,7 +392,7 @@ fn read_geometry(file: &File) -> io::Result<std::result::Result<Geometry, String
 }
 
 #[allow(unsafe_code)]
-fn memfd() -> io::Result<File> {
+pub(super) fn memfd() -> io::Result<File> {
     // SAFETY: a plain system call; the descriptor it returns is owned by nobody else.
     unsafe {
         match libc::memfd_create(c"tmem-arena".as_ptr(), libc::MFD_CLOEXEC) {

@@ -151,3 +151,147 @@ mod order {
     pub fn entered(_: Level) {}
     pub fn left(_: Level) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::map::Map;
+
+    /// A lock in memory that children share.
+    struct Shared(Map);
+
+    impl Shared {
+        fn new() -> Shared {
+            let file = crate::arena::file::memfd().expect("a memory file");
+            file.set_len(4096).expect("a frame");
+            let shared = Shared(Map::new(file, 4096).expect("a mapping"));
+            shared.lock().init().expect("a fresh lock");
+            shared
+        }
+
+        fn lock(&self) -> &LockWord {
+            self.0.view(0)
+        }
+
+        /// Take and release the lock; whether its last owner died.
+        fn owner_died(&self) -> bool {
+            let acquired = self.lock().acquire(Level::Shard).expect("a usable lock");
+            self.lock().release(Level::Shard);
+            acquired.owner_died
+        }
+    }
+
+    /// Run `body` in a forked child, and then kill it.
+    fn in_a_killed_child(body: impl FnOnce()) {
+        // SAFETY: the child makes system calls and takes locks of its own only, and never returns.
+        unsafe {
+            let mut ends = [0; 2];
+            assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+            let child = libc::fork();
+            if child == 0 {
+                body();
+                libc::write(ends[1], [1u8].as_ptr().cast(), 1);
+                loop {
+                    libc::pause();
+                }
+            }
+            let mut byte = 0u8;
+            assert_eq!(libc::read(ends[0], (&raw mut byte).cast(), 1), 1);
+            libc::kill(child, libc::SIGKILL);
+            assert_eq!(libc::waitpid(child, std::ptr::null_mut(), 0), child);
+            libc::close(ends[0]);
+            libc::close(ends[1]);
+        }
+    }
+
+    #[test]
+    fn a_killed_owner_is_reported_once_and_the_lock_goes_on() {
+        let shared = Shared::new();
+        for _ in 0..3 {
+            assert!(!shared.owner_died());
+            in_a_killed_child(|| drop(shared.lock().acquire(Level::Shard)));
+            assert!(shared.owner_died());
+        }
+    }
+
+    #[test]
+    fn a_killed_process_that_had_released_is_no_dead_owner() {
+        let shared = Shared::new();
+        in_a_killed_child(|| assert!(!shared.owner_died()));
+        assert!(!shared.owner_died());
+    }
+
+    /// The heir dies too, between the news and its own release.
+    #[test]
+    fn an_heir_that_is_killed_leaves_the_same_news() {
+        let shared = Shared::new();
+        in_a_killed_child(|| drop(shared.lock().acquire(Level::Shard)));
+        in_a_killed_child(|| drop(shared.lock().acquire(Level::Shard)));
+        assert!(shared.owner_died());
+    }
+
+    #[test]
+    fn an_owner_that_becomes_another_program_is_a_dead_owner() {
+        let shared = Shared::new();
+        // SAFETY: as above; the child becomes another program or exits.
+        unsafe {
+            let child = libc::fork();
+            if child == 0 {
+                let _ = shared.lock().acquire(Level::Shard);
+                let program = c"/bin/true".as_ptr();
+                libc::execv(program, [program, std::ptr::null()].as_ptr());
+                libc::_exit(1);
+            }
+            assert_eq!(libc::waitpid(child, std::ptr::null_mut(), 0), child);
+        }
+        assert!(shared.owner_died());
+    }
+
+    #[test]
+    fn a_thread_that_ends_with_the_lock_is_a_dead_owner() {
+        let shared = Shared::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(shared.lock().acquire(Level::Shard)));
+        });
+        assert!(shared.owner_died());
+    }
+
+    #[test]
+    fn memory_that_is_no_lock_is_an_error_and_can_be_made_one() {
+        let shared = Shared::new();
+        shared.0.copy_in(0, &[0xee; 64]);
+        assert!(shared.lock().acquire(Level::Shard).is_err());
+        shared.lock().init().expect("a fresh lock");
+        assert!(!shared.owner_died());
+    }
+
+    #[cfg(debug_assertions)]
+    mod order_is_asserted {
+        use super::*;
+
+        #[test]
+        fn admin_then_shard_is_the_order() {
+            let (admin, shard) = (Shared::new(), Shared::new());
+            admin.lock().acquire(Level::Admin).expect("a usable lock");
+            shard.lock().acquire(Level::Shard).expect("a usable lock");
+            shard.lock().release(Level::Shard);
+            admin.lock().release(Level::Admin);
+        }
+
+        #[test]
+        #[should_panic(expected = "lock order: Admin taken while holding [Shard]")]
+        fn admin_after_shard_is_not() {
+            let (admin, shard) = (Shared::new(), Shared::new());
+            shard.lock().acquire(Level::Shard).expect("a usable lock");
+            let _ = admin.lock().acquire(Level::Admin);
+        }
+
+        #[test]
+        #[should_panic(expected = "lock order: Shard taken while holding [Shard]")]
+        fn two_shards_are_not() {
+            let (one, other) = (Shared::new(), Shared::new());
+            one.lock().acquire(Level::Shard).expect("a usable lock");
+            let _ = other.lock().acquire(Level::Shard);
+        }
+    }
+}

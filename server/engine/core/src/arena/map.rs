@@ -241,3 +241,87 @@ fn system_page() -> i64 {
     // SAFETY: a plain query of the C library.
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAMES: u64 = 4;
+    const LEN: u64 = FRAMES * FRAME as u64;
+
+    fn map() -> Map {
+        let file = crate::arena::file::memfd().expect("a memory file");
+        file.set_len(LEN).expect("some frames");
+        Map::new(file, LEN).expect("a mapping")
+    }
+
+    fn bytes(map: &Map, offset: u64, len: usize) -> Vec<u8> {
+        let mut out = vec![0xff];
+        map.copy_out(offset, len, &mut out);
+        out.split_off(1)
+    }
+
+    #[test]
+    fn bytes_and_cells_read_back_to_the_very_end() {
+        let map = map();
+        map.copy_in(LEN - 8, &[1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(bytes(&map, LEN - 8, 8), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(map.view::<W64>(LEN - 8).get(), 0x0807_0605_0403_0201);
+        assert_eq!(map.words(LEN - 8, 2)[1].get(), 0x0807_0605);
+        map.words(LEN, 0);
+    }
+
+    #[test]
+    fn ranges_outside_panic_and_touch_nothing() {
+        let map = map();
+        let outside = |body: &dyn Fn()| {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).expect_err("it is outside");
+        };
+        for offset in [LEN, LEN - 3, u64::MAX, u64::MAX - 3] {
+            outside(&|| map.copy_in(offset, &[1; 4]));
+            outside(&|| map.copy_out(offset, 4, &mut Vec::new()));
+            outside(&|| map.zero(offset, 4));
+            outside(&|| map.copy_within(0, offset, 4));
+            outside(&|| map.copy_within(offset, 0, 4));
+            outside(&|| _ = map.words(offset, 1));
+            outside(&|| _ = map.view::<W64>(offset));
+        }
+        outside(&|| map.punch(LEN, FRAME as u64));
+        outside(&|| _ = map.words(0, usize::MAX / 8));
+        map.prefetch(u64::MAX);
+        assert_eq!(bytes(&map, 0, LEN as usize), vec![0; LEN as usize]);
+    }
+
+    #[test]
+    fn misaligned_cells_panic() {
+        let map = map();
+        for offset in [1, 2, 3, 5] {
+            let words = || _ = map.words(offset, 1);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(words)).expect_err("it is misaligned");
+        }
+        let view = || _ = map.view::<W64>(4);
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(view)).expect_err("it is misaligned");
+    }
+
+    #[test]
+    fn punched_frames_read_as_zeros_and_cost_nothing() {
+        use std::os::unix::fs::MetadataExt;
+        let map = map();
+        let blocks = || map.file().metadata().expect("it is open").blocks() * 512;
+        map.populate(0, LEN).expect("room");
+        assert_eq!(blocks(), LEN);
+        map.copy_in(0, &vec![7; LEN as usize]);
+        map.punch(FRAME as u64, 2 * FRAME as u64);
+        assert_eq!(blocks(), LEN / 2);
+        assert_eq!(bytes(&map, FRAME as u64, 2 * FRAME), vec![0; 2 * FRAME]);
+        assert_eq!(bytes(&map, 3 * FRAME as u64, FRAME), vec![7; FRAME]);
+    }
+
+    #[test]
+    fn copies_within_may_overlap() {
+        let map = map();
+        map.copy_in(0, &[1, 2, 3, 4, 5]);
+        map.copy_within(0, 2, 5);
+        assert_eq!(bytes(&map, 0, 7), [1, 2, 1, 2, 3, 4, 5]);
+    }
+}

@@ -1,6 +1,6 @@
 //! The arena: one shared-memory file that holds all state.
 //!
-//! `map` and `lock` have all of the store's `unsafe` (the codec's C calls apart). `layout` says where everything is,
+//! The store's `unsafe` is in this folder (the codec's C calls apart): mapped bytes, locks, descriptors. `layout` says where everything is,
 //! `file` creates and attaches, `budget` keeps the memory limit, `table` is a growable array in the arena. References
 //! inside the arena are offsets and numbers, so any process maps it anywhere.
 
