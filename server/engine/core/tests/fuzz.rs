@@ -99,8 +99,9 @@ fn calls_with_any_arguments_leave_a_sound_store() {
 
 const OBJECTS: u64 = 4;
 const PAGES: u32 = 40;
-/// Where the superblock keeps the boot id, and the first shard's dirty word lies (docs/design.md).
+/// Where the superblock keeps the boot id and the hash seed, and where the first shard's dirty word lies (docs/design.md).
 const BOOT: u64 = 56;
+const SEED: u64 = 104;
 const DIRTY: u64 = 4096 + 1024 * 256 + 64;
 
 fn key(pool: usize, object: u64, index: u32) -> u64 {
@@ -130,7 +131,10 @@ struct Template {
 
 impl Template {
     fn make(file: &Scratch) -> Template {
-        let store = Store::open(&file.options(8 << 20, 2)).unwrap();
+        drop(Store::open(&file.options(8 << 20, 2)).unwrap());
+        let arena = std::fs::File::options().read(true).write(true).open(&file.0).unwrap();
+        arena.write_all_at(&[7; 8], SEED).unwrap(); // so that a case can be seen again
+        let store = Store::attach(&file.0, false).unwrap();
         for (at, settings) in sorts().into_iter().enumerate() {
             let pool = store.pool(&format!("pool {at}"), &settings).unwrap();
             for (object, index) in (0..OBJECTS).flat_map(|o| (0..PAGES).map(move |i| (o, i))) {
@@ -140,13 +144,12 @@ impl Template {
             (0..PAGES).step_by(3).for_each(|i| _ = pool.flush(&oid(0), &[i * 9]).unwrap());
         }
         drop(store);
-        let arena = std::fs::File::open(&file.0).unwrap();
         let len = arena.metadata().unwrap().len();
         let mut frames = Vec::new();
         let mut chunk = vec![0; 1 << 20];
         for at in (0..len).step_by(1 << 20) {
             let got = arena.read_at(&mut chunk, at).unwrap();
-            let used = chunk[..got].chunks(4096).enumerate().filter(|(_, frame)| frame.iter().any(|&byte| byte != 0));
+            let used = chunk[..got].chunks(4096).enumerate().filter(|(_, frame)| **frame != [0; 4096]);
             frames.extend(used.map(|(n, frame)| (at + n as u64 * 4096, frame.to_vec())));
         }
         Template { len, frames }

@@ -165,6 +165,7 @@ fn copy_out(
     blocks.clear();
     copies.clear();
     if let Some(node) = shard.node(key, indices[stretch[0]] / CLUSTER) {
+        let object = shard.nodes.key(node).0;
         let place = |&i: &usize| shard.nodes.word(node, indices[i] % CLUSTER).map(Zhandle);
         let mut ahead = place(&stretch[0]);
         for (n, &position) in stretch.iter().enumerate() {
@@ -176,6 +177,9 @@ fn copy_out(
             if let Some(place) = this {
                 let slot = shard.frames.slot(place);
                 let (header, start) = (slot.header(), blocks.len());
+                // An index that was damaged must not give one page for another: the shard is rebuilt.
+                let own = slot.is_valid() && (header.object, header.index) == (object, indices[position]);
+                assert!(own, "the index names a slot that is not the page's own");
                 shard
                     .arena
                     .map()
