@@ -120,6 +120,22 @@ impl<'a> Frames<'a> {
         }
     }
 
+    /// Ask for the start of a slot, header first, ahead of time.
+    #[inline(always)]
+    pub fn prefetch(&self, zhandle: Zhandle, lines: u64) {
+        let at = self.file_offset(zhandle.offset());
+        for line in 0..lines {
+            self.arena.map().prefetch(at + line * 64);
+        }
+    }
+
+    /// Ask for the frame-table entry of the run a slot is in.
+    #[inline(always)]
+    pub fn prefetch_entry(&self, zhandle: Zhandle) {
+        let at = self.entry_at(self.run_of(zhandle.frame()));
+        self.arena.map().prefetch(at);
+    }
+
     /// The slot of a raw page: its header is in the frame table.
     pub fn raw_slot(&self, run: Run) -> Slot<'a> {
         Slot {
@@ -155,10 +171,13 @@ impl<'a> Frames<'a> {
     /// A run's entry in the frame table.
     #[inline(always)]
     pub fn entry(&self, run: Run) -> &'a [W32] {
-        let at = u64::from(run.segment() * SEGMENT_FRAMES + run.number) * ENTRY;
-        self.arena
-            .map()
-            .words(self.base + self.map.frame_table + at, SEGMENT_WORDS)
+        self.arena.map().words(self.entry_at(run), SEGMENT_WORDS)
+    }
+
+    #[inline(always)]
+    fn entry_at(&self, run: Run) -> u64 {
+        let number = u64::from(run.segment() * SEGMENT_FRAMES + run.number);
+        self.base + self.map.frame_table + number * ENTRY
     }
 
     /// Kind, class and pool of a run.

@@ -14,6 +14,8 @@ use crate::types::{AllocatorKind, Codec, Fetch, MAX_PAGE, Oid, Outcome, PoolSett
 const NODES_AT_ONCE: u32 = 16;
 /// Clusters or hash buckets looked at under one lock.
 const LOOKS_AT_ONCE: u32 = 1024;
+/// Times all runs are looked through for a pool's last pages.
+const PASSES: u32 = 8;
 /// Runs of a pool purged under one lock.
 const RUNS_AT_ONCE: u32 = 64;
 
@@ -229,9 +231,9 @@ impl Pool {
     pub(crate) fn purge(&self) -> Result<u64> {
         let mut dropped = 0;
         for shard in 0..self.arena.shards() {
-            let mut cursor = 0;
+            let (mut cursor, mut passes) = (0, 0);
             while with_shard(&self.arena, shard, |shard| {
-                purge_some(shard, self.id, &mut cursor, &mut dropped)
+                purge_some(shard, self.id, &mut cursor, &mut passes, &mut dropped)
             })? {}
         }
         self.arena
@@ -409,7 +411,13 @@ impl ObjectFlush<'_> {
 }
 
 /// Drop the pages of some of a pool's runs; false when it has none left.
-fn purge_some(shard: &Shard<'_>, id: PoolId, cursor: &mut u32, dropped: &mut u64) -> bool {
+fn purge_some(
+    shard: &Shard<'_>,
+    id: PoolId,
+    cursor: &mut u32,
+    passes: &mut u32,
+    dropped: &mut u64,
+) -> bool {
     let Some(heap) = shard.heap(id.slot) else {
         return false;
     };
@@ -424,6 +432,8 @@ fn purge_some(shard: &Shard<'_>, id: PoolId, cursor: &mut u32, dropped: &mut u64
         let segment = *cursor / SEGMENT_FRAMES;
         if segment >= shard.frames.segment_count() {
             *cursor = 0; // a page was moved behind the cursor
+            *passes += 1;
+            assert!(*passes < PASSES, "pages are counted that are nowhere");
             return true;
         }
         let length = shard.frames.run_length(segment);
@@ -438,6 +448,7 @@ fn purge_some(shard: &Shard<'_>, id: PoolId, cursor: &mut u32, dropped: &mut u64
             for place in shard.pages_in(&heap, run) {
                 shard.remove_at(&heap, place);
                 *dropped += 1;
+                *passes = 0;
             }
         }
     }
@@ -453,7 +464,11 @@ mod tests {
     /// still does must not touch that one's pages.
     #[test]
     fn a_purge_that_comes_late_spares_the_slots_next_pool() {
-        let options = StoreOptions { memory: 4 << 20, shards: Some(2), ..StoreOptions::default() };
+        let options = StoreOptions {
+            memory: 4 << 20,
+            shards: Some(2),
+            ..StoreOptions::default()
+        };
         let store = Store::open(&options).unwrap();
         let settings = PoolSettings::new(Kind::Persistent);
         let (old, oid) = (store.pool("old", &settings).unwrap(), Oid([1; 24]));

@@ -26,7 +26,13 @@ impl<'a> Shard<'a> {
         item: &Item<'_>,
         last: bool,
     ) -> Result<Outcome, Full> {
-        let replaced = self.find(key, item.index).is_some();
+        let older = self.find(key, item.index);
+        if let Some((_, place)) = older {
+            // Its header and its run are wanted once the new page stands beside it.
+            self.frames.prefetch(place, 1);
+            self.frames.prefetch_entry(place);
+        }
+        let replaced = older.is_some();
         if let Some(reason) = self.admission(pool, item, !replaced) {
             let old_flushed = self.remove(key, item.index);
             return Ok(self.refused(pool, reason, old_flushed));

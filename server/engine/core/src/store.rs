@@ -15,6 +15,8 @@ use crate::stats::StoreStats;
 use crate::types::{Cause, PoolSettings, StoreOptions};
 use crate::zsmalloc::Zsmalloc;
 
+/// Times a shard is asked for memory in vain: the hand has then been all the way round the largest.
+const IDLE: u32 = 256;
 /// Zspages compacted under one lock.
 const ZSPAGES_AT_ONCE: u32 = 8;
 
@@ -254,16 +256,29 @@ impl Store {
         let shards = u64::from(self.arena.shards());
         for id in 0..self.arena.shards() {
             let share = self.arena.used().saturating_sub(bytes / shards).max(target);
-            while with_shard(&self.arena, id, |shard| {
-                shrink(shard, share, Cause::Relinquish)
-            })? {}
+            self.shrink_to(id, share)?;
         }
         for id in 0..self.arena.shards() {
-            while with_shard(&self.arena, id, |shard| {
-                shrink(shard, target, Cause::Relinquish)
-            })? {}
+            self.shrink_to(id, target)?;
         }
         Ok(before.saturating_sub(self.arena.used()))
+    }
+
+    /// Evict from a shard, some under each lock, until the arena uses `target` bytes or nothing more comes of it.
+    fn shrink_to(&self, id: u32, target: u64) -> Result<()> {
+        let (mut idle, mut more) = (0, true);
+        while more && idle < IDLE {
+            let used = self.arena.used();
+            more = with_shard(&self.arena, id, |shard| {
+                shrink(shard, target, Cause::Relinquish)
+            })?;
+            idle = if self.arena.used() < used {
+                0
+            } else {
+                idle + 1
+            };
+        }
+        Ok(())
     }
 
     /// Raise the limit on memory, up to four times what the arena was created with.

@@ -7,7 +7,9 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{Fill, Scratch, assert_sound, get, inclusive, page, persistent, put, stat, stored, version};
+use support::{
+    Fill, Scratch, assert_sound, get, inclusive, page, persistent, put, stat, stored, version,
+};
 use tmem_core::{Codec, Error, Outcome, PoolSettings, Reason, Store, StoreOptions};
 
 /// Why an arena was refused.
@@ -24,12 +26,22 @@ fn refusal(path: &Path) -> String {
 fn arena(name: &str) -> Scratch {
     let file = Scratch::new(name);
     let store = Store::open(&file.options(4 << 20, 1)).unwrap();
-    put(&store.pool("p", &persistent()).unwrap(), 1, 1, &page(Fill::Text, 1, 1, 4096));
+    put(
+        &store.pool("p", &persistent()).unwrap(),
+        1,
+        1,
+        &page(Fill::Text, 1, 1, 4096),
+    );
     file
 }
 
 fn overwrite(file: &Scratch, at: u64, bytes: &[u8]) {
-    File::options().write(true).open(&file.0).unwrap().write_all_at(bytes, at).unwrap();
+    File::options()
+        .write(true)
+        .open(&file.0)
+        .unwrap()
+        .write_all_at(bytes, at)
+        .unwrap();
 }
 
 // --- files ---
@@ -37,10 +49,18 @@ fn overwrite(file: &Scratch, at: u64, bytes: &[u8]) {
 #[test]
 fn a_file_that_is_no_arena_is_refused_and_left_as_it_is() {
     let file = Scratch::new("random");
-    for bytes in [vec![], vec![7; 100], vec![7; 100_000], std::fs::read("/proc/self/exe").unwrap()] {
+    for bytes in [
+        vec![],
+        vec![7; 100],
+        vec![7; 100_000],
+        std::fs::read("/proc/self/exe").unwrap(),
+    ] {
         std::fs::write(&file.0, &bytes).unwrap();
         assert!(refusal(&file.0).contains("arena"), "{}", refusal(&file.0));
-        assert!(matches!(Store::open(&file.options(4 << 20, 1)), Err(Error::Arena { .. })));
+        assert!(matches!(
+            Store::open(&file.options(4 << 20, 1)),
+            Err(Error::Arena { .. })
+        ));
         assert_eq!(std::fs::read(&file.0).unwrap(), bytes);
     }
 }
@@ -58,7 +78,11 @@ fn a_damaged_geometry_is_refused() {
     for at in (16..40).step_by(4) {
         let file = arena("geometry");
         overwrite(&file, at, &[0x5a; 4]);
-        assert!(refusal(&file.0).contains("checksum"), "byte {at}: {}", refusal(&file.0));
+        assert!(
+            refusal(&file.0).contains("checksum"),
+            "byte {at}: {}",
+            refusal(&file.0)
+        );
     }
 }
 
@@ -69,7 +93,11 @@ fn an_arena_of_another_length_is_refused() {
         let open = File::options().write(true).open(&file.0).unwrap();
         let len = open.metadata().unwrap().len();
         open.set_len(len.wrapping_add_signed(cut)).unwrap();
-        assert!(refusal(&file.0).contains("should be"), "{}", refusal(&file.0));
+        assert!(
+            refusal(&file.0).contains("should be"),
+            "{}",
+            refusal(&file.0)
+        );
     }
 }
 
@@ -85,9 +113,15 @@ fn a_memory_limit_that_cannot_be_is_refused() {
 #[test]
 fn a_missing_arena_and_a_directory_are_errors_of_the_system() {
     for path in ["/dev/shm/tmem-test-there-is-none", "/dev/shm"] {
-        assert!(matches!(Store::attach(Path::new(path), false), Err(Error::Io { .. })), "{path}");
+        assert!(
+            matches!(Store::attach(Path::new(path), false), Err(Error::Io { .. })),
+            "{path}"
+        );
     }
-    let nowhere = StoreOptions { arena: Some(PathBuf::from("/nonexistent/arena")), ..StoreOptions::default() };
+    let nowhere = StoreOptions {
+        arena: Some(PathBuf::from("/nonexistent/arena")),
+        ..StoreOptions::default()
+    };
     assert!(matches!(Store::open(&nowhere), Err(Error::Io { .. })));
 }
 
@@ -97,22 +131,34 @@ fn a_read_only_arena_is_an_error_and_keeps_its_pages() {
     let file = arena("read-only");
     std::fs::set_permissions(&file.0, std::fs::Permissions::from_mode(0o400)).unwrap();
     match Store::attach(&file.0, false) {
-        Err(Error::Io { source, .. }) => assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied),
+        Err(Error::Io { source, .. }) => {
+            assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied)
+        }
         Err(other) => panic!("{other}"),
         Ok(_) => println!("skipped: this user may write any file"),
     }
-    let program = format!("mount --bind -o ro {0} {0} && mount -o remount,bind,ro {0} && exec \"$0\" \"$@\"", file.0.display());
+    let program = format!(
+        "mount --bind -o ro {0} {0} && mount -o remount,bind,ro {0} && exec \"$0\" \"$@\"",
+        file.0.display()
+    );
     in_a_mount_namespace(&program, "read_only_child", &file.0);
     std::fs::set_permissions(&file.0, std::fs::Permissions::from_mode(0o600)).unwrap();
     let store = Store::attach(&file.0, false).unwrap();
-    assert_eq!(version(&store.find_pool("p").unwrap().unwrap(), 1, 1, 1), Some(1));
+    assert_eq!(
+        version(&store.find_pool("p").unwrap().unwrap(), 1, 1, 1),
+        Some(1)
+    );
 }
 
 #[test]
 fn read_only_child() {
-    let Ok(path) = std::env::var(CHILD) else { return };
+    let Ok(path) = std::env::var(CHILD) else {
+        return;
+    };
     match Store::attach(Path::new(&path), false) {
-        Err(Error::Io { source, .. }) => assert_eq!(source.kind(), std::io::ErrorKind::ReadOnlyFilesystem),
+        Err(Error::Io { source, .. }) => {
+            assert_eq!(source.kind(), std::io::ErrorKind::ReadOnlyFilesystem)
+        }
         other => panic!("{:?}", other.err()),
     }
 }
@@ -126,7 +172,13 @@ fn two_opens_with_different_settings_name_the_difference() {
     for (options, named) in [
         (file.options(8 << 20, 2), "memory"),
         (file.options(4 << 20, 4), "shards"),
-        (StoreOptions { accept_threshold: 50, ..file.options(4 << 20, 2) }, "accept_threshold"),
+        (
+            StoreOptions {
+                accept_threshold: 50,
+                ..file.options(4 << 20, 2)
+            },
+            "accept_threshold",
+        ),
     ] {
         match Store::open(&options) {
             Err(Error::Mismatch(why)) => assert!(why.contains(named), "{why}"),
@@ -135,9 +187,27 @@ fn two_opens_with_different_settings_name_the_difference() {
     }
     let second = Store::open(&file.options(4 << 20, 2)).unwrap();
     for (settings, named) in [
-        (PoolSettings { quota: 1 << 20, ..persistent() }, "quota"),
-        (PoolSettings { codec: Codec::Raw, ..persistent() }, "codec"),
-        (PoolSettings { page_size: 8192, ..persistent() }, "page_size"),
+        (
+            PoolSettings {
+                quota: 1 << 20,
+                ..persistent()
+            },
+            "quota",
+        ),
+        (
+            PoolSettings {
+                codec: Codec::Raw,
+                ..persistent()
+            },
+            "codec",
+        ),
+        (
+            PoolSettings {
+                page_size: 8192,
+                ..persistent()
+            },
+            "page_size",
+        ),
         (inclusive(), "kind"),
     ] {
         match second.pool("p", &settings) {
@@ -145,7 +215,10 @@ fn two_opens_with_different_settings_name_the_difference() {
             other => panic!("{:?}", other.err()),
         }
     }
-    assert_eq!(version(&second.pool("p", &persistent()).unwrap(), 1, 1, 1), Some(1));
+    assert_eq!(
+        version(&second.pool("p", &persistent()).unwrap(), 1, 1, 1),
+        Some(1)
+    );
 }
 
 // --- a full file system ---
@@ -156,19 +229,34 @@ const CHILD: &str = "TMEM_BAD_ARENA_CHILD";
 fn in_a_mount_namespace(program: &str, test: &str, path: &Path) {
     let unshare = |command: &[&str]| {
         let mut unshare = Command::new("unshare");
-        unshare.args(["--user", "--map-root-user", "--mount", "--", "sh", "-c"]).args(command);
+        unshare
+            .args(["--user", "--map-root-user", "--mount", "--", "sh", "-c"])
+            .args(command);
         unshare.env(CHILD, path).env("RUST_BACKTRACE", "0");
         unshare
     };
-    let possible = format!("mount -t tmpfs -o size=1m tmpfs /mnt && {}", program.split("&& exec").next().expect("a program"));
-    if !unshare(&[&possible, "sh"]).output().is_ok_and(|done| done.status.success()) {
+    let possible = format!(
+        "mount -t tmpfs -o size=1m tmpfs /mnt && {}",
+        program.split("&& exec").next().expect("a program")
+    );
+    if !unshare(&[&possible, "sh"])
+        .output()
+        .is_ok_and(|done| done.status.success())
+    {
         return println!("skipped: this user may make no mounts of its own");
     }
     let exe = std::env::current_exe().expect("this test binary");
     let exe = exe.to_str().expect("a plain path");
-    let done = unshare(&[program, exe, "--exact", test, "--nocapture"]).output().expect("unshare is there");
-    let words = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success() && words.contains("1 passed"), "{}: {words}", done.status);
+    let done = unshare(&[program, exe, "--exact", test, "--nocapture"])
+        .output()
+        .expect("unshare is there");
+    let words =
+        String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+    assert!(
+        done.status.success() && words.contains("1 passed"),
+        "{}: {words}",
+        done.status
+    );
 }
 
 /// The file system is smaller than the arena may become: what does not fit is refused, and what was stored stays.
@@ -180,7 +268,9 @@ fn a_full_file_system_is_a_refusal() {
 
 #[test]
 fn full_file_system_child() {
-    let Ok(dir) = std::env::var(CHILD) else { return };
+    let Ok(dir) = std::env::var(CHILD) else {
+        return;
+    };
     let options = |name: &str| StoreOptions {
         memory: 64 << 20,
         shards: Some(2),
@@ -192,8 +282,14 @@ fn full_file_system_child() {
     std::fs::remove_file(Path::new(&dir).join("arena")).unwrap();
     File::create(Path::new(&dir).join("rest")).unwrap();
     fill_up(Path::new(&dir));
-    assert!(matches!(Store::open(&options("second")), Err(Error::Io { .. })));
-    assert!(!Path::new(&dir).join("second").exists(), "no half-made arena is left");
+    assert!(matches!(
+        Store::open(&options("second")),
+        Err(Error::Io { .. })
+    ));
+    assert!(
+        !Path::new(&dir).join("second").exists(),
+        "no half-made arena is left"
+    );
 }
 
 fn noise(i: u32) -> Vec<u8> {
@@ -202,20 +298,39 @@ fn noise(i: u32) -> Vec<u8> {
 
 fn refuses_what_does_not_fit(options: &StoreOptions) {
     let store = Store::open(options).unwrap();
-    let (kept, ephemeral) = (store.pool("p", &persistent()).unwrap(), store.pool("e", &inclusive()).unwrap());
+    let (kept, ephemeral) = (
+        store.pool("p", &persistent()).unwrap(),
+        store.pool("e", &inclusive()).unwrap(),
+    );
     (0..100).for_each(|i| _ = put(&ephemeral, 1, i, &noise(i)));
     let outcomes: Vec<Outcome> = (0..2_000).map(|i| put(&kept, 1, i, &noise(i))).collect();
     let refused = outcomes.iter().filter(|outcome| !stored(**outcome)).count();
     assert!(refused > 500, "{refused} pages were refused");
     let first = outcomes.iter().find(|outcome| !stored(**outcome));
-    assert_eq!(first, Some(&Outcome::Refused { reason: Reason::NoSpace, old_flushed: false }));
+    assert_eq!(
+        first,
+        Some(&Outcome::Refused {
+            reason: Reason::NoSpace,
+            old_flushed: false
+        })
+    );
     assert!(stat(&store, "refused_no_space") > 0);
-    assert_eq!(stat(&store, "footprint_frames"), stat(&store, "raw_pages"), "ephemeral pages gave way");
+    assert_eq!(
+        stat(&store, "footprint_frames"),
+        stat(&store, "raw_pages"),
+        "ephemeral pages gave way"
+    );
     for (i, outcome) in (0..).zip(&outcomes) {
-        assert_eq!(version(&kept, 1, i, 1), stored(*outcome).then_some(u64::from(i)));
+        assert_eq!(
+            version(&kept, 1, i, 1),
+            stored(*outcome).then_some(u64::from(i))
+        );
     }
     // What is there may be replaced, and what is flushed makes room.
-    assert_eq!(put(&kept, 1, 0, &noise(0)), Outcome::Stored { replaced: true });
+    assert_eq!(
+        put(&kept, 1, 0, &noise(0)),
+        Outcome::Stored { replaced: true }
+    );
     kept.flush(&support::oid(1), &[3]).unwrap();
     assert_eq!(get(&kept, 1, 3), None);
     assert_sound(&store);
@@ -226,22 +341,38 @@ fn survives_another_file_taking_the_rest(options: &StoreOptions, dir: &Path) {
     let path = options.arena.as_deref().unwrap();
     fill_up(dir);
     // Left unfinished, as by a kill: the shard is rebuilt where there is no room to spare.
-    File::options().write(true).open(path).unwrap().write_all_at(&1u32.to_le_bytes(), 4096 + 1024 * 256 + 64).unwrap();
+    File::options()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .write_all_at(&1u32.to_le_bytes(), 4096 + 1024 * 256 + 64)
+        .unwrap();
     let store = Store::attach(path, false).unwrap();
     assert_eq!(stat(&store, "recoveries"), 1);
     let kept = store.find_pool("p").unwrap().unwrap();
-    let held = (0..2_000).filter(|&i| version(&kept, 1, i, 1).is_some()).count() as u64;
+    let held = (0..2_000)
+        .filter(|&i| version(&kept, 1, i, 1).is_some())
+        .count() as u64;
     assert_eq!(held, stat(&store, "pages"));
     assert!(held > 300);
     assert_sound(&store);
     (0..2_000).for_each(|i| _ = put(&kept, 2, i, &noise(i)));
-    assert_eq!((0..2_000).filter(|&i| version(&kept, 1, i, 1).is_some()).count() as u64, held);
+    assert_eq!(
+        (0..2_000)
+            .filter(|&i| version(&kept, 1, i, 1).is_some())
+            .count() as u64,
+        held
+    );
     assert_sound(&store);
 }
 
 /// Write until the file system takes no more.
 fn fill_up(dir: &Path) {
     use std::io::Write;
-    let mut rest = File::options().append(true).create(true).open(dir.join("rest")).unwrap();
+    let mut rest = File::options()
+        .append(true)
+        .create(true)
+        .open(dir.join("rest"))
+        .unwrap();
     while rest.write(&[1; 4096]).is_ok_and(|wrote| wrote > 0) {}
 }

@@ -946,21 +946,34 @@ fn fault_11_the_stores_of_one_put_are_bounded() {
     for memory in [2 << 20, 8 << 20, 64 << 20] {
         for allocator in [AllocatorKind::Zsmalloc, AllocatorKind::Zbud] {
             let store = support::store(memory, 1);
-            let of = |settings| PoolSettings { allocator, ..settings };
-            let pools = [store.pool("p", &of(persistent())).unwrap(), store.pool("e", &of(inclusive())).unwrap()];
+            let of = |settings| PoolSettings {
+                allocator,
+                ..settings
+            };
+            let pools = [
+                store.pool("p", &of(persistent())).unwrap(),
+                store.pool("e", &of(inclusive())).unwrap(),
+            ];
             let same = page(Fill::Rough, 1, 1, 4096).repeat(64);
             let mut all = vec![0; 4096 * 64];
             for n in 0.. {
                 pools[1].put_range(&oid(1), n * 64, &same).unwrap();
-                pools[1].get_range(&oid(1), n * 64, &mut all, false).unwrap();
+                pools[1]
+                    .get_range(&oid(1), n * 64, &mut all, false)
+                    .unwrap();
                 if stat(&store, "evicted_pages") > 0 {
                     break;
                 }
             }
             for i in 0..40 {
                 for pool in &pools {
-                    let put = || _ = support::put(pool, 9, i * 64, &page(Fill::Noise, 2, u64::from(i), 4096));
-                    assert!(!stopped(MOST, put), "a put into {memory} bytes of {allocator:?} stores more than {MOST} words");
+                    let put = || {
+                        _ = support::put(pool, 9, i * 64, &page(Fill::Noise, 2, u64::from(i), 4096))
+                    };
+                    assert!(
+                        !stopped(MOST, put),
+                        "a put into {memory} bytes of {allocator:?} stores more than {MOST} words"
+                    );
                 }
             }
             assert_sound(&store);

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use support::{Fill, Random, Scratch, oid, page, read, setting, stored};
 use tmem_core::{
-    AllocatorKind, Codec, Compressor, Error, Fetch, Form, Kind, Oid, Pool, PoolSettings, Store, StoreOptions, checksum,
+    AllocatorKind, Codec, Compressor, Error, Fetch, Form, Kind, Oid, Pool, PoolSettings, Store,
+    StoreOptions, checksum,
 };
 
 const CHILD: &str = "TMEM_FUZZ_CHILD";
@@ -34,7 +35,12 @@ fn drive(fuzzer: &str) {
         .expect("a fuzzer starts");
     let (send, lines) = channel();
     let stderr = BufReader::new(child.stderr.take().expect("piped"));
-    std::thread::spawn(move || stderr.split(b'\n').map_while(Result::ok).try_for_each(|line| send.send(line)));
+    std::thread::spawn(move || {
+        stderr
+            .split(b'\n')
+            .map_while(Result::ok)
+            .try_for_each(|line| send.send(line))
+    });
     let (mut seed, mut cases, mut words) = (first, 0, String::new());
     let end = loop {
         match lines.recv_timeout(HANG) {
@@ -53,7 +59,10 @@ fn drive(fuzzer: &str) {
         }
     };
     let status = child.wait().expect("it is our child");
-    assert!(status.success() && end.is_empty(), "{fuzzer}: TMEM_FUZZ_SEED={seed} {end} {status}\n{words}");
+    assert!(
+        status.success() && end.is_empty(),
+        "{fuzzer}: TMEM_FUZZ_SEED={seed} {end} {status}\n{words}"
+    );
     println!("{fuzzer}: {cases} cases");
     assert!(cases > 0);
 }
@@ -61,7 +70,9 @@ fn drive(fuzzer: &str) {
 /// What the process of a fuzzer does.
 #[test]
 fn child() {
-    let Ok(fuzzer) = std::env::var(CHILD) else { return };
+    let Ok(fuzzer) = std::env::var(CHILD) else {
+        return;
+    };
     let end = Instant::now() + Duration::from_secs(setting("TMEM_FUZZ_SECONDS", 10));
     let mut case: Box<dyn FnMut(u64)> = match fuzzer.as_str() {
         "attach" => Box::new(attach_fuzzer()),
@@ -69,7 +80,9 @@ fn child() {
         _ => Box::new(calls),
     };
     for seed in setting("TMEM_FUZZ_SEED", 1).. {
-        std::io::stderr().write_all(format!("case {seed}\n").as_bytes()).expect("the parent listens");
+        std::io::stderr()
+            .write_all(format!("case {seed}\n").as_bytes())
+            .expect("the parent listens");
         case(seed);
         if Instant::now() > end {
             break;
@@ -132,16 +145,27 @@ struct Template {
 impl Template {
     fn make(file: &Scratch) -> Template {
         drop(Store::open(&file.options(8 << 20, 2)).unwrap());
-        let arena = std::fs::File::options().read(true).write(true).open(&file.0).unwrap();
+        let arena = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&file.0)
+            .unwrap();
         arena.write_all_at(&[7; 8], SEED).unwrap(); // so that a case can be seen again
         let store = Store::attach(&file.0, false).unwrap();
         for (at, settings) in sorts().into_iter().enumerate() {
             let pool = store.pool(&format!("pool {at}"), &settings).unwrap();
             for (object, index) in (0..OBJECTS).flat_map(|o| (0..PAGES).map(move |i| (o, i))) {
                 let n = key(at, object, index);
-                support::put(&pool, object, index * 9, &page(Fill::pick(n ^ n >> 5), n, 1, pool.page_size()));
+                support::put(
+                    &pool,
+                    object,
+                    index * 9,
+                    &page(Fill::pick(n ^ n >> 5), n, 1, pool.page_size()),
+                );
             }
-            (0..PAGES).step_by(3).for_each(|i| _ = pool.flush(&oid(0), &[i * 9]).unwrap());
+            (0..PAGES)
+                .step_by(3)
+                .for_each(|i| _ = pool.flush(&oid(0), &[i * 9]).unwrap());
         }
         drop(store);
         let len = arena.metadata().unwrap().len();
@@ -149,7 +173,10 @@ impl Template {
         let mut chunk = vec![0; 1 << 20];
         for at in (0..len).step_by(1 << 20) {
             let got = arena.read_at(&mut chunk, at).unwrap();
-            let used = chunk[..got].chunks(4096).enumerate().filter(|(_, frame)| **frame != [0; 4096]);
+            let used = chunk[..got]
+                .chunks(4096)
+                .enumerate()
+                .filter(|(_, frame)| **frame != [0; 4096]);
             frames.extend(used.map(|(n, frame)| (at + n as u64 * 4096, frame.to_vec())));
         }
         Template { len, frames }
@@ -160,13 +187,17 @@ impl Template {
         let _ = std::fs::remove_file(&file.0);
         let arena = std::fs::File::create_new(&file.0).unwrap();
         arena.set_len(self.len).unwrap();
-        self.frames.iter().for_each(|(at, bytes)| arena.write_all_at(bytes, *at).unwrap());
+        self.frames
+            .iter()
+            .for_each(|(at, bytes)| arena.write_all_at(bytes, *at).unwrap());
         match random.below(3) {
             0 => arena.write_all_at(&[0; 16], BOOT).unwrap(),
             1 => arena.write_all_at(&1u32.to_le_bytes(), DIRTY).unwrap(),
             _ => {}
         }
-        (0..1 + random.below(6)).map(|_| self.damage(&arena, random)).collect()
+        (0..1 + random.below(6))
+            .map(|_| self.damage(&arena, random))
+            .collect()
     }
 
     fn damage(&self, arena: &std::fs::File, random: &mut Random) -> String {
@@ -189,12 +220,16 @@ impl Template {
             6 => {
                 // Two neighbours change places: each is a good word, and the wrong one.
                 let next = (within + 4) % 4096;
-                arena.write_all_at(&word.to_le_bytes(), at + next as u64).unwrap();
+                arena
+                    .write_all_at(&word.to_le_bytes(), at + next as u64)
+                    .unwrap();
                 word_at(next)
             }
             _ => word_at(other),
         };
-        arena.write_all_at(&new.to_le_bytes(), at + within as u64).unwrap();
+        arena
+            .write_all_at(&new.to_le_bytes(), at + within as u64)
+            .unwrap();
         format!("{:#x}: {word:#x} -> {new:#x}", at + within as u64)
     }
 }
@@ -226,11 +261,20 @@ fn use_damaged(store: &Store, random: &mut Random) {
         let _ = store.check();
     }
     for pool in store.pools().unwrap_or_default() {
-        let Some(at) = pool.name().strip_prefix("pool ").and_then(|at| at.parse::<usize>().ok()) else { continue };
+        let Some(at) = pool
+            .name()
+            .strip_prefix("pool ")
+            .and_then(|at| at.parse::<usize>().ok())
+        else {
+            continue;
+        };
         let _ = (pool.stats(), pool.settings(), pool.frozen());
         (0..OBJECTS).for_each(|object| (0..PAGES).for_each(|index| look(&pool, at, object, index)));
         for _ in 0..60 {
-            let (object, index) = (random.below(OBJECTS + 3), random.below(u64::from(PAGES)) as u32);
+            let (object, index) = (
+                random.below(OBJECTS + 3),
+                random.below(u64::from(PAGES)) as u32,
+            );
             let n = key(at, object, index);
             match random.below(8) {
                 0..=4 => {
@@ -250,7 +294,11 @@ fn use_damaged(store: &Store, random: &mut Random) {
     let _ = (store.compact(), store.relinquish(random.below(4 << 20)));
     let faults = store.check();
     if random.chance(2) {
-        store.pools().unwrap_or_default().iter().for_each(|pool| _ = pool.destroy());
+        store
+            .pools()
+            .unwrap_or_default()
+            .iter()
+            .for_each(|pool| _ = pool.destroy());
     }
     drop((faults, store.check(), store.stats()));
 }
@@ -260,7 +308,11 @@ fn look(pool: &Pool, at: usize, object: u64, index: u32) {
     let fetched = pool.get(&oid(object), &[index * 9], &mut [&mut bytes], false);
     if fetched.is_ok_and(|fetched| fetched[0] == Fetch::Hit) {
         let of = read(&bytes).map(|(of, _)| of);
-        assert_eq!(of, Some(key(at, object, index)), "object {object} page {index} of pool {at} gives wrong bytes");
+        assert_eq!(
+            of,
+            Some(key(at, object, index)),
+            "object {object} page {index} of pool {at} gives wrong bytes"
+        );
     }
 }
 
@@ -270,7 +322,15 @@ fn blocks(seed: u64) {
     let mut random = Random::new(seed);
     let size = 4096 << random.below(5);
     let store = support::store(8 << 20, 1);
-    let pool = store.pool("p", &PoolSettings { page_size: size, ..PoolSettings::new(Kind::Persistent) }).unwrap();
+    let pool = store
+        .pool(
+            "p",
+            &PoolSettings {
+                page_size: size,
+                ..PoolSettings::new(Kind::Persistent)
+            },
+        )
+        .unwrap();
     let mut compressor = Compressor::new();
     for n in 0..40 {
         let (form, block) = some_block(&mut random, &mut compressor, size as usize);
@@ -283,7 +343,10 @@ fn blocks(seed: u64) {
         match pool.put_lz4(&oid(1), &[(n, &block)]) {
             Ok(outcomes) if stored(outcomes[0]) => {
                 let kept = support::get(&pool, 1, n).expect("stored");
-                assert!(!whole || kept == page, "seed {seed}: what is kept is not what the block decodes to");
+                assert!(
+                    !whole || kept == page,
+                    "seed {seed}: what is kept is not what the block decodes to"
+                );
             }
             Ok(_) => {}
             Err(Error::Invalid(_)) => assert!(!whole, "seed {seed}: a good block is refused"),
@@ -295,7 +358,11 @@ fn blocks(seed: u64) {
 
 fn some_block(random: &mut Random, compressor: &mut Compressor, size: usize) -> (Form, Vec<u8>) {
     let bytes = page(Fill::pick(random.word()), 1, random.below(1 << 20), size);
-    let codec = if random.chance(2) { Codec::Lz4 { acceleration: 1 } } else { Codec::Zstd { level: 1 } };
+    let codec = if random.chance(2) {
+        Codec::Lz4 { acceleration: 1 }
+    } else {
+        Codec::Zstd { level: 1 }
+    };
     let mut block = vec![0; size];
     let encoded = compressor.encode(codec, &bytes, size, &mut block);
     assert_eq!(encoded.checksum, checksum(&bytes));
@@ -313,7 +380,11 @@ fn mutate(random: &mut Random, block: &mut Vec<u8>) {
         1 => block.extend((0..random.below(300)).map(|n| n as u8)),
         2 if !block.is_empty() => block[at] = random.word() as u8,
         3 if !block.is_empty() => block[at] = 0xff,
-        4 => *block = (0..random.below(70_000)).map(|_| random.word() as u8).collect(),
+        4 => {
+            *block = (0..random.below(70_000))
+                .map(|_| random.word() as u8)
+                .collect()
+        }
         _ => block.splice(at..at, [0xff; 8]).for_each(drop),
     }
 }
@@ -328,7 +399,9 @@ fn calls(seed: u64) {
         accept_threshold: (extreme(&mut random) % 130) as u32,
         ..StoreOptions::default()
     };
-    let Ok(store) = Store::open(&options) else { return };
+    let Ok(store) = Store::open(&options) else {
+        return;
+    };
     let mut pools: Vec<Pool> = Vec::new();
     for _ in 0..80 {
         if pools.is_empty() || random.chance(6) {
@@ -337,14 +410,31 @@ fn calls(seed: u64) {
         }
         let pool = pools[random.below(pools.len() as u64) as usize].clone();
         let tried = call(&mut random, &store, &pool);
-        assert!(!matches!(tried, Err(Error::Damaged { .. } | Error::Arena { .. })), "seed {seed}: {tried:?}");
+        assert!(
+            !matches!(tried, Err(Error::Damaged { .. } | Error::Arena { .. })),
+            "seed {seed}: {tried:?}"
+        );
     }
     support::assert_sound(&store);
 }
 
 /// Numbers at which things break.
 fn extreme(random: &mut Random) -> u64 {
-    let near = [0, 1, 63, 64, 4095, 4096, 1 << 20, 16 << 20, 1 << 31, u64::from(u32::MAX), 1 << 32, 1 << 62, u64::MAX];
+    let near = [
+        0,
+        1,
+        63,
+        64,
+        4095,
+        4096,
+        1 << 20,
+        16 << 20,
+        1 << 31,
+        u64::from(u32::MAX),
+        1 << 32,
+        1 << 62,
+        u64::MAX,
+    ];
     let base = near[random.below(near.len() as u64) as usize];
     match random.below(4) {
         0 => random.word(),
@@ -366,19 +456,35 @@ fn some_settings(random: &mut Random) -> PoolSettings {
     let number = |random: &mut Random| extreme(random) as u32;
     PoolSettings {
         codec: match random.below(3) {
-            0 => Codec::Lz4 { acceleration: if random.chance(2) { 1 } else { number(random) } },
-            1 => Codec::Zstd { level: number(random) as i32 % 24 },
+            0 => Codec::Lz4 {
+                acceleration: if random.chance(2) { 1 } else { number(random) },
+            },
+            1 => Codec::Zstd {
+                level: number(random) as i32 % 24,
+            },
             _ => Codec::Raw,
         },
-        allocator: if random.chance(2) { AllocatorKind::Zbud } else { AllocatorKind::Zsmalloc },
-        page_size: if random.chance(4) { number(random) } else { 4096 << random.below(5) },
+        allocator: if random.chance(2) {
+            AllocatorKind::Zbud
+        } else {
+            AllocatorKind::Zsmalloc
+        },
+        page_size: if random.chance(4) {
+            number(random)
+        } else {
+            4096 << random.below(5)
+        },
         quota: if random.chance(2) { 0 } else { extreme(random) },
         weight: number(random),
         shared: random.chance(4),
         inclusive: random.chance(4),
         max_zpage: if random.chance(3) { number(random) } else { 0 },
         owner: some_name(random),
-        ..PoolSettings::new(if random.chance(2) { Kind::Persistent } else { Kind::Ephemeral })
+        ..PoolSettings::new(if random.chance(2) {
+            Kind::Persistent
+        } else {
+            Kind::Ephemeral
+        })
     }
 }
 
@@ -391,22 +497,53 @@ fn call(random: &mut Random, store: &Store, pool: &Pool) -> Result<(), Error> {
         0..=4 => {
             let one = page(Fill::pick(random.word()), 1, 1, size);
             let odd = random.chance(10);
-            let pages: Vec<(u32, &[u8])> = (0..count % 20).map(|i| (index(i), &one[..size - usize::from(odd)])).collect();
+            let pages: Vec<(u32, &[u8])> = (0..count % 20)
+                .map(|i| (index(i), &one[..size - usize::from(odd)]))
+                .collect();
             let outcomes = pool.put(&object, &pages);
-            assert!(!odd || pages.is_empty() || outcomes.is_err(), "a short page was taken");
+            assert!(
+                !odd || pages.is_empty() || outcomes.is_err(),
+                "a short page was taken"
+            );
             outcomes.map(drop)
         }
-        5 => pool.put_range(&object, first, &vec![7; (count as usize % 9) * size + random.below(2) as usize]).map(drop),
-        6 => pool.put_lz4(&object, &[(first, &vec![random.word() as u8; extreme(random) as usize % 200_000])]).map(drop),
-        7 | 8 => pool.get_range(&object, first, &mut vec![1; (count as usize % 9) * size], random.chance(3)).map(drop),
+        5 => pool
+            .put_range(
+                &object,
+                first,
+                &vec![7; (count as usize % 9) * size + random.below(2) as usize],
+            )
+            .map(drop),
+        6 => pool
+            .put_lz4(
+                &object,
+                &[(
+                    first,
+                    &vec![random.word() as u8; extreme(random) as usize % 200_000],
+                )],
+            )
+            .map(drop),
+        7 | 8 => pool
+            .get_range(
+                &object,
+                first,
+                &mut vec![1; (count as usize % 9) * size],
+                random.chance(3),
+            )
+            .map(drop),
         9 => {
             let indices: Vec<u32> = (0..count).map(index).collect();
             let mut bytes = vec![0; size * indices.len()];
             let mut into: Vec<&mut [u8]> = bytes.chunks_mut(size).collect();
-            pool.get(&object, &indices, &mut into, random.chance(3)).map(drop)
+            pool.get(&object, &indices, &mut into, random.chance(3))
+                .map(drop)
         }
-        10 => pool.has(&object, first, (extreme(random) % 100_000) as u32).map(drop),
-        11 => pool.flush(&object, &(0..count).map(index).collect::<Vec<u32>>()).map(drop),
+        10 => pool
+            .has(&object, first, (extreme(random) % 100_000) as u32)
+            .map(drop),
+        11 => pool
+            .flush(&object, &(0..count).map(index).collect::<Vec<u32>>())
+            .map(drop),
         12 => pool.flush_object(&object).map(drop),
         13 => match random.below(5) {
             0 => pool.set_quota(extreme(random)),

@@ -11,6 +11,9 @@ use crate::{Result, Run};
 
 /// Pages to an object.
 const OBJECT: usize = 100_032;
+/// Random words at the start of a page, and up to 16 more: pages that shrink to a sixth, so that 10 million fit in
+/// 8 GiB. Smaller pages would weigh the memory's own latency more and the codec less.
+const WORDS: usize = 80;
 /// Pages moved between turns.
 const TURN: usize = 16_384;
 
@@ -26,9 +29,9 @@ struct Many {
 }
 
 impl Many {
-    /// About `pages` pages: a few random bytes, the rest zeros.
+    /// About `pages` pages: some random bytes, the rest zeros.
     fn new(pages: usize) -> Result<Many> {
-        let store = private(4 << 30)?;
+        let store = private(12 << 30)?;
         let pool = persistent(&store)?;
         let (buffer, fresh) = (vec![1; BATCH * PAGE], vec![0; 4 * BATCH * PAGE]);
         let mut many = Many {
@@ -59,8 +62,8 @@ impl Many {
     /// New pages in a quarter of `fresh`.
     fn renew(&mut self, quarter: usize) {
         for page in self.fresh[quarter * BATCH * PAGE..][..BATCH * PAGE].chunks_mut(PAGE) {
-            let words = 4 + self.random.below(3);
-            page[..8 * 6].fill(0);
+            let words = WORDS + self.random.below(16);
+            page[..8 * (WORDS + 16)].fill(0);
             page[..8 * words]
                 .chunks_mut(8)
                 .for_each(|word| word.copy_from_slice(&self.random.word().to_le_bytes()));
@@ -123,7 +126,7 @@ pub fn size(run: &Run) -> Result<()> {
             if count == 1 { "single" } else { "batch64" }
         );
         let (value, peer_value) = (pairs.ours() * 1e6, pairs.peer() * 1e6);
-        let corpus = format!("{large} pages of 32 to 48 random bytes");
+        let corpus = format!("{large} pages of 640 to 768 random bytes");
         let peer = format!("{small} pages");
         Figure {
             name: &name,

@@ -275,7 +275,8 @@ mod tests {
     fn ranges_outside_panic_and_touch_nothing() {
         let map = map();
         let outside = |body: &dyn Fn()| {
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).expect_err("it is outside");
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(body))
+                .expect_err("it is outside");
         };
         for offset in [LEN, LEN - 3, u64::MAX, u64::MAX - 3] {
             outside(&|| map.copy_in(offset, &[1; 4]));
@@ -297,7 +298,8 @@ mod tests {
         let map = map();
         for offset in [1, 2, 3, 5] {
             let words = || _ = map.words(offset, 1);
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(words)).expect_err("it is misaligned");
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(words))
+                .expect_err("it is misaligned");
         }
         let view = || _ = map.view::<W64>(4);
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(view)).expect_err("it is misaligned");

@@ -41,6 +41,12 @@ impl<'a> Table<'a> {
         self.arena.map().words(self.base + at, count)
     }
 
+    /// Ask for the cache line of byte `at` ahead of time.
+    #[inline(always)]
+    pub fn prefetch(&self, at: u64) {
+        self.arena.map().prefetch(self.base + at);
+    }
+
     pub fn copy_within(&self, from: u64, to: u64, len: u64) {
         self.arena
             .map()

@@ -4,7 +4,6 @@ use super::{SCRATCH, Scratch, Target, stretches};
 use crate::arena::Counter;
 use crate::codec::{Compressor, Form, checksum};
 use crate::error::Result;
-use crate::frames::Frames;
 use crate::pools::PoolView;
 use crate::shard::{ObjectKey, Shard};
 use crate::slot::{Header, Zhandle};
@@ -172,13 +171,14 @@ fn copy_out(
             let this = ahead;
             ahead = stretch.get(n + 1).and_then(place);
             if let Some(next) = ahead {
-                prefetch(&shard.frames, next);
+                shard.frames.prefetch(next, 4);
             }
             if let Some(place) = this {
                 let slot = shard.frames.slot(place);
                 let (header, start) = (slot.header(), blocks.len());
                 // An index that was damaged must not give one page for another: the shard is rebuilt.
-                let own = slot.is_valid() && (header.object, header.index) == (object, indices[position]);
+                let own =
+                    slot.is_valid() && (header.object, header.index) == (object, indices[position]);
                 assert!(own, "the index names a slot that is not the page's own");
                 shard
                     .arena
@@ -203,11 +203,4 @@ fn copy_out(
     let (hits, all) = (copies.len() as u64, stretch.len() as u64);
     shard.count(view.slot, Counter::GetsHit, hits);
     shard.count(view.slot, Counter::GetsMiss, all - hits);
-}
-
-fn prefetch(frames: &Frames<'_>, place: Zhandle) {
-    let at = frames.file_offset(place.offset());
-    for line in 0..4 {
-        frames.arena().map().prefetch(at + line * 64);
-    }
 }

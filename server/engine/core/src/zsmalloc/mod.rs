@@ -214,6 +214,9 @@ impl<'a> Zsmalloc<'a> {
         let free = zspage.first_free();
         if free != NO_OBJECT {
             let next = self.link_word(zspage, free).get();
+            if next != NO_OBJECT {
+                self.heap.frames.prefetch(self.place(zspage, next), 2); // the next put's
+            }
             zspage.set_use(zspage.in_use() + 1, next);
             return Ok(free);
         }
