@@ -31,7 +31,7 @@ fn number(key: Key) -> u64 {
 fn page_of(key: Key, version: u64, size: usize) -> Vec<u8> {
     let n = number(key);
     page(
-        Fill::pick(n ^ n >> 12 ^ version / 16),
+        Fill::pick(n ^ (n >> 12) ^ (version / 16)),
         n,
         version % 16,
         size,
