@@ -980,3 +980,39 @@ fn fault_11_the_stores_of_one_put_are_bounded() {
         }
     }
 }
+
+/// A frame keeps what was in it until it is written again. Bytes of a page that look like a slot, in a frame that another page is just
+/// being put into, must not be taken for one.
+#[test]
+fn a_pages_bytes_never_pass_for_a_slot() {
+    // Object 0, index 5, a valid same-filled page of zeros: on every 32nd byte.
+    let state = 1 << 31 | 1 << 24 | 8;
+    let words = [0, 5, tmem_core::checksum(&[0; 4096]), 1, state, 0, 0, 0];
+    let forged: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_le_bytes()).collect();
+    // Sizes that come to many classes: as much noise as that, and zeros.
+    let sized = |i: u32| {
+        let mut bytes = page(Fill::Noise, 1, u64::from(i), 4096);
+        bytes[80 + 40 * i as usize..].fill(0);
+        bytes
+    };
+    for variant in &VARIANTS[..2] {
+        let prepare = || {
+            let mut scene = Scene::empty(*variant, 64 << 20);
+            scene.hold((0, 1, 0)); // the shard's object 0
+            let raw = PoolSettings { codec: Codec::Raw, ..persistent() };
+            let other = scene.store.pool("other", &raw).unwrap();
+            other.put_range(&oid(1), 0, &forged.repeat(128).repeat(50)).unwrap();
+            other.flush_object(&oid(1)).unwrap();
+            (100..160).for_each(|i| scene.brings((0, 1, i), sized(i - 100), NEW_OR_NOT));
+            scene
+        };
+        let total = stores(&prepare, &put_coming);
+        for n in (0..total).step_by(3) {
+            let scene = prepare();
+            stopped(n, || put_coming(&scene));
+            let what = format!("forged bytes on {variant:?} stopped before store {n} of {total}");
+            scene.verify(&what);
+            assert_eq!(scene.get((0, 1, 5)), None, "{what}: a page that nobody put");
+        }
+    }
+}
