@@ -988,7 +988,10 @@ fn a_pages_bytes_never_pass_for_a_slot() {
     // Object 0, index 5, a valid same-filled page of zeros: on every 32nd byte.
     let state = 1 << 31 | 1 << 24 | 8;
     let words = [0, 5, tmem_core::checksum(&[0; 4096]), 1, state, 0, 0, 0];
-    let forged: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_le_bytes()).collect();
+    let forged: Vec<u8> = words
+        .iter()
+        .flat_map(|word: &u32| word.to_le_bytes())
+        .collect();
     // Sizes that come to many classes: as much noise as that, and zeros.
     let sized = |i: u32| {
         let mut bytes = page(Fill::Noise, 1, u64::from(i), 4096);
@@ -999,9 +1002,14 @@ fn a_pages_bytes_never_pass_for_a_slot() {
         let prepare = || {
             let mut scene = Scene::empty(*variant, 64 << 20);
             scene.hold((0, 1, 0)); // the shard's object 0
-            let raw = PoolSettings { codec: Codec::Raw, ..persistent() };
+            let raw = PoolSettings {
+                codec: Codec::Raw,
+                ..persistent()
+            };
             let other = scene.store.pool("other", &raw).unwrap();
-            other.put_range(&oid(1), 0, &forged.repeat(128).repeat(50)).unwrap();
+            other
+                .put_range(&oid(1), 0, &forged.repeat(128).repeat(50))
+                .unwrap();
             other.flush_object(&oid(1)).unwrap();
             (100..160).for_each(|i| scene.brings((0, 1, i), sized(i - 100), NEW_OR_NOT));
             scene

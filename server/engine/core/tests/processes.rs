@@ -353,6 +353,9 @@ impl Soak {
     }
 }
 
+/// Most kills beyond those asked for, until one has hit a shard at work.
+const MORE: u64 = 600;
+
 fn soak(name: &str, memory: u64, tight: bool, kills: u64) -> Tally {
     let file = Scratch::new(name);
     let store = Store::open(&file.options(memory, 2)).unwrap();
@@ -375,7 +378,11 @@ fn soak(name: &str, memory: u64, tight: bool, kills: u64) -> Tally {
         )
     };
     let mut workers: Vec<Worker> = (0..3).map(|id| start(id, Arc::default())).collect();
-    for _ in 0..kills {
+    // A kill hits a worker that holds a lock once in a while: go on until one has.
+    let untested = |store: &Store| kills >= 15 && stat(store, "recoveries") == 0;
+    let mut killed = 0;
+    while killed < kills || killed < kills + MORE && untested(&soak.store) {
+        killed += 1;
         let victim = workers.remove(if random.chance(8) {
             2
         } else {
