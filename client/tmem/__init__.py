@@ -12,13 +12,16 @@ from tmem._errors import (
     ArenaError,
     ClosedError,
     CorruptPageError,
+    DeniedError,
     EngineMissingError,
     ExhaustedError,
     InternalError,
     MismatchError,
     TmemError,
+    UnavailableError,
     UnknownPoolError,
 )
+from tmem._link import ClientStats
 from tmem._oid import oid
 from tmem._open import connect, open
 from tmem._outcome import Outcome, Outcomes
@@ -29,8 +32,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArenaError",
+    "ClientStats",
     "ClosedError",
     "CorruptPageError",
+    "DeniedError",
     "EngineMissingError",
     "ExhaustedError",
     "InternalError",
@@ -40,6 +45,7 @@ __all__ = [
     "Pool",
     "Store",
     "TmemError",
+    "UnavailableError",
     "UnknownPoolError",
     "connect",
     "oid",

@@ -7,6 +7,8 @@ TmemError
 ├── ExhaustedError       a fixed table of the arena is full: pools, objects
 ├── ArenaError           not an arena, another version, damaged, or the operating system refused
 ├── CorruptPageError     a persistent page failed its checksum; carries the good pages of the batch
+├── UnavailableError     the server cannot be reached, or did not answer in time: what was asked may have happened
+├── DeniedError          the server does not let this client do that
 ├── InternalError        a fault in the engine itself
 └── EngineMissingError   the native part is not installed (an ImportError too)
 
@@ -69,6 +71,14 @@ class CorruptPageError(TmemError):
 
     def __str__(self) -> str:
         return f"pages failed their checksum: {', '.join(map(str, self.indices))}"
+
+
+class UnavailableError(TmemError):
+    """The server cannot be reached, or did not answer in time. A put or flush that fails so may have been done."""
+
+
+class DeniedError(TmemError):
+    """The server does not let this client do that."""
 
 
 class InternalError(TmemError):
