@@ -157,8 +157,8 @@ def test_a_store_is_not_opened_with_bad_settings(
         "::1:7717",
         "shm:",
         "shm://",
-    ]
-    + ["shm://default"],
+        "shm://default",
+    ],
 )
 def test_an_address_of_another_kind_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="address is"):
