@@ -5,6 +5,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -79,7 +80,8 @@ def test_a_session_of_the_daemon_before_is_unknown(arena: Path) -> None:
 def test_sigterm_ends_it_in_order(arena: Path) -> None:
     with daemon(f"--arena={arena}", "--drain=1") as first:
         client = Client(first.address)
-        watch = HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest(service="tmem.v1.Tmem"))
+        health: Any = HealthStub(client.channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service="tmem.v1.Tmem"))
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         client.open()
         client.put({1: page(1)})
@@ -205,12 +207,13 @@ def test_every_statistic_is_exposed(client: Client, running: Daemon) -> None:
 
 
 def test_health_and_reflection(client: Client) -> None:
-    health = HealthStub(client.channel)
+    health: Any = HealthStub(client.channel)
     for service in ("", "tmem.v1.Tmem", "tmem.v1.TmemAdmin"):
         answer = health.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-    listed = next(ServerReflectionStub(client.channel).ServerReflectionInfo(asked)).list_services_response.service
+    reflection: Any = ServerReflectionStub(client.channel)
+    listed = next(reflection.ServerReflectionInfo(asked)).list_services_response.service
     assert {"tmem.v1.Tmem", "tmem.v1.TmemAdmin", "grpc.health.v1.Health"} <= {service.name for service in listed}
 
 

@@ -2,7 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import google_crc32c
 import grpc
@@ -289,7 +290,7 @@ def test_a_malformed_put_changes_nothing(client: Client, what: str) -> None:
 
 def test_malformed_gets_and_flushes(client: Client) -> None:
     session = client.session
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: client.tmem.Get(pb.GetRequest(session=session, oid=OID, indices=[1, 1])),
         lambda: client.tmem.Get(pb.GetRequest(session=session, oid=b"", indices=[1])),
         lambda: client.tmem.Get(pb.GetRequest(session=session, oid=OID, indices=range(257))),
@@ -310,7 +311,7 @@ def test_malformed_gets_and_flushes(client: Client) -> None:
 
 def test_unknown_sessions_and_pools(client: Client) -> None:
     unknown = pb.Session(id=client.session.id ^ 1, epoch=1)
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: client.tmem.Get(pb.GetRequest(session=unknown, oid=OID, indices=[1])),
         lambda: client.tmem.Put(pb.PutRequest(oid=OID)),
         lambda: client.tmem.NewEpoch(pb.NewEpochRequest(session_id=5)),
@@ -337,7 +338,7 @@ def test_a_message_that_is_too_large_is_refused(client: Client) -> None:
 
 
 def test_bytes_that_are_no_message(client: Client) -> None:
-    call = client.channel.unary_unary("/tmem.v1.Tmem/Put")
+    call: Any = client.channel.unary_unary("/tmem.v1.Tmem/Put")
     with pytest.raises(grpc.RpcError):
         call(b"\xff" * 100, timeout=10)
     assert client.put({1: page(1)}) == STORED
