@@ -82,8 +82,8 @@ class StoreCollector(Collector):
         self._counts = counts
 
     def collect(self) -> Iterator[Metric]:
-        rows = self._rows()
-        yield from (_family(name, about, (), [((), self._store.stats()[key])]) for name, about, key in STORE)
+        rows, store = self._rows(), self._store.stats()
+        yield from (_family(name, about, (), [((), store[key])]) for name, about, key in STORE)
         for name, about, key in POOL:
             yield _family(name, about, _POOL_LABELS, [(labels, stats[key]) for labels, stats in rows])
         for name, about, label, prefix in SPLIT:

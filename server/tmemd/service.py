@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.v1.tmem_pb2_grpc import TmemServicer
 from tmemd import wire
 from tmemd.calls import explain, rpc
+from tmemd.errors import UnknownPoolError
 from tmemd.sessions import Session, Sessions, Taken
 
 if TYPE_CHECKING:
@@ -218,5 +220,6 @@ def _release(held: Unacknowledged) -> None:
     for session, number in held:
         taken = session.taken(number)
         if taken is not None:
-            session.pool.flush_if(taken.oid, taken.stamps)
+            with suppress(UnknownPoolError):  # destroyed since, and its pages with it
+                session.pool.flush_if(taken.oid, taken.stamps)
     held.clear()

@@ -342,3 +342,53 @@ def test_bytes_that_are_no_message(client: Client) -> None:
     with pytest.raises(grpc.RpcError):
         call(b"\xff" * 100, timeout=10)
     assert client.put({1: page(1)}) == STORED
+
+
+def test_a_pool_destroyed_behind_an_exclusive_get_hinders_nobody(client: Client) -> None:
+    kept = client.session
+    client.open("doomed")
+    client.put({1: page(1)})
+    stream = Stream(client)
+    stream.ask(pb.Command(id=1, get=client.get_request([1], exclusive=True)))
+    client.admin.DestroyPool(admin_pb2.DestroyPoolRequest(name="doomed"))
+    client.session = kept
+    assert stream.ask(pb.Command(id=2, put=client.put_request({2: page(2)}))).put.outcomes == STORED
+    stream.cut()
+
+
+def test_calls_and_sessions_beyond_the_limit_are_refused() -> None:
+    with daemon("--max-calls=2", "--max-sessions=2", "--drain=0") as small:
+        client = Client(small.address)
+        client.open()
+        client.open()
+        with pytest.raises(grpc.RpcError) as caught:
+            client.open()
+        assert code_of(caught.value) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        streams = [Stream(client), Stream(client)]
+        for stream in streams:
+            stream.ask(pb.Command(id=1, get=client.get_request([1])))
+        with pytest.raises(grpc.RpcError) as caught:
+            client.get([1])
+        assert code_of(caught.value) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        for stream in streams:
+            assert stream.end() == []
+        assert client.get([1]) == {}
+        client.close()
+
+
+def test_a_client_that_does_not_read_is_held_and_harms_nobody(client: Client, running: Daemon) -> None:
+    client.put({index: noise(index) for index in range(256)})
+    greedy = Client(running.address)
+    greedy.session = client.session
+    stream = Stream(greedy)
+    stream.send(*(pb.Command(id=at, get=client.get_request(range(256))) for at in range(200)))  # 200 MiB of answers
+    stream.read()
+    assert client.put({1: page(1)}) == REPLACED
+    assert resident_mib(running) < 64 + 150
+    stream.cut()
+    greedy.close()
+
+
+def resident_mib(running: Daemon) -> int:
+    with open(f"/proc/{running.process.pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:")) >> 10

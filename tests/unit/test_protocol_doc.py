@@ -5,6 +5,7 @@ from pathlib import Path
 
 import google_crc32c
 import lz4.block
+
 from tmem_proto.v1 import tmem_pb2 as pb
 
 DOC = Path(__file__).parents[2] / "docs" / "protocol.md"
