@@ -8,6 +8,7 @@ with tmem.open(memory="256MiB") as store:
 ```
 """
 
+from tmem._cleancache import Cleancache
 from tmem._errors import (
     ArenaError,
     ClosedError,
@@ -16,11 +17,13 @@ from tmem._errors import (
     EngineMissingError,
     ExhaustedError,
     InternalError,
+    LostPageError,
     MismatchError,
     TmemError,
     UnavailableError,
     UnknownPoolError,
 )
+from tmem._frontswap import Frontswap
 from tmem._link import ClientStats
 from tmem._oid import oid
 from tmem._open import connect, open
@@ -32,13 +35,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArenaError",
+    "Cleancache",
     "ClientStats",
     "ClosedError",
     "CorruptPageError",
     "DeniedError",
     "EngineMissingError",
     "ExhaustedError",
+    "Frontswap",
     "InternalError",
+    "LostPageError",
     "MismatchError",
     "Outcome",
     "Outcomes",

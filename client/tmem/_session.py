@@ -186,6 +186,8 @@ class Session:
                 self._forget(session)
             todo[:] = [at for at in todo if replies[at] is None]
             raise _Failed(_worst(failures))
+        if stale:
+            self._doubt(session, mutation)
         return stale
 
     def _ready(self, operation: _Operation) -> Steps[pb.Session]:

@@ -17,13 +17,16 @@ ROOT = Path(__file__).parents[2]
 
 SURFACE = {
     "ArenaError",
+    "Cleancache",
     "ClientStats",
     "ClosedError",
     "CorruptPageError",
     "DeniedError",
     "EngineMissingError",
     "ExhaustedError",
+    "Frontswap",
     "InternalError",
+    "LostPageError",
     "MismatchError",
     "Outcome",
     "Outcomes",
