@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.daemon import OID, Client, Daemon, daemon
+from tests.integration.test_arena_files import corrupt
 from tests.support import filled, noise, page
 from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1 import tmem_pb2
@@ -265,3 +266,19 @@ def test_unknown_keys_are_refused(tmp_path: Path) -> None:
     assert "TMEMD_MEMROY: there is no such setting" in tmemd(environment={"TMEMD_MEMROY": "1"}).stderr
     file.write_text("memory = [1]\n")
     assert "expected bytes" in tmemd(f"--config={file}").stderr
+
+
+def test_no_byte_of_a_corrupt_page_is_given_out(arena: Path) -> None:
+    with daemon(f"--arena={arena}", memory="4MiB") as running:
+        client = Client(running.address)
+        for kind, outcome in (("persistent", 2), ("ephemeral", 0)):
+            client.open(kind, kind, codec="raw")
+            client.put({7: noise(7), 8: page(8)})
+            corrupt(arena, noise(7))
+            for accept in (tmem_pb2.ENCODING_RAW, tmem_pb2.ENCODING_LZ4):
+                request = client.get_request([7, 8, 9])
+                request.accept = accept
+                response = client.tmem.Get(request)
+                assert response.found[0] == outcome
+                assert noise(7)[1001:] not in response.pages
+        client.close()
