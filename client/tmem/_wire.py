@@ -135,12 +135,13 @@ def got(reply: pb.GetResponse, count: int, page_size: int) -> Got:
     corrupt = [at for at, outcome in enumerate(found) if outcome == pb.GET_OUTCOME_CORRUPT]
     if len(found) != count:
         raise _errors.InternalError(f"the server answered a get of {count} pages with {len(found)}")
-    if reply.encoding == pb.ENCODING_RAW:
-        if len(reply.pages) != len(hits) * page_size:
-            raise _errors.InternalError(f"the server sent {len(reply.pages)} bytes for {len(hits)} pages")
-        whole = reply.pages
-        return Got([(at, whole[n * page_size : (n + 1) * page_size]) for n, at in enumerate(hits)], corrupt)
-    return _decoded(reply, hits, corrupt, page_size)
+    # Each look at a field of bytes copies it.
+    whole = reply.pages
+    if reply.encoding != pb.ENCODING_RAW:
+        return _decoded(reply, whole, hits, corrupt, page_size)
+    if len(whole) != len(hits) * page_size:
+        raise _errors.InternalError(f"the server sent {len(whole)} bytes for {len(hits)} pages")
+    return Got([(at, whole[n * page_size : (n + 1) * page_size]) for n, at in enumerate(hits)], corrupt)
 
 
 def settings_message(settings: PoolSettings) -> pb.PoolSettings:
@@ -191,13 +192,13 @@ def _shorter(block: memoryview, page_size: int) -> bytes:
     return page
 
 
-def _decoded(reply: pb.GetResponse, hits: list[int], corrupt: list[int], page_size: int) -> Got:
-    if not len(reply.lengths) == len(reply.checksums) == len(hits) or sum(reply.lengths) != len(reply.pages):
+def _decoded(reply: pb.GetResponse, whole: bytes, hits: list[int], corrupt: list[int], page_size: int) -> Got:
+    if not len(reply.lengths) == len(reply.checksums) == len(hits) or sum(reply.lengths) != len(whole):
         raise _errors.InternalError(f"the server sent {len(reply.lengths)} blocks for {len(hits)} pages")
     pages = []
     start = 0
     for at, length, checksum in zip(hits, reply.lengths, reply.checksums, strict=True):
-        page = _page(reply.pages[start : start + length], page_size)
+        page = _page(whole[start : start + length], page_size)
         start += length
         if len(page) == page_size and google_crc32c.value(page) == checksum:
             pages.append((at, page))
