@@ -20,7 +20,7 @@ KILLS ?= 1000
 export PYO3_PYTHON := $(CURDIR)/$(PY)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build test test-rust test-python lint format demo bench-engine soak-crash fuzz sanitize lock clean
+.PHONY: help setup build test test-rust test-python proto proto-check lint format demo bench-engine soak-crash fuzz sanitize lock clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  %-14s %s\n' "$$name" "$$what"; done
@@ -38,7 +38,17 @@ test-rust: $(VENV)/.deps
 test-python: build
 	$(PY) -m pytest
 
-lint: build ## Check format, types and lints of Python and Rust; warnings are errors
+# Generates the protocol's Python, with its types, into a folder.
+PROTOC = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I proto $(addprefix --,$(addsuffix _out=$(1),python grpc_python mypy mypy_grpc)) $(wildcard proto/tmem_proto/v1/*.proto)
+
+proto: $(VENV)/.deps ## Generate the Python of the wire protocol from proto/tmem_proto/v1/*.proto
+	$(call PROTOC,proto)
+
+proto-check: $(VENV)/.deps
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(call PROTOC,"$$fresh"); \
+	diff -r -x '*.proto' -x __init__.py -x __pycache__ "$$fresh/tmem_proto/v1" proto/tmem_proto/v1 || { echo 'the generated code is out of date: run make proto' >&2; exit 1; }
+
+lint: build proto-check ## Check format, types and lints of Python and Rust; warnings are errors
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
@@ -70,7 +80,7 @@ sanitize: ## Run the core's tests under AddressSanitizer (needs a nightly toolch
 lock: $(VENV)/.deps ## Renew requirements-dev.lock: newest versions, with hashes
 	$(PY) -m venv --clear $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet pip-tools
-	$(VENV)/lock/bin/pip-compile --quiet --upgrade --extra dev --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements-dev.lock pyproject.toml
+	$(VENV)/lock/bin/pip-compile --quiet --upgrade --extra dev --extra server --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements-dev.lock pyproject.toml
 
 clean: ## Remove .venv and everything built
 	rm -rf $(VENV) target build dist *.so *.egg-info client/*.egg-info

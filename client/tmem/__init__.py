@@ -8,17 +8,23 @@ with tmem.open(memory="256MiB") as store:
 ```
 """
 
+from tmem._cleancache import Cleancache
 from tmem._errors import (
     ArenaError,
     ClosedError,
     CorruptPageError,
+    DeniedError,
     EngineMissingError,
     ExhaustedError,
     InternalError,
+    LostPageError,
     MismatchError,
     TmemError,
+    UnavailableError,
     UnknownPoolError,
 )
+from tmem._frontswap import Frontswap
+from tmem._link import ClientStats
 from tmem._oid import oid
 from tmem._open import connect, open
 from tmem._outcome import Outcome, Outcomes
@@ -29,17 +35,23 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArenaError",
+    "Cleancache",
+    "ClientStats",
     "ClosedError",
     "CorruptPageError",
+    "DeniedError",
     "EngineMissingError",
     "ExhaustedError",
+    "Frontswap",
     "InternalError",
+    "LostPageError",
     "MismatchError",
     "Outcome",
     "Outcomes",
     "Pool",
     "Store",
     "TmemError",
+    "UnavailableError",
     "UnknownPoolError",
     "connect",
     "oid",

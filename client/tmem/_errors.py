@@ -7,6 +7,9 @@ TmemError
 ├── ExhaustedError       a fixed table of the arena is full: pools, objects
 ├── ArenaError           not an arena, another version, damaged, or the operating system refused
 ├── CorruptPageError     a persistent page failed its checksum; carries the good pages of the batch
+├── LostPageError        the only copy of a page is gone from the store (frontswap)
+├── UnavailableError     the server cannot be reached, or did not answer in time: what was asked may have happened
+├── DeniedError          the server does not let this client do that
 ├── InternalError        a fault in the engine itself
 └── EngineMissingError   the native part is not installed (an ImportError too)
 
@@ -69,6 +72,25 @@ class CorruptPageError(TmemError):
 
     def __str__(self) -> str:
         return f"pages failed their checksum: {', '.join(map(str, self.indices))}"
+
+
+class LostPageError(TmemError):
+    """The only copy of a page is gone from the store. `pages` holds those that the call took out all the same."""
+
+    def __init__(self, message: str, pages: dict[int, bytes] | None = None) -> None:
+        super().__init__(message, pages or {})
+        self.pages = pages or {}
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnavailableError(TmemError):
+    """The server cannot be reached, or did not answer in time. A put or flush that fails so may have been done."""
+
+
+class DeniedError(TmemError):
+    """The server does not let this client do that."""
 
 
 class InternalError(TmemError):

@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tmem import _local
+from tmem._link import OnUnavailable, Options, parse_target
 from tmem._sizes import Size, parse_size
 from tmem._store import Store
 
 if TYPE_CHECKING:
     import os
+
+    import grpc
+
+    from tmem._wire import Wire
 
 _SHM = "shm://"
 
@@ -54,23 +59,52 @@ def open(
     return Store(transport)
 
 
-def connect(address: str, *, mlock: bool = False) -> Store:
+def connect(
+    address: str,
+    *,
+    mlock: bool = False,
+    timeout: float = 10.0,
+    encoding: Wire = "lz4",
+    on_unavailable: OnUnavailable = "raise",
+    credentials: grpc.ChannelCredentials | None = None,
+) -> Store:
     """Connect to a store that exists.
 
+    A connection to a server is made by the first call, and again by itself after it broke or the server restarted.
+
     Args:
-        address: `shm://PATH`, the arena at PATH (taken as it is, with at least one slash: `shm:///dev/shm/tmem`).
-        mlock: Keep the arena from being swapped out.
+        address: `HOST:PORT` or `grpc://HOST:PORT`, a server; or `shm://PATH`, the arena at PATH on this machine (taken
+            as it is, with at least one slash: `shm:///dev/shm/tmem`).
+        mlock: `shm://` only: keep the arena from being swapped out.
+        timeout: Server only, as all below: seconds that one call may take, and that an operation goes on trying while
+            the server is away. An operation of many calls may take longer as long as calls come back.
+        encoding: `"lz4"`: pages are compressed and decompressed here; `"raw"`: there.
+        on_unavailable: What happens while the server is away. `"raise"`: `UnavailableError` after `timeout`, and at
+            once until the server is tried again. `"miss"`: at once, gets of ephemeral pools miss, puts are refused as
+            `"unavailable"`, and flushes find nothing; the pages concerned are flushed before anything else once the
+            server is back, so none that was refused or flushed is seen again. A get of a persistent pool raises all
+            the same: its page is not lost.
+        credentials: TLS, from `grpc.ssl_channel_credentials`; None is plain text.
 
     Raises:
         ArenaError: There is no arena at the path, or it cannot be used.
-        EngineMissingError: The native part is not installed.
-        ValueError: The address is of a kind that this version does not know.
+        EngineMissingError: The native part is not installed (`shm://` only).
+        ValueError: The address is of a kind that this version does not know, or an option makes no sense.
     """
     if not isinstance(address, str):
         raise TypeError(f"address must be a str, not {type(address).__name__}")
-    if not address.startswith(_SHM):
-        raise ValueError(f"address is {address!r}; this version connects to shm://PATH only")
+    if address.startswith(_SHM):
+        return Store(_local.attach_arena(_arena_path(address), mlock=mlock))
+    target = parse_target(address)
+    options = Options(timeout=timeout, encoding=encoding, on_unavailable=on_unavailable)
+    # gRPC is slow to import, and a store in this process does without.
+    from tmem._grpc import GrpcStore
+
+    return Store(GrpcStore(target, options, credentials))
+
+
+def _arena_path(address: str) -> str:
     path = address.removeprefix(_SHM)
     if "/" not in path:
         raise ValueError(f"address is {address!r}; expected the path of an arena after {_SHM}, with a slash in it")
-    return Store(_local.attach_arena(path, mlock=mlock))
+    return path

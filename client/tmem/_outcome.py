@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, overload
 
-Reason: TypeAlias = Literal["quota", "frozen", "poor_compression", "memory", "no_space"]
+Reason: TypeAlias = Literal["quota", "frozen", "poor_compression", "memory", "no_space", "unavailable"]
 
-_REASONS: tuple[Reason, ...] = ("quota", "frozen", "poor_compression", "memory", "no_space")
+_REASONS: tuple[Reason, ...] = ("quota", "frozen", "poor_compression", "memory", "no_space", "unavailable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class Outcome:
     Attributes:
         stored: The store has the page.
         replaced: It took the place of an older page of the same key.
-        reason: Why the page was refused: `"quota"`, `"frozen"`, `"poor_compression"`, `"memory"` or `"no_space"`; None
-            when it was stored.
+        reason: Why the page was refused: `"quota"`, `"frozen"`, `"poor_compression"`, `"memory"`, `"no_space"`, or
+            `"unavailable"` where the server is away and the client was told to go on; None when it was stored.
         old_flushed: The put was refused and the older page of the key is gone, so that no get can see it.
     """
 
@@ -45,6 +45,8 @@ OUTCOMES: tuple[Outcome, ...] = (
     *(Outcome(stored=False, reason=reason, old_flushed=flushed) for reason in _REASONS for flushed in (False, True)),
 )
 """The outcome of each code."""
+
+UNAVAILABLE_CODE = 2 + 2 * _REASONS.index("unavailable")
 
 
 class Outcomes(Sequence[Outcome]):

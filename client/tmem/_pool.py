@@ -45,7 +45,7 @@ class Pool:
         Returns:
             What became of each page, by index.
         """
-        batch = pages if type(pages) is dict else _as_dict(pages)
+        batch = pages if type(pages) is dict else as_dict(pages)
         codes = self._transport.put(oid, batch)
         return dict(zip(batch, map(_outcome, codes), strict=True))
 
@@ -60,7 +60,7 @@ class Pool:
         Raises:
             ValueError: A block does not decode to `page_size` bytes; nothing of the batch was stored.
         """
-        batch = blocks if type(blocks) is dict else _as_dict(blocks)
+        batch = blocks if type(blocks) is dict else as_dict(blocks)
         codes = self._transport.put_lz4(oid, batch)
         return dict(zip(batch, map(_outcome, codes), strict=True))
 
@@ -191,7 +191,8 @@ class Pool:
         return f"<tmem.Pool {self.name!r} page_size={self.page_size}>"
 
 
-def _as_dict(pages: Mapping[int, Buffer]) -> dict[int, Buffer]:
+def as_dict(pages: Mapping[int, Buffer]) -> dict[int, Buffer]:
+    """The batch as a dict of its own."""
     if not isinstance(pages, Mapping):
         raise TypeError(f"pages must be a mapping of index to page, not {type(pages).__name__}")
     return dict(pages)

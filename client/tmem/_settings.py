@@ -1,7 +1,9 @@
 """The settings of a pool, as data."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict, Unpack
+
+from tmem._sizes import Size, parse_size
 
 Kind: TypeAlias = Literal["persistent", "ephemeral"]
 Allocator: TypeAlias = Literal["zsmalloc", "zbud"]
@@ -36,3 +38,36 @@ class PoolSettings:
     inclusive: bool
     max_zpage: int
     owner: str
+
+
+class PoolOptions(TypedDict, total=False):
+    """The keyword arguments of `Store.pool`, which documents them."""
+
+    kind: Kind
+    codec: str
+    allocator: Allocator | None
+    page_size: Size
+    quota: Size | None
+    weight: int
+    shared: bool
+    inclusive: bool
+    max_zpage: Size
+    owner: str
+
+
+def pool_settings(**options: Unpack[PoolOptions]) -> PoolSettings:
+    """Settings from what a caller gives: defaults filled in, sizes as bytes."""
+    kind = options.get("kind", "persistent")
+    quota = options.get("quota")
+    return PoolSettings(
+        kind=kind,
+        codec=options.get("codec", "lz4"),
+        allocator=options.get("allocator") or DEFAULT_ALLOCATOR.get(kind, "zsmalloc"),
+        page_size=parse_size(options.get("page_size", 4096), "page_size"),
+        quota=0 if quota is None else parse_size(quota, "quota"),
+        weight=options.get("weight", 1),
+        shared=options.get("shared", False),
+        inclusive=options.get("inclusive", False),
+        max_zpage=parse_size(options.get("max_zpage", 0), "max_zpage"),
+        owner=options.get("owner", ""),
+    )

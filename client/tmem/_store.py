@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from tmem._errors import UnknownPoolError
+from tmem._link import ClientStats
 from tmem._pool import Pool
-from tmem._settings import DEFAULT_ALLOCATOR, Allocator, Kind, PoolSettings
+from tmem._settings import Allocator, Kind, pool_settings
 from tmem._sizes import Size, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -64,16 +65,16 @@ class Store:
             ExhaustedError: The arena holds as many pools as it can.
             ValueError: A setting makes no sense.
         """
-        settings = PoolSettings(
+        settings = pool_settings(
             kind=kind,
             codec=codec,
-            allocator=allocator or DEFAULT_ALLOCATOR.get(kind, "zsmalloc"),
-            page_size=parse_size(page_size, "page_size"),
-            quota=0 if quota is None else parse_size(quota, "quota"),
+            allocator=allocator,
+            page_size=page_size,
+            quota=quota,
             weight=weight,
             shared=shared,
             inclusive=inclusive,
-            max_zpage=parse_size(max_zpage, "max_zpage"),
+            max_zpage=max_zpage,
             owner=owner,
         )
         return Pool(self._transport.pool(name, settings))
@@ -96,6 +97,11 @@ class Store:
     def stats(self) -> StoreStats:
         """Counters and gauges of the whole store; sizes in bytes, totals since the arena was created."""
         return cast("StoreStats", self._transport.stats())
+
+    def client_stats(self) -> ClientStats:
+        """What this side of the connection has counted; all zero where there is no connection."""
+        stats: ClientStats = getattr(self._transport, "client_stats", ClientStats)()
+        return stats
 
     def compact(self) -> Compaction:
         """Move pages together and give the memory that frees back to the system."""
@@ -136,7 +142,10 @@ class Store:
         return self._transport.closed
 
     def close(self) -> None:
-        """Let go of the arena. Calls under way in other threads end as usual; closing twice does nothing."""
+        """Let go of the arena, or close the connection; closing twice does nothing.
+
+        Calls under way in other threads end as usual on an arena, and with `ClosedError` on a connection.
+        """
         self._transport.close()
 
     def __enter__(self) -> Self:
@@ -150,4 +159,7 @@ class Store:
     def __repr__(self) -> str:
         if self.closed:
             return "<tmem.Store closed>"
+        address = getattr(self._transport, "address", None)
+        if address is not None:
+            return f"<tmem.Store {address}>"
         return f"<tmem.Store {self.arena or 'private'} memory={format_size(self.memory)}>"

@@ -1,4 +1,4 @@
-"""What a store needs from whatever reaches its pages: the engine in this process, or later a connection.
+"""What a store needs from whatever reaches its pages: the engine in this process, or a connection.
 
 A transport raises the classes of `tmem._errors`. Store and Pool hold one each and add what a caller likes: sizes with
 units, outcomes as objects, dataclasses. Where a method here has no docstring it means what it means on Store or Pool.
@@ -49,7 +49,7 @@ class PoolTransport(Protocol):
 
 
 class StoreTransport(Protocol):
-    """One store."""
+    """One store. A connection also has `address` and `client_stats()`; the engine has neither."""
 
     @property
     def closed(self) -> bool: ...

@@ -144,7 +144,22 @@ def test_a_store_is_not_opened_with_bad_settings(
         tmem.open(**settings)
 
 
-@pytest.mark.parametrize("address", ["", "ramhost:7717", "grpc://ramhost:7717", "shm:", "shm://", "shm://default"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "ramhost",
+        "ramhost:",
+        ":7717",
+        "ramhost:0",
+        "grpc://ramhost",
+        "http://ramhost:7717",
+        "::1:7717",
+        "shm:",
+        "shm://",
+        "shm://default",
+    ],
+)
 def test_an_address_of_another_kind_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="address is"):
         tmem.connect(address)

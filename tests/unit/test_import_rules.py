@@ -22,15 +22,19 @@ MAY_IMPORT = {
 }
 # The files that may import the engine: the SDK's shm and embedded transport, and the daemon's store.
 ENGINE_USERS = {"tmem/_local.py", "tmemd/store.py"}
-# Inside the daemon: cli -> daemon -> {service, admin, metrics} -> store; config and errors are leaves.
+# Inside the daemon: cli -> daemon -> {service, admin, metrics} -> store; config, counts and errors are leaves.
 DAEMON_LAYERS = {
     "cli": {"daemon", "config", "errors"},
-    "daemon": {"service", "admin", "metrics", "store", "config", "errors"},
-    "service": {"store", "config", "errors"},
-    "admin": {"store", "config", "errors"},
-    "metrics": {"store", "config", "errors"},
+    "daemon": {"service", "admin", "metrics", "store", "config", "counts", "errors"},
+    "service": {"sessions", "wire", "calls", "store", "config", "counts", "errors"},
+    "admin": {"wire", "calls", "store", "config", "counts", "errors"},
+    "metrics": {"store", "config", "counts", "errors"},
+    "sessions": {"store", "config", "counts", "errors"},
+    "wire": {"store", "errors"},
+    "calls": {"counts", "errors"},
     "store": {"config", "errors"},
-    "config": set(),
+    "config": {"errors"},
+    "counts": set(),
     "errors": set(),
 }
 

@@ -17,7 +17,8 @@ def test_codes_stand_for_outcomes() -> None:
     assert OUTCOMES[REPLACED] == Outcome(stored=True, replaced=True)
     assert OUTCOMES[QUOTA] == Outcome(stored=False, reason="quota")
     assert OUTCOMES[QUOTA_FLUSHED] == Outcome(stored=False, reason="quota", old_flushed=True)
-    assert [outcome.reason for outcome in OUTCOMES[4::2]] == ["frozen", "poor_compression", "memory", "no_space"]
+    reasons = ["frozen", "poor_compression", "memory", "no_space", "unavailable"]
+    assert [outcome.reason for outcome in OUTCOMES[4::2]] == reasons
 
 
 def test_outcomes_summarise_and_index() -> None:

@@ -17,23 +17,41 @@ ROOT = Path(__file__).parents[2]
 
 SURFACE = {
     "ArenaError",
+    "Cleancache",
+    "ClientStats",
     "ClosedError",
     "CorruptPageError",
+    "DeniedError",
     "EngineMissingError",
     "ExhaustedError",
+    "Frontswap",
     "InternalError",
+    "LostPageError",
     "MismatchError",
     "Outcome",
     "Outcomes",
     "Pool",
     "Store",
     "TmemError",
+    "UnavailableError",
     "UnknownPoolError",
     "connect",
     "oid",
     "open",
 }
-STORE = {"arena", "check", "close", "closed", "compact", "find_pool", "memory", "pool", "pools", "relinquish"} | {
+STORE = {
+    "arena",
+    "check",
+    "client_stats",
+    "close",
+    "closed",
+    "compact",
+    "find_pool",
+    "memory",
+    "pool",
+    "pools",
+    "relinquish",
+} | {
     "resize",
     "stats",
 }
@@ -58,9 +76,9 @@ def test_the_surface_is_flat_and_exactly_this() -> None:
     assert {name for name in public(tmem) if not isinstance(getattr(tmem, name), types.ModuleType)} == SURFACE
 
 
-def test_every_module_is_private() -> None:
+def test_every_module_but_aio_is_private() -> None:
     modules = {path.stem for path in (ROOT / "client" / "tmem").glob("*.py")}
-    assert {name for name in modules if not name.startswith("_")} == set()
+    assert {name for name in modules if not name.startswith("_")} == {"aio"}
 
 
 def test_store_and_pool_have_these_members() -> None:

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::arena::{Arena, Counter, SEGMENT_FRAMES};
-use crate::batch::{Input, Target, payload_limit};
+use crate::batch::{Fetched, Input, Target, payload_limit};
 use crate::error::{Error, Result};
 use crate::pools::{self, PoolId};
 use crate::shard::{ObjectKey, Shard, with_shard};
@@ -178,6 +178,16 @@ impl Pool {
             page.fill(0);
         }
         Ok(fetched)
+    }
+
+    /// Fetch a batch for a user far away: see [`Fetched`]. Only a private ephemeral pool gives its pages up by it.
+    pub fn fetch(&self, oid: &Oid, indices: &[u32], lz4: bool) -> Result<Fetched> {
+        self.target().fetch(&self.key(oid), indices, lz4)
+    }
+
+    /// Remove fetched pages by index and stamp, unless they were replaced since; the number found.
+    pub fn flush_if(&self, oid: &Oid, pages: &[(u32, u32)]) -> Result<u64> {
+        self.target().flush_if(&self.key(oid), pages)
     }
 
     /// Which of `count` pages from `first` on are held.

@@ -1,10 +1,11 @@
 //! `EnginePool`: the pages of one pool. Batches in, one GIL release, batches out.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
-use tmem_core::{Fetch, Kind, Outcome, Pool, Result};
+use tmem_core::{Fetch, FetchedPage, Kind, Outcome, Pool, Result};
 
 use crate::args;
 use crate::buffers::{FreshPages, Source, Target};
@@ -124,6 +125,52 @@ impl EnginePool {
         }
     }
 
+    #[pyo3(signature = (oid, indices, lz4=false))]
+    fn fetch<'py>(
+        &self,
+        py: Python<'py>,
+        oid: &Bound<'py, PyAny>,
+        indices: &Bound<'py, PyAny>,
+        lz4: bool,
+    ) -> PyResult<FetchedParts<'py>> {
+        let oid = args::oid(oid)?;
+        let indices = args::indices(indices)?;
+        let found = self.run(py, |pool| pool.fetch(&oid, &indices, lz4))?;
+        let code = |page: &FetchedPage| match page.fetch {
+            Fetch::Hit => 1,
+            Fetch::Corrupt if self.kind == Kind::Persistent => 2,
+            Fetch::Miss | Fetch::Corrupt => 0,
+        };
+        let codes: Vec<u8> = found.pages.iter().map(code).collect();
+        let hits = || found.pages.iter().filter(|page| page.fetch == Fetch::Hit);
+        let bytes = PyBytes::new_with(py, found.bytes.len(), |mut rest| {
+            for page in hits() {
+                let (here, after) = rest.split_at_mut(page.len);
+                here.copy_from_slice(&found.bytes[page.start..page.start + page.len]);
+                rest = after;
+            }
+            Ok(())
+        })?;
+        Ok((
+            PyBytes::new(py, &codes),
+            hits().map(|page| page.len).collect(),
+            hits().map(|page| page.checksum).collect(),
+            hits().map(|page| page.seq).collect(),
+            bytes,
+        ))
+    }
+
+    fn flush_if(
+        &self,
+        py: Python<'_>,
+        oid: &Bound<'_, PyAny>,
+        stamps: HashMap<u32, u32>,
+    ) -> PyResult<u64> {
+        let oid = args::oid(oid)?;
+        let stamps: Vec<(u32, u32)> = stamps.into_iter().collect();
+        self.run(py, |pool| pool.flush_if(&oid, &stamps))
+    }
+
     fn has<'py>(
         &self,
         py: Python<'py>,
@@ -216,6 +263,15 @@ impl EnginePool {
         Ok(dict)
     }
 }
+
+/// What became of each page; lengths, checksums and stamps of the hits; their bytes.
+type FetchedParts<'py> = (
+    Bound<'py, PyBytes>,
+    Vec<usize>,
+    Vec<u32>,
+    Vec<u32>,
+    Bound<'py, PyBytes>,
+);
 
 type PutEach = fn(&Pool, &tmem_core::Oid, &[(u32, &[u8])]) -> Result<Vec<Outcome>>;
 

@@ -167,6 +167,18 @@ class EnginePool:
 
         Misses are zeros in the buffer. `into` is writable, C-contiguous and `count * page_size` bytes long.
         """
+    def fetch(
+        self, oid: _Oid, indices: Iterable[int], lz4: bool = False
+    ) -> tuple[bytes, list[int], list[int], list[int], bytes]:
+        """Pages for a user far away: what became of each, the hits' lengths, checksums and stamps, and their bytes.
+
+        What became of a page is a byte: 0 a miss, 1 a hit, 2 corrupt (persistent pools only). With `lz4` pages that are
+        stored so, or shrink at once, come as LZ4 blocks that are not verified: the checksum (CRC-32C of the page) is
+        for the user to do that. What is a page long is the page itself. Only a private ephemeral pool gives its pages
+        up by this; `flush_if` with the stamps removes those of other pools once the user has them.
+        """
+    def flush_if(self, oid: _Oid, stamps: dict[int, int]) -> int:
+        """Remove fetched pages, by index and stamp, unless they were replaced since; returns the number found."""
     def has(self, oid: _Oid, first: int, count: int) -> bytes:
         """Which pages are there: one byte a page, 1 or 0."""
     def flush(self, oid: _Oid, indices: Iterable[int]) -> int:

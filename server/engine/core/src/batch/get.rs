@@ -15,11 +15,11 @@ const UNCOUNT: u64 = u64::MAX;
 /// A zpage copied out of its shard.
 pub struct Copied {
     /// In the caller's batch.
-    position: usize,
+    pub position: usize,
     index: u32,
     /// Where its bytes start in the scratch's blocks.
-    start: usize,
-    header: Header,
+    pub start: usize,
+    pub header: Header,
 }
 
 impl Target<'_> {
@@ -41,7 +41,7 @@ impl Target<'_> {
                 self.page_size,
                 index,
                 |scratch, stretch| {
-                    let mut again = self.fetch(
+                    let mut again = self.get_stretch(
                         key,
                         scratch,
                         indices,
@@ -51,7 +51,7 @@ impl Target<'_> {
                         &mut fetched,
                     )?;
                     while !again.is_empty() {
-                        again = self.fetch(
+                        again = self.get_stretch(
                             key,
                             scratch,
                             indices,
@@ -68,9 +68,9 @@ impl Target<'_> {
         Ok(fetched)
     }
 
-    /// Fetch one stretch; the positions that must be fetched again, as their pages changed on the way.
+    /// Get one stretch; the positions that must be fetched again, as their pages changed on the way.
     #[allow(clippy::too_many_arguments)]
-    fn fetch(
+    fn get_stretch(
         &self,
         key: &ObjectKey,
         scratch: &mut Scratch,
@@ -128,7 +128,7 @@ impl Target<'_> {
     }
 
     /// Count a corrupt page, and remove it where it may go, if it is still the one that was read.
-    fn corrupt(&self, key: &ObjectKey, home: u32, copy: &Copied) -> Result<()> {
+    pub fn corrupt(&self, key: &ObjectKey, home: u32, copy: &Copied) -> Result<()> {
         self.with(home, |shard, view| {
             shard.count(view.slot, Counter::GetsHit, UNCOUNT);
             shard.count(view.slot, Counter::GetsCorrupt, 1);
@@ -140,7 +140,7 @@ impl Target<'_> {
 }
 
 /// Decode and verify a copy into its page, which is zeroed where that fails.
-fn decode(compressor: &mut Compressor, blocks: &[u8], copy: &Copied, page: &mut [u8]) -> Fetch {
+pub fn decode(compressor: &mut Compressor, blocks: &[u8], copy: &Copied, page: &mut [u8]) -> Fetch {
     let block = &blocks[copy.start..copy.start + copy.header.len as usize];
     let form = Form::from_bits(copy.header.form);
     let decoded = form.is_some_and(|form| compressor.decode(form, block, page).is_ok());
@@ -152,7 +152,7 @@ fn decode(compressor: &mut Compressor, blocks: &[u8], copy: &Copied, page: &mut 
 }
 
 /// Copy the stretch's pages that are there into `blocks`, and unlink them where the pool's gets are exclusive.
-fn copy_out(
+pub fn copy_out(
     shard: &Shard<'_>,
     view: &PoolView,
     key: &ObjectKey,

@@ -3,10 +3,12 @@
 //! Pages are compressed before a lock is taken and decompressed after it is released; under it bytes are only copied. A
 //! cluster of 64 pages is one shard's, so each cluster of a batch takes one lock once.
 
+mod fetch;
 mod get;
 mod put;
 mod relief;
 
+pub use fetch::{Fetched, FetchedPage};
 pub use relief::shrink;
 
 use std::cell::RefCell;

@@ -94,7 +94,7 @@ impl Compressor {
     }
 
     /// None: the codec is raw, or the block would not fit in `out`.
-    fn compress(&mut self, codec: Codec, page: &[u8], out: &mut [u8]) -> Option<(Form, usize)> {
+    pub fn compress(&mut self, codec: Codec, page: &[u8], out: &mut [u8]) -> Option<(Form, usize)> {
         match codec {
             Codec::Lz4 { acceleration } => {
                 let len = self.lz4.encode(acceleration, page, out)?;

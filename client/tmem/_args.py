@@ -1,0 +1,109 @@
+"""What callers pass, checked before anything is sent. The rules and messages are those of the engine's bindings."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from typing_extensions import Buffer
+
+MAX_INDEX = 2**32 - 1
+_OID_BYTES = 24
+
+
+def oid_bytes(oid: object) -> bytes:
+    """The 24 bytes of an oid."""
+    if isinstance(oid, bytes):
+        if len(oid) > _OID_BYTES:
+            raise ValueError(f"oid is {len(oid)} bytes long; at most {_OID_BYTES}")
+        return oid.ljust(_OID_BYTES, b"\0")
+    if not isinstance(oid, int):
+        raise TypeError(f"oid must be an int or bytes, not {_kind(oid)}; tmem.oid(text) makes one of any text")
+    try:
+        return oid.to_bytes(_OID_BYTES, "big")
+    except OverflowError:
+        raise ValueError("oid is out of range; it must be 0 to 2**192 - 1") from None
+
+
+def number(value: object, name: str, low: int = 0, high: int = MAX_INDEX) -> int:
+    """An int from `low` to `high`."""
+    try:
+        found = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an int, not {_kind(value)}") from None
+    if not low <= found <= high:
+        raise ValueError(f"{name} is {found}; it must be {low} to {high}")
+    return found
+
+
+def index_list(indices: Iterable[int]) -> list[int]:
+    """Each index once, in the order they were given."""
+    if isinstance(indices, int):
+        raise TypeError("indices must be an iterable of ints, not an int")
+    return list(dict.fromkeys(number(index, "index") for index in indices))
+
+
+def span(first: object, count: object) -> range:
+    """The indices of a range that ends within the object."""
+    start, length = number(first, "first"), number(count, "count")
+    if start + length > MAX_INDEX + 1:
+        raise ValueError(f"the range of {length} pages from {start} ends beyond index {MAX_INDEX}")
+    return range(start, start + length)
+
+
+def flag(value: object, name: str) -> bool:
+    """A bool, and nothing that only looks like one."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, not {_kind(value)}")
+    return value
+
+
+def view(buffer: object, name: str) -> memoryview:
+    """The bytes of a C-contiguous buffer, not copied."""
+    try:
+        whole = memoryview(cast("Buffer", buffer))
+    except TypeError:
+        raise TypeError(f"{name} must be bytes or a buffer, not {_kind(buffer)}") from None
+    if not whole.c_contiguous:
+        raise ValueError(f"{name} is not C-contiguous")
+    return whole if whole.ndim == 1 and whole.format == "B" else _flat(whole)
+
+
+def pages(batch: dict[int, Buffer], page_size: int) -> tuple[list[int], list[memoryview]]:
+    """Indices and pages of a put, each page as long as it must be."""
+    indices = [number(index, "index") for index in batch]
+    views = [view(page, "page") for page in batch.values()]
+    for index, page in zip(indices, views, strict=True):
+        if len(page) != page_size:
+            raise ValueError(f"page {index} is {len(page)} bytes long; the pool's pages are {page_size}")
+    return indices, views
+
+
+def page_range(first: int, buffer: object, page_size: int) -> tuple[list[int], list[memoryview]]:
+    """Indices and pages of a buffer put from `first` on."""
+    whole = view(buffer, "buffer")
+    count, rest = divmod(len(whole), page_size)
+    if rest:
+        raise ValueError(f"buffer is {len(whole)} bytes long, which is not a multiple of the page size {page_size}")
+    return list(span(first, count)), [whole[at : at + page_size] for at in range(0, len(whole), page_size)]
+
+
+def target(into: object, size: int) -> memoryview:
+    """A writable buffer of `size` bytes."""
+    whole = view(into, "into")
+    if whole.readonly:
+        raise ValueError("into is read-only")
+    if len(whole) != size:
+        raise ValueError(f"into is {len(whole)} bytes long; the range takes {size}")
+    return whole
+
+
+def _flat(whole: memoryview) -> memoryview:
+    return whole.cast("B") if whole.nbytes else memoryview(bytearray())
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__

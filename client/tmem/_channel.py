@@ -1,0 +1,50 @@
+"""The gRPC channel: its options, and its calls by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from tmem._wire import Failure
+from tmem_proto.v1.admin_pb2_grpc import TmemAdminStub
+from tmem_proto.v1.tmem_pb2_grpc import TmemStub
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+WINDOW = 8
+"""Calls of one operation on their way at once."""
+
+_MESSAGE_BYTES = 8 << 20
+
+# A ping after 30 s of silence while a call is under way, so that a dead peer is found whatever the deadline;
+# none on an idle connection, where a server may take it for abuse. Each channel has a connection of its own.
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", _MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+)
+
+_PAGES = ("OpenPool", "NewEpoch", "Put", "Get", "Acknowledge", "Has", "Flush", "FlushObject")
+_POOLS = ("ListPools", "GetPool", "DestroyPool", "Freeze", "Thaw", "SetQuota", "SetWeight")
+_STORE = ("Relinquish", "Resize", "Compact", "Check", "Stats")
+
+
+def calls(channel: grpc.Channel | grpc.aio.Channel) -> dict[str, Any]:
+    """The calls of both services by their name."""
+    pages, admin = TmemStub(channel), TmemAdminStub(channel)
+    return {name: getattr(pages, name) for name in _PAGES} | {name: getattr(admin, name) for name in (*_POOLS, *_STORE)}
+
+
+def failure(error: grpc.RpcError) -> Failure:
+    """What a failed call says."""
+    code: grpc.StatusCode = error.code()
+    return Failure(code.value[0], error.details() or code.name.lower().replace("_", " "))

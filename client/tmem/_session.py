@@ -1,0 +1,314 @@
+"""A pool's session with the server: what may be sent again, and what must happen before.
+
+- Reads are sent again at once. A mutation whose fate is unknown leaves the session *doubtful*: before anything else is
+  sent the server is asked for a new epoch, after which nothing of the earlier one can land any more.
+- A session that the server forgot is opened again, once an operation. A pool that is gone stays gone for its handles.
+- Flushes that could not be delivered are *owed* and are delivered before anything else, so that no page which was
+  refused or flushed while the server was away can be seen again.
+
+Settling these three is done by one operation at a time; others wait. Used by many threads or tasks at once; the lock
+guards fields only and is never held while anything is sent.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tmem._errors import UnavailableError, UnknownPoolError
+from tmem._link import backoff
+from tmem._steps import Send, Steps, Wait, note
+from tmem._wire import AMBIGUOUS, DEADLINE_EXCEEDED, NOT_FOUND, UNAVAILABLE, Failure, batch_pages, is_stale
+from tmem_proto.v1 import tmem_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from tmem._link import Link
+
+_T = TypeVar("_T")
+
+MOST_OWED = 1_000_000
+_SETTLE_POLL = 0.002
+# Of a pool, for good: another pool of the same name differs in one of these, or cannot be told apart.
+_IDENTITY = ("kind", "codec", "allocator", "page_size", "shared", "inclusive", "max_zpage", "owner")
+
+
+class _Failed(Exception):  # noqa: N818 - never leaves this module
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+@dataclass(slots=True)
+class _Operation:
+    """What one operation has been through."""
+
+    give_up_at: float
+    attempts: int = 0
+    reopened: bool = False
+
+
+class Debt:
+    """Flushes owed: indices by object; None is the whole object."""
+
+    def __init__(self) -> None:
+        self._objects: dict[bytes, set[int] | None] = {}
+        self._count = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._objects)
+
+    def add(self, oid: bytes, indices: Collection[int] | None) -> int:
+        """Owe a flush; returns by how much the debt grew. Raises where it would grow without bound."""
+        new = len(indices) if indices is not None else 1
+        if self._count + new > MOST_OWED:
+            raise UnavailableError(f"{self._count} flushes are owed to the server already; no more can be kept")
+        return self.restore(oid, indices)
+
+    def restore(self, oid: bytes, indices: Collection[int] | None) -> int:
+        """Owe again what `take` gave, whatever the bound."""
+        held = self._objects.setdefault(oid, set())
+        if held is None:
+            return 0
+        before = len(held)
+        if indices is None:
+            self._objects[oid] = None
+            grown = 1 - before
+        else:
+            held.update(indices)
+            grown = len(held) - before
+        self._count += grown
+        return max(grown, 0)
+
+    def take(self) -> tuple[bytes, set[int] | None]:
+        """One object and what is owed for it, which is owed no longer."""
+        oid, indices = self._objects.popitem()
+        self._count -= 1 if indices is None else len(indices)
+        return oid, indices
+
+
+class Session:
+    """The session of one pool."""
+
+    def __init__(self, link: Link, name: str, settings: pb.PoolSettings | None) -> None:
+        """Without settings the pool must exist; with them the first opening may create it."""
+        self.link = link
+        self.name = name
+        self.settings = settings or pb.PoolSettings()
+        self.batch = batch_pages(self.settings.page_size or 4096)
+        self.gone = False
+        self._asked = settings
+        self._id = 0
+        self._epoch = 0
+        self._doubtful = False
+        self._settling = False
+        self._debt = Debt()
+        self._lock = threading.Lock()
+
+    def open(self) -> Steps[None]:
+        """Open the pool now, as any call does where that was not done."""
+        operation = _Operation(self.link.clock() + self.link.options.timeout)
+        while True:
+            try:
+                yield from self._ready(operation)
+            except _Failed as failed:
+                yield from self._recover(failed.failure, operation)
+            else:
+                return
+
+    def owe(self, oid: bytes, indices: Collection[int] | None) -> None:
+        """Deliver this flush before anything else; None is the whole object."""
+        with self._lock:
+            grown = self._debt.add(oid, indices)
+        self.link.counters.add("owed_flushes", grown)
+
+    def run(self, method: str, makers: Sequence[Callable[[], Any]], *, mutation: bool = False) -> Steps[list[Any]]:
+        """Make the calls whose requests `makers` make; the replies, in their order."""
+        link = self.link
+        replies: list[Any] = [None] * len(makers)
+        todo = list(range(len(makers)))
+        operation = _Operation(link.clock() + link.options.timeout)
+        while todo:
+            try:
+                session = yield from self._ready(operation)
+                left = yield from self._round(method, makers, replies, todo, session, mutation)
+            except _Failed as failed:
+                yield from self._recover(failed.failure, operation)
+            else:
+                if left:
+                    link.counters.add("retries")
+                if len(left) < len(todo):
+                    operation.give_up_at = link.clock() + link.options.timeout
+                elif link.clock() > operation.give_up_at:
+                    raise UnavailableError(f"{link.address}: other calls of pool {self.name!r} leave no time for this")
+                todo = left
+        return replies
+
+    def _round(
+        self,
+        method: str,
+        makers: Sequence[Callable[[], Any]],
+        replies: list[Any],
+        todo: list[int],
+        session: pb.Session,
+        mutation: bool,
+    ) -> Steps[list[int]]:
+        """Send what is to do under this session. Returns what was dropped as stale and is to be sent again."""
+
+        def requests() -> Iterator[Any]:
+            for at in todo:
+                request = makers[at]()
+                request.session.CopyFrom(session)
+                yield request
+
+        try:
+            answers = yield Send(method, requests(), single=len(todo) == 1)
+        except BaseException:
+            # The driver gave up with calls on their way.
+            self._doubt(session, mutation)
+            raise
+        note(self.link, answers)
+        failures = [answer for answer in answers if isinstance(answer, Failure)]
+        if any(failure.code in AMBIGUOUS for failure in failures):
+            self._doubt(session, mutation)
+        stale = []
+        for at, answer in zip(todo, answers, strict=True):
+            if isinstance(answer, Failure):
+                continue
+            if is_stale(answer):
+                stale.append(at)
+            else:
+                replies[at] = answer
+        if failures:
+            if any(failure.code == NOT_FOUND for failure in failures):
+                self._forget(session)
+            todo[:] = [at for at in todo if replies[at] is None]
+            raise _Failed(_worst(failures))
+        if stale:
+            self._doubt(session, mutation)
+        return stale
+
+    def _ready(self, operation: _Operation) -> Steps[pb.Session]:
+        """The session to send under, with nothing left to settle."""
+        while True:
+            self.link.admit()
+            with self._lock:
+                if self.gone:
+                    raise UnknownPoolError(self.name)
+                if self._id and not (self._settling or self._doubtful or self._debt):
+                    return pb.Session(id=self._id, epoch=self._epoch)
+                turn = not self._settling
+                self._settling = True
+            if turn:
+                try:
+                    yield from self._settle()
+                finally:
+                    self._settling = False
+            elif self.link.clock() > operation.give_up_at:
+                raise UnavailableError(f"{self.link.address}: the session of pool {self.name!r} cannot be settled")
+            else:
+                yield Wait(_SETTLE_POLL)
+
+    def _settle(self) -> Steps[None]:
+        if not self._id:
+            yield from self._open()
+        if self._doubtful:
+            reply = yield from self._one("NewEpoch", pb.NewEpochRequest(session_id=self._id))
+            self.link.counters.add("new_epochs")
+            with self._lock:
+                self._epoch, self._doubtful = reply.epoch, False
+        while self._debt:
+            with self._lock:
+                oid, indices = self._debt.take()
+            try:
+                yield from self._pay(oid, indices)
+            except BaseException:
+                with self._lock:
+                    self._debt.restore(oid, indices)
+                raise
+
+    def _open(self) -> Steps[None]:
+        first = self._asked is not None
+        request = pb.OpenPoolRequest(name=self.name, settings=self._asked)
+        try:
+            opened = yield from self._one("OpenPool", request)
+        except _Failed as failed:
+            if failed.failure.code == NOT_FOUND:
+                self.gone = True
+                raise UnknownPoolError(self.name) from None
+            raise
+        known = self.settings.kind and not first
+        if known and any(getattr(opened.settings, name) != getattr(self.settings, name) for name in _IDENTITY):
+            self.gone = True
+            raise UnknownPoolError(self.name)
+        with self._lock:
+            self._asked, self.settings = None, opened.settings
+            self.batch = batch_pages(opened.settings.page_size, opened.batch_limit)
+            self._id, self._epoch, self._doubtful = opened.session.id, opened.session.epoch, False
+        if known:
+            self.link.counters.add("reopened")
+
+    def _pay(self, oid: bytes, indices: set[int] | None) -> Steps[None]:
+        session = pb.Session(id=self._id, epoch=self._epoch)
+        if indices is None:
+            yield from self._one("FlushObject", pb.FlushObjectRequest(session=session, oid=oid))
+            return
+        for part in batches(sorted(indices), self.batch):
+            yield from self._one("Flush", pb.FlushRequest(session=session, oid=oid, indices=part))
+
+    def _one(self, method: str, request: Any) -> Steps[Any]:
+        """One call of those that settle the session; all of them can be made again."""
+        reply = (yield Send(method, (request,), single=True))[0]
+        note(self.link, [reply])
+        if isinstance(reply, Failure):
+            if reply.code == NOT_FOUND and method != "OpenPool":
+                self._id = 0
+            elif method.startswith("Flush") and reply.code in AMBIGUOUS:
+                self._doubtful = True
+            raise _Failed(reply)
+        if is_stale(reply):
+            self._doubtful = True
+            raise _Failed(Failure(UNAVAILABLE, "another operation asked for a new epoch"))
+        return reply
+
+    def _recover(self, failure: Failure, operation: _Operation) -> Steps[None]:
+        """Wait where the operation may go on; raise where it may not."""
+        link = self.link
+        operation.attempts += 1
+        if failure.code == NOT_FOUND:
+            if operation.reopened:
+                raise UnknownPoolError(self.name)
+            operation.reopened = True
+        elif failure.code == DEADLINE_EXCEEDED:
+            raise link.lost(f"no answer within {link.options.timeout:g} s")
+        elif failure.code != UNAVAILABLE:
+            raise failure.exception()
+        else:
+            wait = backoff(operation.attempts)
+            # A client that was told to go on tries once more, for a connection that was merely old.
+            if link.clock() + wait > operation.give_up_at or (link.forgiving and operation.attempts > 1):
+                raise link.lost(failure.details)
+            yield Wait(wait)
+        link.counters.add("retries")
+
+    def _doubt(self, session: pb.Session, mutation: bool) -> None:
+        with self._lock:
+            if mutation and (self._id, self._epoch) == (session.id, session.epoch):
+                self._doubtful = True
+
+    def _forget(self, session: pb.Session) -> None:
+        with self._lock:
+            if self._id == session.id:
+                self._id = 0
+
+
+def batches(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
+    """The items in their order, at most `size` together."""
+    return [items[at : at + size] for at in range(0, len(items), size)]
+
+
+def _worst(failures: list[Failure]) -> Failure:
+    """The failure to act on: one that ends the operation before one that can be tried again."""
+    return min(failures, key=lambda failure: failure.code in (UNAVAILABLE, NOT_FOUND))

@@ -1,0 +1,111 @@
+"""The service `tmem.v1.TmemAdmin`: care of the store and its pools."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tmem_proto.v1 import admin_pb2 as pb
+from tmem_proto.v1.admin_pb2_grpc import TmemAdminServicer
+from tmemd import __version__, wire
+from tmemd.calls import rpc
+
+if TYPE_CHECKING:
+    from tmemd.counts import Counts
+    from tmemd.store import Store, StorePool
+
+
+class AdminService(TmemAdminServicer):
+    """Serves the care of a store. Calls that look at much run in a thread."""
+
+    def __init__(self, store: Store, counts: Counts) -> None:
+        self.counts = counts
+        self._store = store
+
+    @rpc
+    async def ListPools(self, _: pb.ListPoolsRequest) -> pb.ListPoolsResponse:  # noqa: N802
+        return await self._store.call(lambda: pb.ListPoolsResponse(pools=map(_pool, self._store.pools())))
+
+    @rpc
+    async def GetPool(self, request: pb.GetPoolRequest) -> pb.GetPoolResponse:  # noqa: N802
+        return await self._store.call(lambda: pb.GetPoolResponse(pool=_pool(self._store.find_pool(request.name))))
+
+    @rpc
+    async def CreatePool(self, request: pb.CreatePoolRequest) -> pb.CreatePoolResponse:  # noqa: N802
+        pool = self._store.create_pool(request.name, wire.settings_from(request.settings))
+        return pb.CreatePoolResponse(pool=_pool(pool))
+
+    @rpc
+    async def DestroyPool(self, request: pb.DestroyPoolRequest) -> pb.DestroyPoolResponse:  # noqa: N802
+        pool = self._store.find_pool(request.name)
+        return pb.DestroyPoolResponse(dropped=await self._store.call(pool.destroy))
+
+    @rpc
+    async def Freeze(self, request: pb.FreezeRequest) -> pb.FreezeResponse:  # noqa: N802
+        await self._store.call(self._store.find_pool(request.pool).freeze)
+        return pb.FreezeResponse()
+
+    @rpc
+    async def Thaw(self, request: pb.ThawRequest) -> pb.ThawResponse:  # noqa: N802
+        self._store.find_pool(request.pool).thaw()
+        return pb.ThawResponse()
+
+    @rpc
+    async def SetQuota(self, request: pb.SetQuotaRequest) -> pb.SetQuotaResponse:  # noqa: N802
+        self._store.find_pool(request.pool).set_quota(request.quota)
+        return pb.SetQuotaResponse()
+
+    @rpc
+    async def SetWeight(self, request: pb.SetWeightRequest) -> pb.SetWeightResponse:  # noqa: N802
+        self._store.find_pool(request.pool).set_weight(request.weight)
+        return pb.SetWeightResponse()
+
+    @rpc
+    async def Relinquish(self, request: pb.RelinquishRequest) -> pb.RelinquishResponse:  # noqa: N802
+        given_back = await self._store.call(lambda: self._store.relinquish(request.size))
+        return pb.RelinquishResponse(given_back=given_back)
+
+    @rpc
+    async def Resize(self, request: pb.ResizeRequest) -> pb.ResizeResponse:  # noqa: N802
+        await self._store.call(lambda: self._store.resize(request.memory))
+        return pb.ResizeResponse()
+
+    @rpc
+    async def Compact(self, _: pb.CompactRequest) -> pb.CompactResponse:  # noqa: N802
+        return pb.CompactResponse(**await self._store.call(self._store.compact))
+
+    @rpc
+    async def Check(self, _: pb.CheckRequest) -> pb.CheckResponse:  # noqa: N802
+        return pb.CheckResponse(violations=await self._store.call(self._store.check))
+
+    @rpc
+    async def Stats(self, _: pb.StatsRequest) -> pb.StatsResponse:  # noqa: N802
+        info = self._store.info()
+        return pb.StatsResponse(
+            store=await self._store.call(self._store.stats),
+            daemon=self._daemon(),
+            version=__version__,
+            arena=info["arena"] or "",
+            accept_threshold=info["accept_threshold"],
+        )
+
+    def _daemon(self) -> dict[str, int]:
+        counts = self.counts
+        return {
+            "sessions": counts.sessions,
+            "late_messages": counts.late_messages,
+            "received_bytes": counts.bytes_in.total(),
+            "sent_bytes": counts.bytes_out.total(),
+            "calls": counts.calls.total(),
+        }
+
+
+def _pool(pool: StorePool) -> pb.Pool:
+    stats: dict[str, Any] = pool.stats()
+    classes = [pb.SizeClass(**fields) for fields in stats.pop("classes")]
+    histogram = stats.pop("size_histogram")
+    return pb.Pool(
+        name=pool.name,
+        settings=wire.settings_to(pool.settings()),
+        frozen=pool.frozen(),
+        stats=pb.PoolStats(values=stats, size_histogram=histogram, classes=classes),
+    )

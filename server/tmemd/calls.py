@@ -1,0 +1,59 @@
+"""What every call has: its errors answered with a status, its time and outcome counted."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from tmemd.errors import status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from grpc import StatusCode
+    from grpc.aio import ServicerContext
+
+    from tmemd.counts import Counts
+
+log = logging.getLogger("tmemd")
+
+
+class _Service(Protocol):
+    @property
+    def counts(self) -> Counts: ...
+
+
+S = TypeVar("S", bound=_Service)
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+def rpc(
+    handler: Callable[[S, Q], Awaitable[R]],
+) -> Callable[[S, Q, ServicerContext[Any, Any]], Coroutine[Any, Any, R]]:
+    """A unary method of a service, of the function that does its work."""
+    method = handler.__name__
+
+    @functools.wraps(handler)
+    async def answer(self: S, request: Q, context: ServicerContext[Any, Any]) -> R:
+        start = time.perf_counter()
+        try:
+            response = await handler(self, request)
+        except Exception as error:
+            code, text = explain(method, error)
+            self.counts.answered(method, code.name, time.perf_counter() - start)
+            await context.abort(code, text)
+        self.counts.answered(method, "OK", time.perf_counter() - start)
+        return response
+
+    return answer
+
+
+def explain(method: str, error: Exception) -> tuple[StatusCode, str]:
+    """Status and text of an error. One that is a fault of ours goes to the log with its trace."""
+    code, text = status_of(error)
+    if code.name == "INTERNAL":
+        log.error("%s failed", method, exc_info=error)
+    return code, text

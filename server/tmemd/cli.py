@@ -1,0 +1,67 @@
+"""The command `tmemd`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from tmemd import __version__
+from tmemd.config import OPTIONS, dump, load
+from tmemd.daemon import Daemon, serve
+from tmemd.errors import ConfigError, TmemdError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tmemd.config import Config
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the daemon; its exit status. 2 is for a configuration or an arena that cannot be used."""
+    given = vars(_parser().parse_args(arguments))
+    path, print_config = given.pop("config", None), given.pop("print_config", False)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        config = load(given, os.environ, path)
+        if print_config:
+            sys.stdout.write(dump(config))
+            return 0
+        uvloop.run(serve(config, lambda daemon: _announce(config, daemon)))
+    except (ConfigError, TmemdError, ValueError) as error:
+        print(f"tmemd: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tmemd",
+        description="Serve spare memory as a compressed page store over gRPC.",
+        epilog="Settings may also stand in the file, with underscores, and in the environment, as TMEMD_NAME.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--version", action="version", version=f"tmemd {__version__}")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
+    parser.add_argument("--print-config", action="store_true", help="print the settings as such a file, and end")
+    for name, option in OPTIONS.items():
+        flag, about = "--" + name.replace("_", "-"), option.metadata["about"].replace("%", "%%")
+        if option.type in (bool, "bool"):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=about)
+        else:
+            parser.add_argument(flag, metavar="VALUE", help=about)
+    return parser
+
+
+def _announce(config: Config, daemon: Daemon) -> None:
+    where = config.arena or "private memory, gone when the daemon ends"
+    print(f"tmemd {__version__}: {config.memory >> 20} MiB in {where}")
+    if daemon.metrics_url:
+        print(f"metrics on {daemon.metrics_url}")
+    print("no TLS yet: whoever reaches the address can read and change every page")
+    print(f"listening on {daemon.address}", flush=True)

@@ -1,0 +1,98 @@
+"""The daemon: its parts put together, started, and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Any
+
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from tmem_proto.v1 import admin_pb2, admin_pb2_grpc, tmem_pb2, tmem_pb2_grpc
+from tmemd.admin import AdminService
+from tmemd.config import split_address
+from tmemd.counts import Counts
+from tmemd.errors import ConfigError
+from tmemd.metrics import expose
+from tmemd.service import TmemService
+from tmemd.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tmemd.config import Config
+
+SERVICES = tuple(
+    file.services_by_name[name].full_name
+    for file, name in ((tmem_pb2.DESCRIPTOR, "Tmem"), (admin_pb2.DESCRIPTOR, "TmemAdmin"))
+)
+
+
+class Daemon:
+    """One daemon on one store. `start`, then `stop`: NOT_SERVING, the calls under way end, the arena is closed."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._counts = Counts()
+        self._store = Store(config)
+        self._health = health.aio.HealthServicer()
+        self._server = _server(config)
+        tmem_pb2_grpc.add_TmemServicer_to_server(TmemService(self._store, config, self._counts), self._server)
+        admin_pb2_grpc.add_TmemAdminServicer_to_server(AdminService(self._store, self._counts), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self._exposition: Any = None
+        self.address = ""
+        self.metrics_url: str | None = None
+
+    async def start(self) -> None:
+        host, _ = split_address(self._config.listen)
+        try:
+            port = self._server.add_insecure_port(self._config.listen)
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {self._config.listen}: the address is taken or not ours") from error
+        if self._config.metrics is not None:
+            self.metrics_url, self._exposition = expose(self._store, self._counts, self._config.metrics)
+        await self._server.start()
+        for service in ("", *SERVICES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def stop(self) -> None:
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self._config.drain)
+        self.close()
+
+    def close(self) -> None:
+        if self._exposition is not None:
+            self._exposition.shutdown()
+            self._exposition.server_close()
+        self._store.close()
+
+
+async def serve(config: Config, announce: Callable[[Daemon], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `announce` is called once calls are answered."""
+    stopping = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
+    daemon = Daemon(config)
+    try:
+        await daemon.start()
+    except BaseException:
+        daemon.close()
+        raise
+    announce(daemon)
+    await stopping.wait()
+    await daemon.stop()
+
+
+def _server(config: Config) -> aio.Server:
+    options = [
+        ("grpc.max_receive_message_length", config.max_message),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", config.max_streams),
+        ("grpc.so_reuseport", 0),
+    ]
+    return aio.server(options=options, maximum_concurrent_rpcs=config.max_calls)

@@ -1,0 +1,106 @@
+"""What can go wrong in the daemon, and the gRPC status of each. The engine is handed this module and raises from it.
+
+TmemdError
+├── ClosedError           the store was closed: the daemon is stopping
+├── MismatchError         the arena or the pool exists with other settings; the message names the difference
+├── UnknownPoolError      no pool of that name, or it was destroyed
+├── PoolExistsError       a pool of that name exists
+├── UnknownSessionError   no session of that id: of an earlier run of the daemon, idle for too long, or made up
+├── ExhaustedError        a fixed table of the arena is full
+├── LimitError            a limit of the daemon is reached
+├── ArenaError            not an arena, another version, damaged, or the operating system refused
+├── CorruptPageError      persistent pages failed their checksum (gets answer this as an outcome)
+├── InternalError         a fault in the engine itself
+└── ConfigError           the configuration makes no sense; never reaches the wire
+
+A call that makes no sense is a `ValueError`.
+"""
+
+from collections.abc import Sequence
+
+from grpc import StatusCode
+
+
+class TmemdError(Exception):
+    """Any error of the daemon's own."""
+
+
+class ClosedError(TmemdError):
+    """The store was closed."""
+
+
+class MismatchError(TmemdError):
+    """The arena or the pool exists with other settings."""
+
+
+class UnknownPoolError(TmemdError):
+    """No pool has this name, or the pool was destroyed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"pool {name!r} does not exist")
+
+
+class PoolExistsError(TmemdError):
+    """A pool of this name exists."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"pool {name!r} exists")
+
+
+class UnknownSessionError(TmemdError):
+    """No session has this id."""
+
+    def __init__(self) -> None:
+        super().__init__("unknown session: open the pool again")
+
+
+class ExhaustedError(TmemdError):
+    """A table of the arena whose size is fixed is full."""
+
+
+class LimitError(TmemdError):
+    """A limit of the daemon is reached."""
+
+
+class ArenaError(TmemdError):
+    """The arena cannot be used: its file (empty for a private one), and why."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"arena {path or '(private)'}: {why}")
+
+
+class CorruptPageError(TmemdError):
+    """Persistent pages whose stored bytes fail their checksum."""
+
+    def __init__(self, pages: dict[int, bytes], indices: Sequence[int]) -> None:  # noqa: ARG002 the engine gives both
+        super().__init__(f"pages failed their checksum: {', '.join(map(str, indices))}")
+
+
+class InternalError(TmemdError):
+    """A fault in the engine, which the store outlived."""
+
+
+class ConfigError(TmemdError):
+    """The configuration makes no sense."""
+
+
+STATUS: dict[type[Exception], StatusCode] = {
+    ValueError: StatusCode.INVALID_ARGUMENT,
+    ClosedError: StatusCode.UNAVAILABLE,
+    MismatchError: StatusCode.FAILED_PRECONDITION,
+    UnknownPoolError: StatusCode.NOT_FOUND,
+    PoolExistsError: StatusCode.ALREADY_EXISTS,
+    UnknownSessionError: StatusCode.NOT_FOUND,
+    ExhaustedError: StatusCode.RESOURCE_EXHAUSTED,
+    LimitError: StatusCode.RESOURCE_EXHAUSTED,
+    ArenaError: StatusCode.UNAVAILABLE,
+    CorruptPageError: StatusCode.DATA_LOSS,
+    InternalError: StatusCode.INTERNAL,
+}
+"""The one table of errors and gRPC statuses. What is not in it is a fault of ours: INTERNAL, without its text."""
+
+
+def status_of(error: Exception) -> tuple[StatusCode, str]:
+    """The status to answer an error with, and its text."""
+    code = STATUS.get(type(error))
+    return (StatusCode.INTERNAL, "a fault in the daemon; see its log") if code is None else (code, str(error))

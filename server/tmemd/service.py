@@ -1,0 +1,225 @@
+"""The service `tmem.v1.Tmem`: pages.
+
+Everything here runs on the event loop. Between the look at a session's epoch and the start of the engine's work nothing
+is awaited, and `Session.new_epoch` waits for work in threads: so no mutation of an older epoch lands after a newer one
+began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tmem_proto.v1 import tmem_pb2 as pb
+from tmem_proto.v1.tmem_pb2_grpc import TmemServicer
+from tmemd import wire
+from tmemd.calls import explain, rpc
+from tmemd.errors import UnknownPoolError
+from tmemd.sessions import Session, Sessions, Taken
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from grpc.aio import ServicerContext
+
+    from tmemd.config import Config
+    from tmemd.counts import Counts
+    from tmemd.store import Batch, Store
+
+T = TypeVar("T")
+
+Unacknowledged = list[tuple[Session, int]]
+"""The exclusive gets of an Exchange stream whose pages go with its next mutation."""
+
+_ENCODINGS = {pb.ENCODING_RAW: "raw", pb.ENCODING_LZ4: "lz4"}
+
+
+class TmemService(TmemServicer):
+    """Serves the pages of a store."""
+
+    def __init__(self, store: Store, config: Config, counts: Counts) -> None:
+        self.counts = counts
+        self._store = store
+        self._config = config
+        self._sessions = Sessions(config, counts)
+
+    @rpc
+    async def OpenPool(self, request: pb.OpenPoolRequest) -> pb.OpenPoolResponse:  # noqa: N802
+        if request.HasField("settings"):
+            pool = self._store.open_pool(request.name, wire.settings_from(request.settings))
+        else:
+            pool = self._store.find_pool(request.name)
+        session = self._sessions.open(pool)
+        return pb.OpenPoolResponse(
+            session=pb.Session(id=session.id, epoch=session.epoch),
+            settings=wire.settings_to(pool.settings()),
+            batch_limit=self._limit(session),
+        )
+
+    @rpc
+    async def NewEpoch(self, request: pb.NewEpochRequest) -> pb.NewEpochResponse:  # noqa: N802
+        return pb.NewEpochResponse(epoch=await self._sessions.find(request.session_id).new_epoch())
+
+    @rpc
+    async def Put(self, request: pb.PutRequest) -> pb.PutResponse:  # noqa: N802
+        return await self._put(request, [])
+
+    @rpc
+    async def Get(self, request: pb.GetRequest) -> pb.GetResponse:  # noqa: N802
+        return await self._get(request, [])
+
+    @rpc
+    async def Acknowledge(self, request: pb.AcknowledgeRequest) -> pb.AcknowledgeResponse:  # noqa: N802
+        return await self._acknowledge(request, [])
+
+    @rpc
+    async def Has(self, request: pb.HasRequest) -> pb.HasResponse:  # noqa: N802
+        return await self._has(request, [])
+
+    @rpc
+    async def Flush(self, request: pb.FlushRequest) -> pb.FlushResponse:  # noqa: N802
+        return await self._flush(request, [])
+
+    @rpc
+    async def FlushObject(self, request: pb.FlushObjectRequest) -> pb.FlushResponse:  # noqa: N802
+        return await self._flush_object(request, [])
+
+    async def Exchange(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.Command], context: ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.Reply]:
+        """Carry out commands one after another.
+
+        The next is read when the reply before it is on its way: a client that does not read its replies, or sends more
+        than the daemon can do, is held by the connection's flow control.
+        """
+        held: Unacknowledged = []
+        async for command in request_iterator:
+            if context.cancelled():
+                return
+            yield await self._command(command, held)
+
+    async def _command(self, command: pb.Command, held: Unacknowledged) -> pb.Reply:
+        start = time.perf_counter()
+        body = command.WhichOneof("body")
+        try:
+            reply = await self._carry_out(body, command, held)
+            code = "OK"
+        except Exception as error:
+            status, text = explain(f"Exchange {body}", error)
+            code = status.name
+            reply = pb.Reply(code=status.value[0], error=text)
+        reply.id = command.id
+        self.counts.answered(f"Exchange.{body}", code, time.perf_counter() - start)
+        return reply
+
+    async def _carry_out(self, body: str | None, command: pb.Command, held: Unacknowledged) -> pb.Reply:
+        match body:
+            case "get":
+                return pb.Reply(get=await self._get(command.get, held))
+            case "put":
+                return pb.Reply(put=await self._put(command.put, held))
+            case "flush":
+                return pb.Reply(flush=await self._flush(command.flush, held))
+            case "flush_object":
+                return pb.Reply(flush_object=await self._flush_object(command.flush_object, held))
+            case "has":
+                return pb.Reply(has=await self._has(command.has, held))
+            case "acknowledge":
+                return pb.Reply(acknowledge=await self._acknowledge(command.acknowledge, held))
+            case _:
+                raise ValueError("the command has no body that this server knows")
+
+    async def _put(self, request: pb.PutRequest, held: Unacknowledged) -> pb.PutResponse:
+        session = self._sessions.find(request.session.id)
+        pool = session.pool
+        batch = wire.batch(request, pool.page_size, self._limit(session))
+        if self._drop(session, request.session):
+            return wire.stale_put(len(batch.indices))
+        self.counts.bytes_in[_ENCODINGS[request.encoding]] += len(batch.pages)
+        return wire.outcomes(await self._mutate(session, held, lambda: pool.put(batch), self._is_short(batch)))
+
+    async def _get(self, request: pb.GetRequest, held: Unacknowledged) -> pb.GetResponse:
+        session = self._sessions.find(request.session.id)
+        pool = session.pool
+        lz4, oid, indices = wire.wants_lz4(request), wire.oid(request.oid), wire.indices(request, self._limit(session))
+        if len(indices) * pool.page_size <= self._config.inline_bytes:
+            fetched = pool.fetch(oid, indices, lz4)
+        else:
+            fetched = await self._store.call(lambda: pool.fetch(oid, indices, lz4))
+        self.counts.bytes_out["lz4" if lz4 else "raw"] += len(fetched.pages)
+        response = wire.pages(fetched, lz4)
+        if request.exclusive and pool.keeps and fetched.stamps:
+            stamps = dict(zip(wire.positions(fetched.found, indices), fetched.stamps, strict=True))
+            response.acknowledgement = session.take(Taken(oid, stamps))
+            held.append((session, response.acknowledgement))
+        return response
+
+    async def _acknowledge(self, request: pb.AcknowledgeRequest, held: Unacknowledged) -> pb.AcknowledgeResponse:
+        session = self._sessions.find(request.session.id)
+        if self._drop(session, request.session):
+            return pb.AcknowledgeResponse(stale=True)
+        taken = session.taken(request.acknowledgement)
+        if taken is None:
+            return pb.AcknowledgeResponse()
+        freed = await self._mutate(session, held, lambda: session.pool.flush_if(taken.oid, taken.stamps), True)
+        return pb.AcknowledgeResponse(freed=freed)
+
+    async def _has(self, request: pb.HasRequest, _: Unacknowledged) -> pb.HasResponse:
+        session = self._sessions.find(request.session.id)
+        oid, first, count = wire.oid(request.oid), request.first, request.count
+        if count > wire.HAS_MOST:
+            raise ValueError(f"count is {count}; it must be at most {wire.HAS_MOST}")
+        return pb.HasResponse(held=session.pool.has(oid, first, count))
+
+    async def _flush(self, request: pb.FlushRequest, held: Unacknowledged) -> pb.FlushResponse:
+        session = self._sessions.find(request.session.id)
+        oid, indices = wire.oid(request.oid), wire.indices(request, self._limit(session))
+        if self._drop(session, request.session):
+            return pb.FlushResponse(stale=True)
+        return pb.FlushResponse(
+            found=await self._mutate(session, held, lambda: session.pool.flush(oid, indices), short=True)
+        )
+
+    async def _flush_object(self, request: pb.FlushObjectRequest, held: Unacknowledged) -> pb.FlushResponse:
+        session = self._sessions.find(request.session.id)
+        oid = wire.oid(request.oid)
+        if self._drop(session, request.session):
+            return pb.FlushResponse(stale=True)
+        return pb.FlushResponse(
+            found=await self._mutate(session, held, lambda: session.pool.flush_object(oid), short=False)
+        )
+
+    async def _mutate(self, session: Session, held: Unacknowledged, call: Callable[[], T], short: bool) -> T:
+        """Change a pool, in this very turn of the loop or in a thread that the session knows of.
+
+        First the pages go that exclusive gets of the same stream have taken: the client has gone on, so it has them.
+        """
+        _release(held)
+        if short:
+            return call()
+        work = self._store.run(call)
+        session.mutating(work)
+        return await asyncio.shield(work)
+
+    def _drop(self, session: Session, given: pb.Session) -> bool:
+        """Whether a mutation comes too late; if so it is counted."""
+        stale = session.is_stale(given.epoch)
+        self.counts.late_messages += stale
+        return stale
+
+    def _is_short(self, batch: Batch) -> bool:
+        return len(batch.pages) <= self._config.inline_bytes
+
+    def _limit(self, session: Session) -> int:
+        return wire.batch_limit(session.pool.page_size, self._config.batch_pages)
+
+
+def _release(held: Unacknowledged) -> None:
+    for session, number in held:
+        taken = session.taken(number)
+        if taken is not None:
+            with suppress(UnknownPoolError):  # destroyed since, and its pages with it
+                session.pool.flush_if(taken.oid, taken.stamps)
+    held.clear()

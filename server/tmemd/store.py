@@ -1,0 +1,231 @@
+"""The engine as the daemon uses it: the only module that imports `tmem_engine`.
+
+The engine's calls release the GIL. A short one runs where it is called, on the event loop; a long one in a thread, of
+which there are few. A call in a thread is never abandoned: its caller may be cancelled, but `run` hands out the future
+that ends with the engine's work, so that whoever must know waits for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tmem_engine import Engine
+from tmemd import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from typing_extensions import Buffer
+
+    from tmem_engine import EnginePool
+    from tmemd.config import Config
+
+T = TypeVar("T")
+
+_DEFAULT_ALLOCATOR = {"persistent": "zsmalloc", "ephemeral": "zbud"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of a pool, as the engine reads them."""
+
+    kind: str
+    codec: str = "lz4"
+    allocator: str = ""
+    page_size: int = 4096
+    quota: int = 0
+    weight: int = 1
+    shared: bool = False
+    inclusive: bool = False
+    max_zpage: int = 0
+    owner: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.allocator:
+            object.__setattr__(self, "allocator", _DEFAULT_ALLOCATOR.get(self.kind, "zsmalloc"))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pages of one object to store. `lengths` is None where they are pages, else they are blocks of these lengths."""
+
+    oid: bytes
+    indices: Sequence[int]
+    lengths: Sequence[int] | None
+    pages: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a fetch found: a byte for each page (0 miss, 1 hit, 2 corrupt), and of each hit the rest."""
+
+    found: bytes
+    lengths: list[int]
+    checksums: list[int]
+    stamps: list[int]
+    pages: bytes
+
+
+class StorePool:
+    """A pool. Its methods are the engine's: they may be called from any thread, and take as long as they take."""
+
+    __slots__ = ("_pool", "keeps", "name", "page_size")
+
+    def __init__(self, pool: EnginePool) -> None:
+        settings = pool.settings()
+        self._pool = pool
+        self.name = pool.name
+        self.page_size = pool.page_size
+        self.keeps: bool = settings["kind"] == "persistent" or settings["shared"] or settings["inclusive"]
+        """Whether a get leaves the page in the pool."""
+
+    def put(self, batch: Batch) -> bytes:
+        """One code a page, as `EnginePool` says. A block that is no page is a `ValueError`, and nothing was stored."""
+        indices = batch.indices
+        if batch.lengths is not None:
+            return self._put_blocks(batch, batch.lengths)
+        if indices and indices[-1] - indices[0] == len(indices) - 1 and _ascending(indices):
+            return self._pool.put_range(batch.oid, indices[0], batch.pages)
+        size, view = self.page_size, memoryview(batch.pages)
+        pages: dict[int, Buffer] = {index: view[at * size : (at + 1) * size] for at, index in enumerate(indices)}
+        return self._pool.put(batch.oid, pages)
+
+    def _put_blocks(self, batch: Batch, lengths: Sequence[int]) -> bytes:
+        view, start = memoryview(batch.pages), 0
+        blocks: dict[int, Buffer] = {}
+        whole: dict[int, Buffer] = {}
+        for index, length in zip(batch.indices, lengths, strict=True):
+            into = whole if length == self.page_size else blocks
+            into[index] = view[start : start + length]
+            start += length
+        if not whole:
+            return self._pool.put_lz4(batch.oid, blocks)
+        codes = dict(zip(blocks, self._pool.put_lz4(batch.oid, blocks), strict=True))
+        codes.update(zip(whole, self._pool.put(batch.oid, whole), strict=True))
+        return bytes(codes[index] for index in batch.indices)
+
+    def fetch(self, oid: bytes, indices: Sequence[int], lz4: bool) -> Fetched:
+        return Fetched(*self._pool.fetch(oid, indices, lz4))
+
+    def flush_if(self, oid: bytes, stamps: dict[int, int]) -> int:
+        """Remove fetched pages unless they were replaced; the number removed."""
+        return self._pool.flush_if(oid, stamps)
+
+    def has(self, oid: bytes, first: int, count: int) -> bytes:
+        return self._pool.has(oid, first, count)
+
+    def flush(self, oid: bytes, indices: Sequence[int]) -> int:
+        return self._pool.flush(oid, indices)
+
+    def flush_object(self, oid: bytes) -> int:
+        return self._pool.flush_object(oid)
+
+    def destroy(self) -> int:
+        return self._pool.destroy()
+
+    def freeze(self) -> None:
+        self._pool.freeze()
+
+    def thaw(self) -> None:
+        self._pool.thaw()
+
+    def frozen(self) -> bool:
+        return self._pool.frozen()
+
+    def set_quota(self, size: int) -> None:
+        self._pool.set_quota(size)
+
+    def set_weight(self, weight: int) -> None:
+        self._pool.set_weight(weight)
+
+    def settings(self) -> Settings:
+        return Settings(**self._pool.settings())
+
+    def stats(self) -> dict[str, Any]:
+        return self._pool.stats()
+
+
+class Store:
+    """The daemon's store."""
+
+    def __init__(self, config: Config) -> None:
+        self._engine = Engine.open(
+            errors=errors,
+            memory=config.memory,
+            accept_threshold=config.accept_threshold,
+            arena=config.arena,
+            shards=config.shards,
+            mlock=config.mlock,
+            huge_pages=config.huge_pages,
+        )
+        self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="tmemd")
+
+    def run(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        """Make a long call in a thread. Await it through `asyncio.shield`, as the work goes on without its caller."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, call)
+        future.add_done_callback(_look_at)
+        return future
+
+    async def call(self, call: Callable[[], T]) -> T:
+        """Make a long call and wait for it."""
+        return await asyncio.shield(self.run(call))
+
+    def open_pool(self, name: str, settings: Settings) -> StorePool:
+        return StorePool(self._engine.pool(name, settings))
+
+    def find_pool(self, name: str) -> StorePool:
+        pool = self._engine.find_pool(name)
+        if pool is None:
+            raise errors.UnknownPoolError(name)
+        return StorePool(pool)
+
+    def create_pool(self, name: str, settings: Settings) -> StorePool:
+        if self._engine.find_pool(name) is not None:
+            raise errors.PoolExistsError(name)
+        return self.open_pool(name, settings)
+
+    def pools(self) -> list[StorePool]:
+        """All pools; one that is destroyed meanwhile is left out."""
+        found = []
+        for pool in self._engine.pools():
+            try:
+                found.append(StorePool(pool))
+            except errors.UnknownPoolError:
+                continue
+        return found
+
+    def info(self) -> dict[str, Any]:
+        return self._engine.info()
+
+    def stats(self) -> dict[str, int]:
+        return self._engine.stats()
+
+    def compact(self) -> dict[str, int]:
+        return self._engine.compact()
+
+    def relinquish(self, size: int) -> int:
+        return self._engine.relinquish(size)
+
+    def resize(self, memory: int) -> None:
+        self._engine.resize(memory)
+
+    def check(self) -> list[str]:
+        return self._engine.check()
+
+    def close(self) -> None:
+        """Wait for the calls in threads, then let go of the arena."""
+        self._threads.shutdown()
+        self._engine.close()
+
+
+def _ascending(indices: Sequence[int]) -> bool:
+    return all(index == indices[0] + at for at, index in enumerate(indices))
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    """A failure whose caller went away is nobody's: do not have the loop complain."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,133 @@
+"""Messages into what the store takes, and back. What makes no sense is a `ValueError` before anything is touched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from tmem_proto.v1 import tmem_pb2 as pb
+from tmemd.store import Batch, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tmemd.store import Fetched
+
+OID_BYTES = 24
+HAS_MOST = 65536
+BATCH_BYTES = 2 << 20
+"""Most bytes of pages in a batch, decoded: with their headers they fit in gRPC's default message of 4 MiB."""
+
+REFUSED_FLUSHED = 16
+"""Added to a refusal that flushed an older page."""
+
+_REFUSED = pb.PUT_OUTCOME_REFUSED_QUOTA
+_CODES = [pb.PUT_OUTCOME_STORED, pb.PUT_OUTCOME_REPLACED]
+_CODES += [_REFUSED + at // 2 + at % 2 * REFUSED_FLUSHED for at in range(10)]  # type: ignore[misc]
+_OUTCOMES = bytes(_CODES).ljust(256, b"\0")
+"""The wire's outcome of each of the engine's codes."""
+
+_M = TypeVar("_M", "pb.PutRequest", "pb.GetRequest", "pb.FlushRequest")
+
+
+def batch_limit(page_size: int, batch_pages: int) -> int:
+    """Most pages of a batch."""
+    return min(batch_pages, BATCH_BYTES // page_size)
+
+
+def oid(given: bytes) -> bytes:
+    if len(given) != OID_BYTES:
+        raise ValueError(f"oid is {len(given)} bytes long; it must be {OID_BYTES}")
+    return given
+
+
+def indices(request: _M, limit: int) -> list[int]:
+    """The indices of a batch: not too many, all different."""
+    found = list(request.indices)
+    if len(found) > limit:
+        raise ValueError(f"the batch has {len(found)} pages; at most {limit} are taken")
+    if len(set(found)) != len(found):
+        raise ValueError("an index is there twice")
+    return found
+
+
+def batch(request: pb.PutRequest, page_size: int, limit: int) -> Batch:
+    """The pages of a put."""
+    chosen = indices(request, limit)
+    size = len(request.pages)
+    if request.encoding == pb.ENCODING_RAW:
+        if request.lengths:
+            raise ValueError("raw pages have no lengths")
+        if size != len(chosen) * page_size:
+            raise ValueError(f"{len(chosen)} pages of {page_size} bytes are not {size} bytes")
+        return Batch(oid(request.oid), chosen, None, request.pages)
+    if request.encoding != pb.ENCODING_LZ4:
+        raise ValueError(f"there is no encoding {request.encoding}")
+    lengths = list(request.lengths)
+    if len(lengths) != len(chosen):
+        raise ValueError(f"there are {len(lengths)} lengths for {len(chosen)} pages")
+    if sum(lengths) != size:
+        raise ValueError(f"the lengths sum to {sum(lengths)}; there are {size} bytes")
+    if lengths and not 0 < min(lengths) <= max(lengths) <= page_size:
+        raise ValueError(f"a length is not 1 to {page_size}")
+    return Batch(oid(request.oid), chosen, lengths, request.pages)
+
+
+def outcomes(codes: bytes) -> pb.PutResponse:
+    return pb.PutResponse(outcomes=codes.translate(_OUTCOMES))
+
+
+def stale_put(count: int) -> pb.PutResponse:
+    return pb.PutResponse(outcomes=bytes([pb.PUT_OUTCOME_STALE]) * count)
+
+
+def pages(fetched: Fetched, lz4: bool) -> pb.GetResponse:
+    if not lz4:
+        return pb.GetResponse(found=fetched.found, pages=fetched.pages)
+    return pb.GetResponse(
+        found=fetched.found,
+        encoding=pb.ENCODING_LZ4,
+        lengths=fetched.lengths,
+        pages=fetched.pages,
+        checksums=fetched.checksums,
+    )
+
+
+def wants_lz4(request: pb.GetRequest) -> bool:
+    if request.accept not in (pb.ENCODING_RAW, pb.ENCODING_LZ4):
+        raise ValueError(f"there is no encoding {request.accept}")
+    return request.accept == pb.ENCODING_LZ4
+
+
+def settings_from(message: pb.PoolSettings) -> Settings:
+    return Settings(
+        kind=message.kind,
+        codec=message.codec or "lz4",
+        allocator=message.allocator,
+        page_size=message.page_size or 4096,
+        quota=message.quota,
+        weight=message.weight or 1,
+        shared=message.shared,
+        inclusive=message.inclusive,
+        max_zpage=message.max_zpage,
+        owner=message.owner,
+    )
+
+
+def settings_to(settings: Settings) -> pb.PoolSettings:
+    return pb.PoolSettings(
+        kind=settings.kind,
+        codec=settings.codec,
+        allocator=settings.allocator,
+        page_size=settings.page_size,
+        quota=settings.quota,
+        weight=settings.weight,
+        shared=settings.shared,
+        inclusive=settings.inclusive,
+        max_zpage=settings.max_zpage,
+        owner=settings.owner,
+    )
+
+
+def positions(found: bytes, chosen: Sequence[int]) -> list[int]:
+    """The indices of the hits."""
+    return [index for index, outcome in zip(chosen, found, strict=True) if outcome == pb.GET_OUTCOME_HIT]
