@@ -10,10 +10,10 @@ mod support;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use support::{
-    Fill, Random, assert_sound, get, inclusive, oid, page, persistent, put, stat, store, stored,
-    version,
+    Fill, Finish, Random, assert_sound, get, inclusive, oid, page, persistent, put, stat, store,
+    stored, version,
 };
-use tmem_core::{AllocatorKind, Codec, Error, Kind, Outcome, Pool, PoolSettings, Reason, Store};
+use tmem_core::{AllocatorKind, Error, Kind, Outcome, Pool, PoolSettings, Reason, Store};
 
 const KEYS: u64 = 96;
 
@@ -100,10 +100,11 @@ fn race(kind: Kind, allocator: AllocatorKind, shards: u32, memory: u64, rounds: 
         }
         let (store, done, seed) = (&store, &done, kind as u64);
         let tidy = scope.spawn(move || tidy(store, done, seed));
+        let over = Finish(done);
         writers
             .into_iter()
             .for_each(|writer| writer.join().unwrap());
-        done.store(true, SeqCst);
+        drop(over);
         tidy.join().unwrap();
     });
     assert_sound(&store);
@@ -264,6 +265,7 @@ fn fault_5_a_flush_racing_a_put_leaves_no_orphan() {
     let board = Board::new();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _over = Finish(&done);
         let (pool, board, done) = (&pool, &board, &done);
         let writers: Vec<_> = (0..2)
             .map(|me| scope.spawn(move_writer_unflushed(pool, board, me)))
@@ -278,7 +280,6 @@ fn fault_5_a_flush_racing_a_put_leaves_no_orphan() {
         writers
             .into_iter()
             .for_each(|writer| writer.join().unwrap());
-        done.store(true, SeqCst);
     });
     assert_sound(&store);
     let empty = stat(&store, "footprint_bytes");
@@ -402,13 +403,17 @@ fn fault_8_eviction_frees_frames_and_compaction_restores_density() {
     }
 }
 
-fn footprint(pool: &Pool) -> u64 {
+fn pool_stat(pool: &Pool, name: &str) -> u64 {
     let fields = pool.stats().unwrap().fields();
     fields
-        .iter()
-        .find(|(name, _)| *name == "footprint_bytes")
-        .expect("it is counted")
+        .into_iter()
+        .find(|(n, _)| *n == name)
+        .expect("a known name")
         .1
+}
+
+fn footprint(pool: &Pool) -> u64 {
+    pool_stat(pool, "footprint_bytes")
 }
 
 /// Fault 9. Xen stored a client's cap and never looked at it again. The footprint of a pool never exceeds its quota, whoever puts,
@@ -500,44 +505,6 @@ fn fault_9_the_pool_most_over_its_weight_gives_way() {
     }
 }
 
-/// Fault 10. zcache compressed with locks held and interrupts off, and every put stopped the machine that long. While one thread
-/// compresses a batch as slowly as can be, another's gets from the same shard go on.
-#[test]
-fn fault_10_compression_happens_outside_the_locks() {
-    let store = store(16 << 20, 1);
-    let pool = store
-        .pool(
-            "slow",
-            &PoolSettings {
-                codec: Codec::Zstd { level: 19 },
-                ..persistent()
-            },
-        )
-        .unwrap();
-    assert!(stored(put(&pool, 2, 0, &page(Fill::Same, 1, 1, 4096))));
-    let (gets, done) = (AtomicU64::new(0), AtomicBool::new(false));
-    let batch: Vec<u8> = (0..64)
-        .flat_map(|i| page(Fill::Rough, i, 1, 4096))
-        .collect();
-    let most = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(SeqCst) {
-                assert!(get(&pool, 2, 0).is_some());
-                gets.fetch_add(1, SeqCst);
-            }
-        });
-        let during_one_put = |_| {
-            let before = gets.load(SeqCst);
-            pool.put_range(&oid(1), 0, &batch).unwrap();
-            gets.load(SeqCst) - before
-        };
-        let most = (0..50).map(during_one_put).find(|&gets| gets >= 200);
-        done.store(true, SeqCst);
-        most
-    });
-    assert!(most.is_some(), "gets wait for another thread's compression");
-}
-
 /// Fault 11. One put could have to evict without end, and the machine stood still. However large the store, one put evicts the pages of a
 /// bounded number of zspages.
 #[test]
@@ -565,15 +532,16 @@ fn fault_11_one_put_evicts_a_bounded_number_of_pages() {
         // All used: eviction must give every page its second chance first.
         let mut all = vec![0; 4096 * 64];
         (0..i / 64).for_each(|n| _ = pool.get_range(&oid(1), n * 64, &mut all, false).unwrap());
-        for i in 0..64 {
-            let before = stat(&store, "evicted_pages");
+        for i in 0..3_000 {
+            let before = pool_stat(&pool, "evicted_pages");
             put(&pool, 2, i * 64, &page(Fill::Noise, 2, u64::from(i), 4096));
-            let evicted = stat(&store, "evicted_pages") - before;
+            let evicted = pool_stat(&pool, "evicted_pages") - before;
             assert!(
                 evicted <= 2048,
                 "one put evicted {evicted} pages of a store of {memory} bytes"
             );
         }
+        assert!(pool_stat(&pool, "evicted_pages") > 3_000);
         assert_sound(&store);
     }
 }
@@ -608,6 +576,7 @@ fn memory_is_never_exceeded_by_puts_that_race() {
         ];
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            let _over = Finish(&done);
             let workers: Vec<_> = (0..3)
                 .map(|me: usize| {
                     let pool = &pools[me];
@@ -636,7 +605,6 @@ fn memory_is_never_exceeded_by_puts_that_race() {
             workers
                 .into_iter()
                 .for_each(|worker| worker.join().unwrap());
-            done.store(true, SeqCst);
         });
         assert_sound(&store);
     }
@@ -866,6 +834,7 @@ fn freeze_is_a_barrier() {
         AtomicU64::new(0),
     );
     std::thread::scope(|scope| {
+        let _over = Finish(&stop);
         for me in 0..2 {
             let (pool, board, frozen, stop, tried) = (&pool, &board, &frozen, &stop, &tried);
             scope.spawn(move || {
@@ -910,7 +879,6 @@ fn freeze_is_a_barrier() {
             frozen.store(false, SeqCst);
             pool.thaw().unwrap();
         }
-        stop.store(true, SeqCst);
     });
     assert_sound(&store);
 }
@@ -956,4 +924,30 @@ fn destroy_races_puts_and_leaves_nothing() {
         assert_eq!(stat(&store, "pages"), 0);
         assert_sound(&store);
     }
+}
+
+/// However many pages an object has, near each other or far apart, flushing it takes them all and nobody else's.
+#[test]
+fn flush_of_an_object_is_complete_however_large_or_thin() {
+    let store = store(64 << 20, 2);
+    let pool = store.pool("p", &persistent()).unwrap();
+    let mut random = Random::new(5);
+    let same = page(Fill::Same, 1, 1, 4096);
+    let thin: std::collections::BTreeSet<u32> = (0..6_000).map(|_| random.word() as u32).collect();
+    for index in &thin {
+        pool.put(&oid(1), &[(*index, &same)]).unwrap();
+        pool.put(&oid(3), &[(*index ^ 0x55, &same)]).unwrap();
+    }
+    pool.put_range(&oid(2), 77, &same.repeat(6_000)).unwrap();
+    assert_eq!(pool.flush_object(&oid(1)).unwrap(), thin.len() as u64);
+    assert_eq!(pool.flush_object(&oid(2)).unwrap(), 6_000);
+    assert_eq!(
+        (stat(&store, "pages"), stat(&store, "objects")),
+        (thin.len() as u64, 2)
+    );
+    assert!(
+        thin.iter()
+            .all(|index| get(&pool, 1, *index).is_none() && get(&pool, 3, *index ^ 0x55).is_some())
+    );
+    assert_sound(&store);
 }
