@@ -33,7 +33,7 @@ test: test-rust test-python ## Run every test: Rust, then Python
 
 test-rust: $(VENV)/.deps
 	cargo test --release --workspace
-	cargo test --release -p tmem-core --features crash-points --config profile.release.debug-assertions=true --lib --test crash_points --test coherency --test model
+	cargo test --release -p tmem-core --features crash-points --config profile.release.debug-assertions=true --lib --test crash_points --test coherency --test policy --test model
 
 test-python: build
 	$(PY) -m pytest
@@ -73,9 +73,8 @@ soak-crash: $(VENV)/.deps ## Kill writers at random KILLS times (1000) and check
 fuzz: $(VENV)/.deps ## Fuzz the engine for FUZZ_SECONDS (60) a target
 	TMEM_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release -p tmem-core --test fuzz
 
-sanitize: ## Run the core's tests under AddressSanitizer (needs a nightly toolchain)
-	@cargo +nightly --version >/dev/null 2>&1 || { echo 'sanitize: a nightly Rust toolchain is missing: rustup toolchain install nightly' >&2; exit 1; }
-	RUSTFLAGS=-Zsanitizer=address cargo +nightly test -p tmem-core --lib --tests --target-dir target/asan --target $$(rustc -vV | sed -n 's/host: //p')
+sanitize: ## Run the core's tests under AddressSanitizer
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test -p tmem-core --lib --test model --test coherency --test fuzz --target-dir target/asan --target $$(rustc -vV | sed -n 's/host: //p')
 
 lock: $(VENV)/.deps ## Renew requirements-dev.lock: newest versions, with hashes
 	$(PY) -m venv --clear $(VENV)/lock

@@ -16,6 +16,8 @@ const NODES_AT_ONCE: u32 = 16;
 const LOOKS_AT_ONCE: u32 = 1024;
 /// Times all runs are looked through for a pool's last pages.
 const PASSES: u32 = 8;
+/// Most pages of one `has`.
+const MOST_ASKED: u32 = 1 << 24;
 /// Runs of a pool purged under one lock.
 const RUNS_AT_ONCE: u32 = 64;
 
@@ -190,8 +192,13 @@ impl Pool {
         self.target().flush_if(&self.key(oid), pages)
     }
 
-    /// Which of `count` pages from `first` on are held.
+    /// Which of `count` pages from `first` on are held; at most 2^24 pages a call.
     pub fn has(&self, oid: &Oid, first: u32, count: u32) -> Result<Vec<bool>> {
+        if count > MOST_ASKED {
+            return Err(Error::Invalid(format!(
+                "{count} pages are asked for; at most {MOST_ASKED} at once"
+            )));
+        }
         if u64::from(first) + u64::from(count) > 1 << 32 {
             return Err(Error::Invalid(format!(
                 "{count} pages from index {first} run beyond the last index, {}",
@@ -468,7 +475,78 @@ fn purge_some(
 
 #[cfg(test)]
 mod tests {
-    use crate::{Kind, Oid, PoolSettings, Store, StoreOptions};
+    use super::*;
+    use crate::{Kind, PoolSettings, Store, StoreOptions};
+
+    const OID: Oid = Oid([1; 24]);
+
+    /// A store of one shard with three pages of a pool.
+    fn three_pages(kind: Kind) -> (Store, Pool) {
+        let options = StoreOptions {
+            memory: 4 << 20,
+            shards: Some(1),
+            ..StoreOptions::default()
+        };
+        let store = Store::open(&options).unwrap();
+        let pool = store.pool("p", &PoolSettings::new(kind)).unwrap();
+        let pages: Vec<u8> = (1..4u8).flat_map(|byte| [byte; 4096]).collect();
+        pool.put_range(&OID, 0, &pages).unwrap();
+        (store, pool)
+    }
+
+    /// Change what the pool's shard says.
+    fn damage(pool: &Pool, body: impl FnOnce(&Shard<'_>)) {
+        with_shard(&pool.arena, 0, body).unwrap();
+    }
+
+    /// A checksum tells a good page from a bad one, but not one page from another. The fuzzer found that an index word damaged to
+    /// name another page's slot gave that page.
+    #[test]
+    fn an_index_that_names_another_pages_slot_gives_no_page_and_is_rebuilt() {
+        let (store, pool) = three_pages(Kind::Persistent);
+        damage(&pool, |shard| {
+            let (node, _) = shard.find(&pool.key(&OID), 0).unwrap();
+            let (_, other) = shard.find(&pool.key(&OID), 1).unwrap();
+            shard.nodes.replace(node, 0, other.0);
+        });
+        let mut page = [0; 4096];
+        let mut get = || {
+            let fetched = pool.get(&OID, &[0], &mut [&mut page], false);
+            fetched.map(|fetched| (fetched[0], page[0]))
+        };
+        assert!(matches!(get(), Err(Error::Damaged { .. })));
+        assert_eq!(get().unwrap(), (Fetch::Hit, 1));
+        assert_eq!(store.check().unwrap(), Vec::<String>::new());
+    }
+
+    /// The fuzzer found that `relinquish` went round for ever after frames that were counted and nowhere.
+    #[test]
+    fn relinquish_comes_to_an_end_where_frames_are_counted_that_are_nowhere() {
+        let (store, pool) = three_pages(Kind::Ephemeral);
+        damage(&pool, |shard| {
+            shard
+                .heap(pool.id.slot)
+                .unwrap()
+                .count(Counter::Frames)
+                .add(1000);
+        });
+        store.relinquish(1 << 30).unwrap();
+        assert_eq!(pool.has(&OID, 0, 3).unwrap(), [false; 3]);
+    }
+
+    #[test]
+    fn destroy_comes_to_an_end_where_pages_are_counted_that_are_nowhere() {
+        let (store, pool) = three_pages(Kind::Persistent);
+        damage(&pool, |shard| {
+            shard
+                .heap(pool.id.slot)
+                .unwrap()
+                .count(Counter::Pages)
+                .add(1);
+        });
+        assert!(matches!(pool.destroy(), Err(Error::Damaged { .. })));
+        assert_eq!(store.check().unwrap(), Vec::<String>::new());
+    }
 
     /// One process destroys a pool while another, attaching, helps to. The faster gives the slot to a new pool: what the slower
     /// still does must not touch that one's pages.
@@ -481,7 +559,7 @@ mod tests {
         };
         let store = Store::open(&options).unwrap();
         let settings = PoolSettings::new(Kind::Persistent);
-        let (old, oid) = (store.pool("old", &settings).unwrap(), Oid([1; 24]));
+        let (old, oid) = (store.pool("old", &settings).unwrap(), OID);
         old.put_range(&oid, 0, &[7; 8 * 4096]).unwrap();
         old.destroy().unwrap();
         let new = store.pool("new", &settings).unwrap();
