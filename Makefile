@@ -33,7 +33,7 @@ test: test-rust test-python ## Run every test: Rust, then Python
 
 test-rust: $(VENV)/.deps
 	cargo test --release --workspace
-	cargo test --release -p tmem-core --features crash-points --config profile.release.debug-assertions=true --lib --test crash_points --test coherency --test policy --test model
+	cargo test --release -p tmem-core --features crash-points --config profile.release.debug-assertions=true --config 'profile.release.lto="off"' --lib --test crash_points --test coherency --test policy --test model
 
 test-python: build
 	$(PY) -m pytest
