@@ -413,10 +413,13 @@ fn soak(name: &str, memory: u64, tight: bool, kills: u64) -> Tally {
     drop(soak.store);
     // Whoever attaches next drops what killed workers were destroying.
     let store = Store::attach(&file.0, false).unwrap();
-    assert_eq!(
-        stat(&store, "pages"),
-        store.pools().unwrap().len() as u64 * 3
-    );
+    // A worker killed before it came to that has left its pool, with none to three pages in it.
+    let left = store.pools().unwrap();
+    assert!(stat(&store, "pages") <= left.len() as u64 * 3);
+    for pool in left {
+        pool.destroy().unwrap();
+    }
+    assert_eq!(stat(&store, "pages"), 0);
     support::assert_sound(&store);
     soak.tally
 }
