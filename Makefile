@@ -79,7 +79,7 @@ sanitize: ## Run the core's tests under AddressSanitizer
 lock: $(VENV)/.deps ## Renew requirements-dev.lock: newest versions, with hashes
 	$(PY) -m venv --clear $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet pip-tools
-	$(VENV)/lock/bin/pip-compile --quiet --upgrade --extra dev --extra server --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements-dev.lock pyproject.toml
+	$(VENV)/lock/bin/pip-compile --quiet --upgrade --extra dev --extra server --extra cli --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements-dev.lock pyproject.toml
 
 clean: ## Remove .venv and everything built
 	rm -rf $(VENV) target build dist *.so *.egg-info client/*.egg-info

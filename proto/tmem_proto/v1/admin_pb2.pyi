@@ -3,13 +3,15 @@
 isort:skip_file
 Care of a store: its pools, their limits, its memory.
 
-Errors as in tmem.proto: NOT_FOUND for a pool that does not exist, INVALID_ARGUMENT for a value that makes no sense.
+Errors as in tmem.proto: NOT_FOUND for a pool that does not exist, INVALID_ARGUMENT for a value that makes no sense,
+PERMISSION_DENIED for what only an administrator, or the owner of the pool, may do.
 """
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tmem_proto.v1 import tmem_pb2 as _tmem_pb2
 import builtins as _builtins
 import sys
@@ -22,6 +24,51 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _EventKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EVENT_KIND_UNSPECIFIED: _EventKind.ValueType  # 0
+    EVENT_KIND_EVICTED: _EventKind.ValueType  # 1
+    """Pages of a pool were evicted; `cause` says why."""
+    EVENT_KIND_REFUSED: _EventKind.ValueType  # 2
+    """Puts of a pool were refused; `cause` is the reason."""
+    EVENT_KIND_RECOVERED: _EventKind.ValueType  # 3
+    """Shards were rebuilt from their slots, after a process died."""
+    EVENT_KIND_CORRUPT: _EventKind.ValueType  # 4
+    """Pages failed their checksum."""
+    EVENT_KIND_POOL_CREATED: _EventKind.ValueType  # 5
+    EVENT_KIND_POOL_DESTROYED: _EventKind.ValueType  # 6
+    EVENT_KIND_POOL_FROZEN: _EventKind.ValueType  # 7
+    EVENT_KIND_POOL_THAWED: _EventKind.ValueType  # 8
+    EVENT_KIND_MISSED: _EventKind.ValueType  # 9
+    """`count` events were dropped here, as the watcher was slow to read."""
+    EVENT_KIND_WORKER_REPLACED: _EventKind.ValueType  # 10
+    """A worker died and was replaced."""
+
+class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper): ...
+
+EVENT_KIND_UNSPECIFIED: EventKind.ValueType  # 0
+EVENT_KIND_EVICTED: EventKind.ValueType  # 1
+"""Pages of a pool were evicted; `cause` says why."""
+EVENT_KIND_REFUSED: EventKind.ValueType  # 2
+"""Puts of a pool were refused; `cause` is the reason."""
+EVENT_KIND_RECOVERED: EventKind.ValueType  # 3
+"""Shards were rebuilt from their slots, after a process died."""
+EVENT_KIND_CORRUPT: EventKind.ValueType  # 4
+"""Pages failed their checksum."""
+EVENT_KIND_POOL_CREATED: EventKind.ValueType  # 5
+EVENT_KIND_POOL_DESTROYED: EventKind.ValueType  # 6
+EVENT_KIND_POOL_FROZEN: EventKind.ValueType  # 7
+EVENT_KIND_POOL_THAWED: EventKind.ValueType  # 8
+EVENT_KIND_MISSED: EventKind.ValueType  # 9
+"""`count` events were dropped here, as the watcher was slow to read."""
+EVENT_KIND_WORKER_REPLACED: EventKind.ValueType  # 10
+"""A worker died and was replaced."""
+Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
+
 @_typing.final
 class Pool(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -30,8 +77,11 @@ class Pool(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     FROZEN_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     frozen: _builtins.bool
+    id: _builtins.int
+    """Never 0, and never another pool's."""
     @_builtins.property
     def settings(self) -> _tmem_pb2.PoolSettings:
         """Quota and weight are the current ones."""
@@ -45,10 +95,11 @@ class Pool(_message.Message):
         settings: _tmem_pb2.PoolSettings | None = ...,
         frozen: _builtins.bool = ...,
         stats: Global___PoolStats | None = ...,
+        id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen", b"frozen", "name", b"name", "settings", b"settings", "stats", b"stats"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen", b"frozen", "id", b"id", "name", b"name", "settings", b"settings", "stats", b"stats"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -307,18 +358,23 @@ Global___DestroyPoolResponse: _TypeAlias = DestroyPoolResponse  # noqa: Y015
 
 @_typing.final
 class FreezeRequest(_message.Message):
+    """A pool, or all pools of a client: one of the two."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     POOL_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
+    client: _builtins.str
     def __init__(
         self,
         *,
         pool: _builtins.str = ...,
+        client: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "pool", b"pool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -341,18 +397,23 @@ Global___FreezeResponse: _TypeAlias = FreezeResponse  # noqa: Y015
 
 @_typing.final
 class ThawRequest(_message.Message):
+    """As in FreezeRequest."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     POOL_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
+    client: _builtins.str
     def __init__(
         self,
         *,
         pool: _builtins.str = ...,
+        client: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "pool", b"pool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -599,6 +660,375 @@ class CheckResponse(_message.Message):
 Global___CheckResponse: _TypeAlias = CheckResponse  # noqa: Y015
 
 @_typing.final
+class Client(_message.Message):
+    """What a client is and has. Clients are those that the configuration names, that own pools, or that have sessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    ADMINISTRATOR_FIELD_NUMBER: _builtins.int
+    POOLS_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    FOOTPRINT_BYTES_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    quota: _builtins.int
+    """Bytes that the quotas of its pools may come to; 0 is no quota."""
+    weight: _builtins.int
+    """Of its new pools."""
+    administrator: _builtins.bool
+    pools: _builtins.int
+    pages: _builtins.int
+    footprint_bytes: _builtins.int
+    sessions: _builtins.int
+    """With this worker."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        quota: _builtins.int = ...,
+        weight: _builtins.int = ...,
+        administrator: _builtins.bool = ...,
+        pools: _builtins.int = ...,
+        pages: _builtins.int = ...,
+        footprint_bytes: _builtins.int = ...,
+        sessions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["administrator", b"administrator", "footprint_bytes", b"footprint_bytes", "name", b"name", "pages", b"pages", "pools", b"pools", "quota", b"quota", "sessions", b"sessions", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Client: _TypeAlias = Client  # noqa: Y015
+
+@_typing.final
+class ListClientsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListClientsRequest: _TypeAlias = ListClientsRequest  # noqa: Y015
+
+@_typing.final
+class ListClientsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def clients(self) -> _containers.RepeatedCompositeFieldContainer[Global___Client]: ...
+    def __init__(
+        self,
+        *,
+        clients: _abc.Iterable[Global___Client] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListClientsResponse: _TypeAlias = ListClientsResponse  # noqa: Y015
+
+@_typing.final
+class Worker(_message.Message):
+    """A process that serves. All of them serve the same pools; a client stays with one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
+    REPLACED_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    port: _builtins.int
+    """On the host that the client knows the server by."""
+    process: _builtins.int
+    replaced: _builtins.int
+    """Times that it was replaced after it had died."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        port: _builtins.int = ...,
+        process: _builtins.int = ...,
+        replaced: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "port", b"port", "process", b"process", "replaced", b"replaced"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Worker: _TypeAlias = Worker  # noqa: Y015
+
+@_typing.final
+class ListWorkersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWorkersRequest: _TypeAlias = ListWorkersRequest  # noqa: Y015
+
+@_typing.final
+class ListWorkersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKERS_FIELD_NUMBER: _builtins.int
+    SUGGESTED_PORT_FIELD_NUMBER: _builtins.int
+    suggested_port: _builtins.int
+    """The port of the one that the asking client should use."""
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]: ...
+    def __init__(
+        self,
+        *,
+        workers: _abc.Iterable[Global___Worker] | None = ...,
+        suggested_port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["suggested_port", b"suggested_port", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWorkersResponse: _TypeAlias = ListWorkersResponse  # noqa: Y015
+
+@_typing.final
+class Event(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    time: _builtins.float
+    """Seconds since 1970, UTC."""
+    kind: Global___EventKind.ValueType
+    pool: _builtins.str
+    """Empty where it concerns the whole store."""
+    client: _builtins.str
+    """Owner of the pool."""
+    cause: _builtins.str
+    count: _builtins.int
+    """Pages; shards where recovered."""
+    def __init__(
+        self,
+        *,
+        time: _builtins.float = ...,
+        kind: Global___EventKind.ValueType = ...,
+        pool: _builtins.str = ...,
+        client: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "client", b"client", "count", b"count", "kind", b"kind", "pool", b"pool", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
+class WatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    """Events of this pool alone; empty is all."""
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class ScanRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    cursor: _builtins.bytes
+    """Of the response before; empty begins."""
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        cursor: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScanRequest: _TypeAlias = ScanRequest  # noqa: Y015
+
+@_typing.final
+class ScannedObject(_message.Message):
+    """Pages of one object. An object may come in several parts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OID_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    STAMPS_FIELD_NUMBER: _builtins.int
+    oid: _builtins.bytes
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def stamps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each page: changes whenever the page does."""
+
+    def __init__(
+        self,
+        *,
+        oid: _builtins.bytes = ...,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+        stamps: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["indices", b"indices", "oid", b"oid", "stamps", b"stamps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScannedObject: _TypeAlias = ScannedObject  # noqa: Y015
+
+@_typing.final
+class ScanResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.bytes
+    """For the next request; empty at the end."""
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScannedObject]: ...
+    def __init__(
+        self,
+        *,
+        objects: _abc.Iterable[Global___ScannedObject] | None = ...,
+        cursor: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "objects", b"objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScanResponse: _TypeAlias = ScanResponse  # noqa: Y015
+
+@_typing.final
+class Injection(_message.Message):
+    """What is done to calls of a method, for tests of clients."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    DELAY_MS_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    FRACTION_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """As in "Put", or "Exchange.put" for a command of a stream; "*" is every one."""
+    delay_ms: _builtins.int
+    """Milliseconds to wait before the call is looked at."""
+    code: _builtins.int
+    """A google.rpc.Code to answer with; 0 carries the call out."""
+    fraction: _builtins.float
+    """Of calls, picked at random: above 0 to 1; 0 is 1."""
+    after: _builtins.bool
+    """Carry the call out before it is answered with `code`: as if the reply were lost."""
+    def __init__(
+        self,
+        *,
+        method: _builtins.str = ...,
+        delay_ms: _builtins.int = ...,
+        code: _builtins.int = ...,
+        fraction: _builtins.float = ...,
+        after: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "code", b"code", "delay_ms", b"delay_ms", "fraction", b"fraction", "method", b"method"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Injection: _TypeAlias = Injection  # noqa: Y015
+
+@_typing.final
+class InjectRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INJECTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def injections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Injection]:
+        """In place of all that were there; none ends them."""
+
+    def __init__(
+        self,
+        *,
+        injections: _abc.Iterable[Global___Injection] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["injections", b"injections"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InjectRequest: _TypeAlias = InjectRequest  # noqa: Y015
+
+@_typing.final
+class InjectResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def before(self) -> _containers.RepeatedCompositeFieldContainer[Global___Injection]:
+        """Those that were there before."""
+
+    def __init__(
+        self,
+        *,
+        before: _abc.Iterable[Global___Injection] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InjectResponse: _TypeAlias = InjectResponse  # noqa: Y015
+
+@_typing.final
 class StatsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -662,12 +1092,17 @@ class StatsResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     ARENA_FIELD_NUMBER: _builtins.int
     ACCEPT_THRESHOLD_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    ADMINISTRATOR_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The daemon's version."""
     arena: _builtins.str
     """Path of the arena; empty when it is private to the daemon."""
     accept_threshold: _builtins.int
     """Per cent of the memory below which a full store accepts pages again."""
+    client: _builtins.str
+    """Who the asking client is, and whether it may administer."""
+    administrator: _builtins.bool
     @_builtins.property
     def store(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """The whole store's counters and gauges, as in PoolStats."""
@@ -684,10 +1119,12 @@ class StatsResponse(_message.Message):
         version: _builtins.str = ...,
         arena: _builtins.str = ...,
         accept_threshold: _builtins.int = ...,
+        client: _builtins.str = ...,
+        administrator: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_threshold", b"accept_threshold", "arena", b"arena", "daemon", b"daemon", "store", b"store", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_threshold", b"accept_threshold", "administrator", b"administrator", "arena", b"arena", "client", b"client", "daemon", b"daemon", "store", b"store", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -99,6 +99,31 @@ class TmemAdminStub:
                 request_serializer=tmem__proto_dot_v1_dot_admin__pb2.StatsRequest.SerializeToString,
                 response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.StatsResponse.FromString,
                 _registered_method=True)
+        self.ListClients = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/ListClients',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.ListClientsRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ListClientsResponse.FromString,
+                _registered_method=True)
+        self.ListWorkers = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/ListWorkers',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.ListWorkersRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ListWorkersResponse.FromString,
+                _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/tmem.v1.TmemAdmin/Watch',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.Event.FromString,
+                _registered_method=True)
+        self.Scan = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/Scan',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.ScanRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ScanResponse.FromString,
+                _registered_method=True)
+        self.Inject = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/Inject',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.InjectRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.InjectResponse.FromString,
+                _registered_method=True)
 
 
 class TmemAdminServicer:
@@ -187,6 +212,40 @@ class TmemAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListClients(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWorkers(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """What happens, as it happens, from the reply's beginning on; several pages at a time, within a second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scan(self, request, context):
+        """Which pages a pool holds, bit by bit, while it is in use: all that are there from the first request to the last
+        response, and perhaps others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Inject(self, request, context):
+        """Delay or fail calls. Refused with FAILED_PRECONDITION unless the daemon was started to allow it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TmemAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -254,6 +313,31 @@ def add_TmemAdminServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.StatsRequest.FromString,
                     response_serializer=tmem__proto_dot_v1_dot_admin__pb2.StatsResponse.SerializeToString,
+            ),
+            'ListClients': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListClients,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ListClientsRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.ListClientsResponse.SerializeToString,
+            ),
+            'ListWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkers,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ListWorkersRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.ListWorkersResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.WatchRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.Event.SerializeToString,
+            ),
+            'Scan': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scan,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ScanRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.ScanResponse.SerializeToString,
+            ),
+            'Inject': grpc.unary_unary_rpc_method_handler(
+                    servicer.Inject,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.InjectRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.InjectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -607,6 +691,141 @@ class TmemAdmin:
             '/tmem.v1.TmemAdmin/Stats',
             tmem__proto_dot_v1_dot_admin__pb2.StatsRequest.SerializeToString,
             tmem__proto_dot_v1_dot_admin__pb2.StatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListClients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/ListClients',
+            tmem__proto_dot_v1_dot_admin__pb2.ListClientsRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.ListClientsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/ListWorkers',
+            tmem__proto_dot_v1_dot_admin__pb2.ListWorkersRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.ListWorkersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/Watch',
+            tmem__proto_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/Scan',
+            tmem__proto_dot_v1_dot_admin__pb2.ScanRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.ScanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Inject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/Inject',
+            tmem__proto_dot_v1_dot_admin__pb2.InjectRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.InjectResponse.FromString,
             options,
             channel_credentials,
             insecure,

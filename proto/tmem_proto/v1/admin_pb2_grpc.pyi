@@ -3,7 +3,8 @@
 isort:skip_file
 Care of a store: its pools, their limits, its memory.
 
-Errors as in tmem.proto: NOT_FOUND for a pool that does not exist, INVALID_ARGUMENT for a value that makes no sense.
+Errors as in tmem.proto: NOT_FOUND for a pool that does not exist, INVALID_ARGUMENT for a value that makes no sense,
+PERMISSION_DENIED for what only an administrator, or the owner of the pool, may do.
 """
 
 from collections import abc as _abc
@@ -52,6 +53,16 @@ class TmemAdminStub:
     Check: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CheckRequest, _admin_pb2.CheckResponse]
     """Check the whole arena; its users wait, shard by shard."""
     Stats: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StatsRequest, _admin_pb2.StatsResponse]
+    ListClients: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListClientsRequest, _admin_pb2.ListClientsResponse]
+    ListWorkers: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListWorkersRequest, _admin_pb2.ListWorkersResponse]
+    Watch: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchRequest, _admin_pb2.Event]
+    """What happens, as it happens, from the reply's beginning on; several pages at a time, within a second."""
+    Scan: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ScanRequest, _admin_pb2.ScanResponse]
+    """Which pages a pool holds, bit by bit, while it is in use: all that are there from the first request to the last
+    response, and perhaps others.
+    """
+    Inject: _grpc.UnaryUnaryMultiCallable[_admin_pb2.InjectRequest, _admin_pb2.InjectResponse]
+    """Delay or fail calls. Refused with FAILED_PRECONDITION unless the daemon was started to allow it."""
 
 @_typing.type_check_only
 class TmemAdminAsyncStub(TmemAdminStub):
@@ -74,6 +85,16 @@ class TmemAdminAsyncStub(TmemAdminStub):
     Check: _aio.UnaryUnaryMultiCallable[_admin_pb2.CheckRequest, _admin_pb2.CheckResponse]  # type: ignore[assignment]
     """Check the whole arena; its users wait, shard by shard."""
     Stats: _aio.UnaryUnaryMultiCallable[_admin_pb2.StatsRequest, _admin_pb2.StatsResponse]  # type: ignore[assignment]
+    ListClients: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListClientsRequest, _admin_pb2.ListClientsResponse]  # type: ignore[assignment]
+    ListWorkers: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListWorkersRequest, _admin_pb2.ListWorkersResponse]  # type: ignore[assignment]
+    Watch: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchRequest, _admin_pb2.Event]  # type: ignore[assignment]
+    """What happens, as it happens, from the reply's beginning on; several pages at a time, within a second."""
+    Scan: _aio.UnaryUnaryMultiCallable[_admin_pb2.ScanRequest, _admin_pb2.ScanResponse]  # type: ignore[assignment]
+    """Which pages a pool holds, bit by bit, while it is in use: all that are there from the first request to the last
+    response, and perhaps others.
+    """
+    Inject: _aio.UnaryUnaryMultiCallable[_admin_pb2.InjectRequest, _admin_pb2.InjectResponse]  # type: ignore[assignment]
+    """Delay or fail calls. Refused with FAILED_PRECONDITION unless the daemon was started to allow it."""
 
 class TmemAdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -171,5 +192,45 @@ class TmemAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.StatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.StatsResponse, _abc.Awaitable[_admin_pb2.StatsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListClients(
+        self,
+        request: _admin_pb2.ListClientsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListClientsResponse, _abc.Awaitable[_admin_pb2.ListClientsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListWorkers(
+        self,
+        request: _admin_pb2.ListWorkersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListWorkersResponse, _abc.Awaitable[_admin_pb2.ListWorkersResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _admin_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.Event], _abc.AsyncIterator[_admin_pb2.Event]]:
+        """What happens, as it happens, from the reply's beginning on; several pages at a time, within a second."""
+
+    @_abc_1.abstractmethod
+    def Scan(
+        self,
+        request: _admin_pb2.ScanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ScanResponse, _abc.Awaitable[_admin_pb2.ScanResponse]]:
+        """Which pages a pool holds, bit by bit, while it is in use: all that are there from the first request to the last
+        response, and perhaps others.
+        """
+
+    @_abc_1.abstractmethod
+    def Inject(
+        self,
+        request: _admin_pb2.InjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.InjectResponse, _abc.Awaitable[_admin_pb2.InjectResponse]]:
+        """Delay or fail calls. Refused with FAILED_PRECONDITION unless the daemon was started to allow it."""
 
 def add_TmemAdminServicer_to_server(servicer: TmemAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,8 +4,8 @@ isort:skip_file
 Pages over the network: put, get and flush of batches of pages in named pools.
 
 A miss, a refusal and an eviction are outcomes, one for each page. A gRPC error is for a call that makes no sense
-(INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION) or a store that cannot serve (UNAVAILABLE, RESOURCE_EXHAUSTED,
-INTERNAL). docs/protocol.md has the whole of it, with byte examples.
+(INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION), that the client has no right to (PERMISSION_DENIED,
+UNAUTHENTICATED), or a store that cannot serve (UNAVAILABLE, RESOURCE_EXHAUSTED, INTERNAL). docs/protocol.md has the whole of it, with byte examples.
 """
 
 from collections import abc as _abc
@@ -165,7 +165,9 @@ class PoolSettings(_message.Message):
     max_zpage: _builtins.int
     """Pages that compress to more bytes are refused; 0 refuses none."""
     owner: _builtins.str
-    """A label, at most 64 bytes of UTF-8."""
+    """The client whose pool it is, at most 64 bytes of UTF-8. Empty: the client that asks. Only an administrator may name
+    another.
+    """
     def __init__(
         self,
         *,
@@ -194,8 +196,11 @@ class OpenPoolRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    POOL_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 64 bytes of UTF-8."""
+    pool_id: _builtins.int
+    """Not 0: the pool must be the one of this id, which is never another pool's; else NOT_FOUND."""
     @_builtins.property
     def settings(self) -> Global___PoolSettings:
         """Absent: the pool must exist."""
@@ -205,10 +210,11 @@ class OpenPoolRequest(_message.Message):
         *,
         name: _builtins.str = ...,
         settings: Global___PoolSettings | None = ...,
+        pool_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "pool_id", b"pool_id", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -221,8 +227,11 @@ class OpenPoolResponse(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     BATCH_LIMIT_FIELD_NUMBER: _builtins.int
+    POOL_ID_FIELD_NUMBER: _builtins.int
     batch_limit: _builtins.int
     """Most pages that a batch may have."""
+    pool_id: _builtins.int
+    """Never 0, and never another pool's, even after a restart."""
     @_builtins.property
     def session(self) -> Global___Session: ...
     @_builtins.property
@@ -235,10 +244,11 @@ class OpenPoolResponse(_message.Message):
         session: Global___Session | None = ...,
         settings: Global___PoolSettings | None = ...,
         batch_limit: _builtins.int = ...,
+        pool_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_limit", b"batch_limit", "session", b"session", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_limit", b"batch_limit", "pool_id", b"pool_id", "session", b"session", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

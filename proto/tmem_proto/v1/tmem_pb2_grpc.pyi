@@ -4,8 +4,8 @@ isort:skip_file
 Pages over the network: put, get and flush of batches of pages in named pools.
 
 A miss, a refusal and an eviction are outcomes, one for each page. A gRPC error is for a call that makes no sense
-(INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION) or a store that cannot serve (UNAVAILABLE, RESOURCE_EXHAUSTED,
-INTERNAL). docs/protocol.md has the whole of it, with byte examples.
+(INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION), that the client has no right to (PERMISSION_DENIED,
+UNAUTHENTICATED), or a store that cannot serve (UNAVAILABLE, RESOURCE_EXHAUSTED, INTERNAL). docs/protocol.md has the whole of it, with byte examples.
 """
 
 from collections import abc as _abc
