@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::arena::{Arena, Counter, SEGMENT_FRAMES};
-use crate::batch::{Fetched, Input, Target, payload_limit};
+use crate::batch::{Fetched, Input, ScanCursor, ScannedCluster, Target, payload_limit};
 use crate::error::{Error, Result};
 use crate::pools::{self, PoolId};
 use crate::shard::{ObjectKey, Shard, with_shard};
@@ -49,6 +49,11 @@ impl Pool {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Never 0, and never another pool's of this arena.
+    pub fn id(&self) -> u64 {
+        self.id.uid
     }
 
     /// Settings, quota and weight as they are now.
@@ -107,6 +112,15 @@ impl Pool {
             )));
         }
         self.target().put(&self.key(oid), blocks, Input::Lz4Blocks)
+    }
+
+    /// Store pages that come packed: LZ4 blocks, of which one as long as a page is the page itself.
+    pub fn put_packed(&self, oid: &Oid, blocks: &[(u32, &[u8])]) -> Result<Vec<Outcome>> {
+        let long = |(_, block): &&(u32, &[u8])| block.len() > self.page_size;
+        if let Some((index, block)) = blocks.iter().find(long) {
+            return self.page_length(*index, block.len()).map(|()| Vec::new());
+        }
+        self.target().put(&self.key(oid), blocks, Input::Packed)
     }
 
     /// Store neighbouring pages from `first` on.
@@ -190,6 +204,16 @@ impl Pool {
     /// Remove fetched pages by index and stamp, unless they were replaced since; the number found.
     pub fn flush_if(&self, oid: &Oid, pages: &[(u32, u32)]) -> Result<u64> {
         self.target().flush_if(&self.key(oid), pages)
+    }
+
+    /// About `limit` of the pool's keys after the cursor, and the next cursor: None at the end. A page that is there from
+    /// the first call of a scan to the last is given, once; one that comes or goes meanwhile may be.
+    pub fn scan(
+        &self,
+        cursor: ScanCursor,
+        limit: usize,
+    ) -> Result<(Vec<ScannedCluster>, Option<ScanCursor>)> {
+        self.target().scan(cursor, limit)
     }
 
     /// Which of `count` pages from `first` on are held; at most 2^24 pages a call.

@@ -16,7 +16,7 @@ pub const MAX_NAME: usize = 64;
 pub const MAX_POOLS: usize = 1024;
 
 /// A 192-bit object id, as 24 bytes (a number is big-endian, a shorter string is zero-padded at its end).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Oid(pub [u8; 24]);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -140,6 +140,14 @@ impl Oid {
     pub(crate) fn words(&self) -> [u64; 3] {
         let word = |i: usize| u64::from_le_bytes(self.0[i * 8..i * 8 + 8].try_into().expect("8"));
         [word(0), word(1), word(2)]
+    }
+
+    pub(crate) fn from_words(words: [u64; 3]) -> Oid {
+        let mut oid = [0; 24];
+        for (bytes, word) in oid.chunks_mut(8).zip(words) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        Oid(oid)
     }
 }
 

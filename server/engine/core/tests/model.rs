@@ -1,10 +1,11 @@
 //! The store against a plain map: persistent pools equal it, ephemeral ones may only forget.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 use tmem_core::{
-    AllocatorKind, Codec, Fetch, Kind, Oid, Outcome, Pool, PoolSettings, Store, StoreOptions,
+    AllocatorKind, Codec, Compressor, Fetch, Form, Kind, Oid, Outcome, Pool, PoolSettings,
+    ScanCursor, Store, StoreOptions, checksum,
 };
 
 #[derive(Clone, Debug)]
@@ -13,6 +14,7 @@ enum Op {
         oid: u8,
         first: u32,
         fills: Vec<Fill>,
+        packed: bool,
     },
     Get {
         oid: u8,
@@ -25,6 +27,14 @@ enum Op {
     },
     FlushObject {
         oid: u8,
+    },
+    Take {
+        oid: u8,
+        index: u32,
+        lz4: bool,
+    },
+    Scan {
+        limit: usize,
     },
     Freeze(bool),
     Compact,
@@ -69,11 +79,13 @@ fn fill() -> impl Strategy<Value = Fill> {
 fn op() -> impl Strategy<Value = Op> {
     let index = || prop_oneof![0..200u32, 4_294_967_200..=u32::MAX];
     prop_oneof![
-        6 => (0..4u8, prop_oneof![0..200u32, 4_294_967_000..4_294_967_200u32], prop::collection::vec(fill(), 1..90))
-            .prop_map(|(oid, first, fills)| Op::Put { oid, first, fills }),
+        6 => (0..4u8, prop_oneof![0..200u32, 4_294_967_000..4_294_967_200u32], prop::collection::vec(fill(), 1..90), any::<bool>())
+            .prop_map(|(oid, first, fills, packed)| Op::Put { oid, first, fills, packed }),
         4 => (0..4u8, index(), prop::bool::weighted(0.2)).prop_map(|(oid, index, exclusive)| Op::Get { oid, index, exclusive }),
         2 => (0..4u8, index()).prop_map(|(oid, index)| Op::Flush { oid, index }),
         1 => (0..4u8).prop_map(|oid| Op::FlushObject { oid }),
+        2 => (0..4u8, index(), any::<bool>()).prop_map(|(oid, index, lz4)| Op::Take { oid, index, lz4 }),
+        1 => (1..300usize).prop_map(|limit| Op::Scan { limit }),
         1 => any::<bool>().prop_map(Op::Freeze),
         1 => Just(Op::Compact),
         1 => (0..4u64 << 20).prop_map(Op::Relinquish),
@@ -133,9 +145,14 @@ impl Model {
                 oid: o,
                 first,
                 fills,
+                packed,
             } => {
                 let data: Vec<u8> = fills.iter().flat_map(|&f| page(f, size)).collect();
-                let outcomes = self.pool.put_range(&oid(o), first, &data).unwrap();
+                let outcomes = if packed {
+                    self.put_packed(o, first, &data)
+                } else {
+                    self.pool.put_range(&oid(o), first, &data).unwrap()
+                };
                 for (i, outcome) in outcomes.into_iter().enumerate() {
                     let key = (o, first + i as u32);
                     let old = self.pages.remove(&key);
@@ -175,6 +192,8 @@ impl Model {
                 assert!(found == had || self.settings.kind == Kind::Ephemeral && found < had);
                 self.pages.retain(|(oid, _), _| *oid != o);
             }
+            Op::Take { oid: o, index, lz4 } => self.take(o, index, lz4),
+            Op::Scan { limit } => self.scan(limit),
             Op::Freeze(freeze) => {
                 self.frozen = freeze;
                 if freeze {
@@ -186,6 +205,69 @@ impl Model {
             Op::Compact => drop(self.store.compact().unwrap()),
             Op::Relinquish(bytes) => drop(self.store.relinquish(bytes).unwrap()),
         }
+    }
+
+    fn put_packed(&self, o: u8, first: u32, data: &[u8]) -> Vec<Outcome> {
+        let mut compressor = Compressor::default();
+        let pages = data.chunks(self.settings.page_size as usize);
+        let pack = |page: &[u8]| {
+            let mut out = vec![0; page.len() - 1];
+            let codec = Codec::Lz4 { acceleration: 1 };
+            match compressor.compress(codec, page, &mut out) {
+                Some((_, len)) => out[..len].to_vec(),
+                None => page.to_vec(),
+            }
+        };
+        let blocks: Vec<Vec<u8>> = pages.map(pack).collect();
+        let indices = first..=u32::MAX;
+        let batch: Vec<_> = indices.zip(blocks.iter().map(Vec::as_slice)).collect();
+        self.pool.put_packed(&oid(o), &batch).unwrap()
+    }
+
+    /// A fetch, and the flush of what it found by its stamp: a get that takes the page out.
+    fn take(&mut self, o: u8, index: u32, lz4: bool) {
+        let fetched = self.pool.fetch(&oid(o), &[index], lz4).unwrap();
+        let (found, size) = (fetched.pages[0], self.settings.page_size as usize);
+        if found.fetch == Fetch::Hit {
+            let mut page = fetched.bytes[found.start..found.start + found.len].to_vec();
+            if found.len != size {
+                assert!(lz4, "a block nobody asked for");
+                let block = std::mem::replace(&mut page, vec![0; size]);
+                let mut compressor = Compressor::default();
+                assert!(compressor.decode(Form::Lz4, &block, &mut page).is_ok());
+            }
+            assert_eq!(found.checksum, checksum(&page));
+            assert_eq!(self.pages.get(&(o, index)), Some(&page));
+            let stamp = |seq| self.pool.flush_if(&oid(o), &[(index, seq)]).unwrap();
+            assert_eq!(stamp(found.seq.wrapping_sub(1)), 0, "another page's stamp");
+            assert_eq!(
+                stamp(found.seq),
+                u64::from(!self.settings.exclusive_get()),
+                "only a private ephemeral pool gives its pages up at once"
+            );
+        } else {
+            assert!(self.settings.kind == Kind::Ephemeral || !self.pages.contains_key(&(o, index)));
+        }
+        self.pages.remove(&(o, index));
+    }
+
+    fn scan(&self, limit: usize) {
+        let (mut cursor, mut keys) = (Some(ScanCursor::START), Vec::new());
+        while let Some(at) = cursor {
+            let at = ScanCursor::from_bytes(&at.to_bytes()).unwrap();
+            let (clusters, next) = self.pool.scan(at, limit).unwrap();
+            let given: usize = clusters.iter().map(|cluster| cluster.pages.len()).sum();
+            assert!(given < limit + 64);
+            for cluster in clusters {
+                keys.extend(cluster.pages.iter().map(|(i, _)| (cluster.oid.0[0], *i)));
+            }
+            cursor = next;
+        }
+        let count = keys.len();
+        let keys: HashSet<_> = keys.into_iter().collect();
+        assert_eq!(keys.len(), count, "a key was given twice");
+        assert!(keys.iter().all(|key| self.pages.contains_key(key)));
+        assert!(self.settings.kind == Kind::Ephemeral || count == self.pages.len());
     }
 
     fn get(&mut self, o: u8, index: u32, exclusive: bool) {

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
-use tmem_core::{Fetch, FetchedPage, Kind, Outcome, Pool, Result};
+use tmem_core::{Fetch, FetchedPage, Kind, Outcome, Pool, Result, ScanCursor};
 
 use crate::args;
 use crate::buffers::{FreshPages, Source, Target};
@@ -20,6 +21,7 @@ pub struct EnginePool {
     cell: Arc<Cell>,
     errors: Arc<Errors>,
     name: String,
+    id: u64,
     page_size: usize,
     kind: Kind,
 }
@@ -29,6 +31,11 @@ impl EnginePool {
     #[getter]
     fn name(&self) -> &str {
         &self.name
+    }
+
+    #[getter]
+    fn id(&self) -> u64 {
+        self.id
     }
 
     #[getter]
@@ -52,6 +59,24 @@ impl EnginePool {
         blocks: &Bound<'py, PyDict>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         self.put_each(py, oid, blocks, "block", Pool::put_lz4)
+    }
+
+    #[pyo3(signature = (oid, indices, lengths, blob))]
+    fn put_packed<'py>(
+        &self,
+        py: Python<'py>,
+        oid: &Bound<'py, PyAny>,
+        indices: &Bound<'py, PyAny>,
+        lengths: Option<Vec<usize>>,
+        blob: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let oid = args::oid(oid)?;
+        let indices = args::indices(indices)?;
+        let source = Source::of(blob, "blob")?;
+        let lengths = lengths.unwrap_or_else(|| vec![self.page_size; indices.len()]);
+        let batch = cut(&indices, &lengths, source.as_slice())?;
+        let outcomes = self.run(py, |pool| pool.put_packed(&oid, &batch))?;
+        Ok(codes(py, &outcomes))
     }
 
     fn put_range<'py>(
@@ -171,6 +196,26 @@ impl EnginePool {
         self.run(py, |pool| pool.flush_if(&oid, &stamps))
     }
 
+    fn scan<'py>(
+        &self,
+        py: Python<'py>,
+        cursor: &Bound<'py, PyBytes>,
+        limit: usize,
+    ) -> PyResult<(Vec<ScannedParts<'py>>, Bound<'py, PyBytes>)> {
+        let cursor = match cursor.as_bytes() {
+            b"" => ScanCursor::START,
+            bytes => ScanCursor::from_bytes(bytes)
+                .map_err(|error| PyValueError::new_err(error.to_string()))?,
+        };
+        let (clusters, next) = self.run(py, |pool| pool.scan(cursor, limit))?;
+        let parts = clusters.iter().map(|cluster| {
+            let (indices, stamps) = cluster.pages.iter().copied().unzip();
+            (PyBytes::new(py, &cluster.oid.0), indices, stamps)
+        });
+        let next = next.map_or_else(Vec::new, ScanCursor::to_bytes);
+        Ok((parts.collect(), PyBytes::new(py, &next)))
+    }
+
     fn has<'py>(
         &self,
         py: Python<'py>,
@@ -264,6 +309,9 @@ impl EnginePool {
     }
 }
 
+/// Oid of a cluster, and index and stamp of each of its pages.
+type ScannedParts<'py> = (Bound<'py, PyBytes>, Vec<u32>, Vec<u32>);
+
 /// What became of each page; lengths, checksums and stamps of the hits; their bytes.
 type FetchedParts<'py> = (
     Bound<'py, PyBytes>,
@@ -280,6 +328,7 @@ impl EnginePool {
         let settings = pool.settings();
         EnginePool {
             name: pool.name().to_owned(),
+            id: pool.id(),
             page_size: settings.page_size as usize,
             kind: settings.kind,
             cell: Arc::new(Cell(Mutex::new(Some(Arc::new(pool))))),
@@ -364,6 +413,35 @@ impl Cell {
     pub fn take(&self) -> Option<Arc<Pool>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+}
+
+/// A blob cut into the blocks of a batch.
+fn cut<'b>(
+    indices: &[u32],
+    lengths: &[usize],
+    mut blob: &'b [u8],
+) -> PyResult<Vec<(u32, &'b [u8])>> {
+    let total = lengths
+        .iter()
+        .try_fold(0usize, |sum, length| sum.checked_add(*length));
+    if lengths.len() != indices.len() || total != Some(blob.len()) {
+        let (n, bytes) = (indices.len(), blob.len());
+        let why = format!(
+            "{} lengths for {n} indices do not make up {bytes} bytes",
+            lengths.len()
+        );
+        return Err(PyValueError::new_err(why));
+    }
+    let mut next = |length| {
+        let (block, rest) = blob.split_at(length);
+        blob = rest;
+        block
+    };
+    Ok(indices
+        .iter()
+        .zip(lengths)
+        .map(|(&index, &length)| (index, next(length)))
+        .collect())
 }
 
 /// One byte a page: the reason times two (0 is stored), plus one when an older page was replaced or flushed.

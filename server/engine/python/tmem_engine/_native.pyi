@@ -150,12 +150,20 @@ class EnginePool:
     def name(self) -> str:
         """The pool's name."""
     @property
+    def id(self) -> int:
+        """Never 0, and never another pool's of the same arena."""
+    @property
     def page_size(self) -> int:
         """Bytes a page."""
     def put(self, oid: _Oid, pages: dict[int, Buffer]) -> bytes:
         """Store pages of `page_size` bytes by index."""
     def put_lz4(self, oid: _Oid, blocks: dict[int, Buffer]) -> bytes:
         """Store pages given as LZ4 blocks by index."""
+    def put_packed(self, oid: _Oid, indices: Iterable[int], lengths: list[int] | None, blob: Buffer) -> bytes:
+        """Store pages that lie one after another in a blob: LZ4 blocks; one as long as a page is the page itself.
+
+        Without `lengths` all are pages.
+        """
     def put_range(self, oid: _Oid, first: int, buffer: Buffer) -> bytes:
         """Store the pages of a C-contiguous buffer at `first` and the indices after it. The buffer is not copied."""
     def get(self, oid: _Oid, indices: Iterable[int], exclusive: bool = False) -> dict[int, bytes]:
@@ -179,6 +187,11 @@ class EnginePool:
         """
     def flush_if(self, oid: _Oid, stamps: dict[int, int]) -> int:
         """Remove fetched pages, by index and stamp, unless they were replaced since; returns the number found."""
+    def scan(self, cursor: bytes, limit: int) -> tuple[list[tuple[bytes, list[int], list[int]]], bytes]:
+        """About `limit` keys after the cursor (empty at first), and the next cursor, empty at the end.
+
+        Keys come as oid, indices and stamps. A page that is there from the first call to the last is given, once.
+        """
     def has(self, oid: _Oid, first: int, count: int) -> bytes:
         """Which pages are there: one byte a page, 1 or 0."""
     def flush(self, oid: _Oid, indices: Iterable[int]) -> int:

@@ -7,9 +7,11 @@ mod fetch;
 mod get;
 mod put;
 mod relief;
+mod scan;
 
 pub use fetch::{Fetched, FetchedPage};
 pub use relief::shrink;
+pub use scan::{ScanCursor, ScannedCluster};
 
 use std::cell::RefCell;
 
@@ -61,6 +63,19 @@ pub struct Target<'a> {
 pub enum Input {
     Pages,
     Lz4Blocks,
+    /// LZ4 blocks, of which one as long as a page is the page itself.
+    Packed,
+}
+
+impl Input {
+    /// Whether bytes that arrive are a block to be decoded.
+    fn is_block(self, len: usize, page_size: usize) -> bool {
+        match self {
+            Input::Pages => false,
+            Input::Lz4Blocks => true,
+            Input::Packed => len != page_size,
+        }
+    }
 }
 
 /// The largest payload that costs less than a raw page.

@@ -1,7 +1,7 @@
 //! Put of a batch: a stretch is compressed, then its shard's lock is taken once and its pages are stored.
 
 use super::relief::relieve;
-use super::{Input, SCRATCH, Scratch, Target, stretches};
+use super::{Input, SCRATCH, STRETCH, Scratch, Target, stretches};
 use crate::arena::Full;
 use crate::codec::{Compressor, Encoded, Form, checksum, same_filled};
 use crate::error::{Error, Result};
@@ -41,8 +41,9 @@ impl Target<'_> {
         let mut outcomes = vec![Outcome::Stored { replaced: false }; pages.len()];
         let index = |i: usize| pages[i].0;
         SCRATCH.with_borrow_mut(|scratch| {
-            if input == Input::Lz4Blocks {
-                self.verify_blocks(scratch, pages)?;
+            // A single stretch is encoded whole, and so verified, before any of it is stored.
+            if input != Input::Pages && !self.is_one_stretch(pages) {
+                self.verify_blocks(scratch, pages, input)?;
             }
             stretches(
                 scratch,
@@ -58,19 +59,41 @@ impl Target<'_> {
         Ok(outcomes)
     }
 
+    fn is_one_stretch(&self, pages: &[(u32, &[u8])]) -> bool {
+        let cluster = |&(index, _): &(u32, &[u8])| index / CLUSTER;
+        pages.len() * self.page_size <= STRETCH
+            && pages.iter().all(|page| cluster(page) == cluster(&pages[0]))
+    }
+
     /// Refuse the whole batch for one block that is no page, before anything is touched.
-    fn verify_blocks(&self, scratch: &mut Scratch, pages: &[(u32, &[u8])]) -> Result<()> {
+    fn verify_blocks(
+        &self,
+        scratch: &mut Scratch,
+        pages: &[(u32, &[u8])],
+        input: Input,
+    ) -> Result<()> {
         let Scratch {
             compressor, page, ..
         } = scratch;
-        page.resize(self.page_size, 0);
+        pages
+            .iter()
+            .filter(|(_, block)| input.is_block(block.len(), self.page_size))
+            .try_for_each(|&(index, block)| self.decode_block(compressor, index, block, page))
+    }
+
+    fn decode_block(
+        &self,
+        compressor: &mut Compressor,
+        index: u32,
+        block: &[u8],
+        page: &mut Vec<u8>,
+    ) -> Result<()> {
         let size = self.page_size;
-        pages.iter().try_for_each(|(index, block)| {
-            compressor.decode(Form::Lz4, block, page).map_err(|_| {
-                Error::Invalid(format!(
-                    "the LZ4 block for index {index} does not decode to a page of {size} bytes"
-                ))
-            })
+        page.resize(size, 0);
+        compressor.decode(Form::Lz4, block, page).map_err(|_| {
+            Error::Invalid(format!(
+                "the LZ4 block for index {index} does not decode to a page of {size} bytes"
+            ))
         })
     }
 
@@ -98,9 +121,11 @@ impl Target<'_> {
         for &position in stretch {
             let (index, bytes) = pages[position];
             let out = &mut blocks[start..start + self.page_size];
-            let encoded = match input {
-                Input::Pages => compressor.encode(self.codec, bytes, self.limit, out),
-                Input::Lz4Blocks => self.adopt_block(compressor, page, bytes, out)?,
+            let encoded = if input.is_block(bytes.len(), self.page_size) {
+                self.decode_block(compressor, index, bytes, page)?;
+                self.adopt_block(compressor, page, bytes, out)
+            } else {
+                compressor.encode(self.codec, bytes, self.limit, out)
             };
             ready.push(Ready {
                 position,
@@ -113,26 +138,27 @@ impl Target<'_> {
         Ok(())
     }
 
-    /// An LZ4 block as it is to be kept: as it came, unless the page is same-filled or the block is too large.
+    /// A decoded LZ4 block as it is to be kept: as it came, unless the pool's codec is a denser one, the page is
+    /// same-filled or the block too large.
     fn adopt_block(
         &self,
         compressor: &mut Compressor,
-        page: &mut Vec<u8>,
+        page: &[u8],
         block: &[u8],
         out: &mut [u8],
-    ) -> Result<Encoded> {
-        page.resize(self.page_size, 0);
-        let changed = |_| Error::Invalid("an LZ4 block changed while it was being stored".into());
-        compressor.decode(Form::Lz4, block, page).map_err(changed)?;
+    ) -> Encoded {
+        if let Codec::Zstd { .. } = self.codec {
+            return compressor.encode(self.codec, page, self.limit, out);
+        }
         if block.len() > self.limit || same_filled(page).is_some() {
-            return Ok(compressor.encode(Codec::Raw, page, self.limit, out));
+            return compressor.encode(Codec::Raw, page, self.limit, out);
         }
         out[..block.len()].copy_from_slice(block);
-        Ok(Encoded {
+        Encoded {
             form: Form::Lz4,
             len: block.len() as u32,
             checksum: checksum(page),
-        })
+        }
     }
 
     /// Store an encoded stretch, asking other shards for room twice before any page is refused for want of it.

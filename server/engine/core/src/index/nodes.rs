@@ -339,6 +339,16 @@ impl<'a> Nodes<'a> {
         None
     }
 
+    /// Object and cluster of every node.
+    pub fn each(&self, mut node: impl FnMut(u32, u32)) {
+        for size in 0..SIZES {
+            for at in 0..self.cells.lens[size].get() {
+                let (object, cluster) = self.key(NodeId::new(size, at));
+                node(object, cluster);
+            }
+        }
+    }
+
     pub fn buckets(&self) -> u32 {
         self.buckets.len()
     }
