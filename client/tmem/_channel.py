@@ -34,14 +34,19 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 _PAGES = ("OpenPool", "NewEpoch", "Put", "Get", "Acknowledge", "Has", "Flush", "FlushObject")
-_POOLS = ("ListPools", "GetPool", "DestroyPool", "Freeze", "Thaw", "SetQuota", "SetWeight")
-_STORE = ("Relinquish", "Resize", "Compact", "Check", "Stats")
+_POOLS = ("ListPools", "GetPool", "CreatePool", "DestroyPool", "Freeze", "Thaw", "SetQuota", "SetWeight")
+_STORE = ("Relinquish", "Resize", "Compact", "Check", "Stats", "ListClients", "ListWorkers", "Scan", "Inject")
 
 
 def calls(channel: grpc.Channel | grpc.aio.Channel) -> dict[str, Any]:
     """The calls of both services by their name."""
     pages, admin = TmemStub(channel), TmemAdminStub(channel)
     return {name: getattr(pages, name) for name in _PAGES} | {name: getattr(admin, name) for name in (*_POOLS, *_STORE)}
+
+
+def watch(channel: grpc.Channel | grpc.aio.Channel) -> Any:
+    """The call that streams events."""
+    return TmemAdminStub(channel).Watch
 
 
 def failure(error: grpc.RpcError) -> Failure:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
-from tmem._channel import OPTIONS, WINDOW, calls, failure
+from tmem import _server
+from tmem._channel import OPTIONS, WINDOW, calls, failure, watch
 from tmem._errors import ClosedError
 from tmem._link import ClientStats, Link, Options
 from tmem._remote import RemotePool, RemoteStore
 from tmem._steps import Replies, Send, Steps, Wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from google.protobuf.message import Message
     from typing_extensions import Buffer
@@ -49,6 +50,19 @@ class _Driver:
             return result
         finally:
             steps.close()
+
+    def watch(self, pool: str | None) -> Iterator[_server.Event]:
+        """Events as they come. A stream has no deadline; it ends with the iterator, the connection or the store."""
+        request = _server.watch_request(pool)
+        self._link.admit()
+        stream = watch(self._channel)(request)
+        try:
+            for message in stream:
+                yield _server.event(message)
+        except grpc.RpcError as error:
+            raise self._failed(error).exception() from None
+        finally:
+            stream.cancel()
 
     def close(self) -> None:
         self._link.closed = True
@@ -222,6 +236,19 @@ class GrpcStore:
 
     def check(self) -> list[str]:
         return self._run(self._store.check())
+
+    def clients(self) -> list[_server.Client]:
+        return self.ask(_server.clients)
+
+    def workers(self) -> list[_server.Worker]:
+        return self.ask(_server.workers)
+
+    def events(self, pool: str | None) -> Iterator[_server.Event]:
+        return self._driver.watch(pool)
+
+    def ask(self, operation: Callable[[Link], Steps[_T]]) -> _T:
+        """Carry out an operation of `_server`."""
+        return self._run(operation(self._link))
 
     def close(self) -> None:
         self._driver.close()

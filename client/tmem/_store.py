@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from tmem._errors import UnknownPoolError
+from tmem._errors import TmemError, UnknownPoolError
 from tmem._link import ClientStats
 from tmem._pool import Pool
 from tmem._settings import Allocator, Kind, pool_settings
 from tmem._sizes import Size, format_size, parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Self
 
+    from tmem._server import Client, Event, Worker
     from tmem._stats import Compaction, StoreStats
     from tmem._transport import StoreTransport
 
@@ -124,6 +126,26 @@ class Store:
         """Check the whole arena for consistency. Returns the violations found: empty when it is sound."""
         return self._transport.check()
 
+    def clients(self) -> list[Client]:
+        """The clients of the server, with what they have and use.
+
+        Raises:
+            TmemError: The store is an arena in this process; so it is with `workers` and `events`.
+        """
+        return cast("list[Client]", self._served("clients")())
+
+    def workers(self) -> list[Worker]:
+        """The processes of the server."""
+        return cast("list[Worker]", self._served("workers")())
+
+    def events(self, pool: str | None = None) -> Iterator[Event]:
+        """What happens on the server, as it happens, of one pool or of all.
+
+        The iterator waits for the next event. It ends with `UnavailableError` when the server goes away, with
+        `ClosedError` when the store is closed, and by its `close` method.
+        """
+        return cast("Iterator[Event]", self._served("events")(pool))
+
     @property
     def memory(self) -> int:
         """The most memory the store may use, in bytes."""
@@ -147,6 +169,13 @@ class Store:
         Calls under way in other threads end as usual on an arena, and with `ClosedError` on a connection.
         """
         self._transport.close()
+
+    def _served(self, what: str) -> Any:
+        """A method that the transport has where there is a server."""
+        method = getattr(self._transport, what, None)
+        if method is None:
+            raise TmemError(f"{what} are a server's, and this store is an arena in this process")
+        return method
 
     def __enter__(self) -> Self:
         return self

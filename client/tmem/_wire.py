@@ -54,6 +54,7 @@ _EXCEPTIONS: dict[int, Callable[[str], Exception]] = {
     9: _errors.MismatchError,
     ABORTED: _errors.UnavailableError,
     11: ValueError,
+    12: lambda _: _errors.TmemError("the server does not know this call: it is of another version"),
     UNAVAILABLE: _errors.UnavailableError,
     15: lambda why: _errors.ArenaError("", why),
     16: _errors.DeniedError,

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 import grpc
 import grpc.aio
 
-from tmem._channel import OPTIONS, WINDOW, calls, failure
+from tmem import _server
+from tmem._channel import OPTIONS, WINDOW, calls, failure, watch
 from tmem._errors import ClosedError, UnknownPoolError
 from tmem._link import ClientStats, Link, OnUnavailable, Options, parse_target
 from tmem._outcome import OUTCOMES, Outcome, Outcomes
@@ -31,7 +32,7 @@ from tmem._sizes import Size, parse_size
 from tmem._steps import Replies, Send, Steps, Wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -84,6 +85,23 @@ class _Driver:
         finally:
             steps.close()
 
+    async def watch(self, pool: str | None) -> AsyncIterator[_server.Event]:
+        request = _server.watch_request(pool)
+        self.link.admit()
+        stream: Any = watch(self._channel)(request)
+        try:
+            async for message in stream:
+                yield _server.event(message)
+        except grpc.RpcError as error:
+            if self.link.closed:
+                raise ClosedError("the store is closed") from None
+            raise failure(error).exception() from None
+        except asyncio.CancelledError:
+            self._unless_cancelled()
+            raise
+        finally:
+            stream.cancel()
+
     async def close(self) -> None:
         self.link.closed = True
         await self._channel.close()
@@ -116,13 +134,16 @@ class _Driver:
                 raise ClosedError("the store is closed") from None
             return failure(error)
         except asyncio.CancelledError:
-            # Closing the channel cancels its calls; cancelling the task cancels the task.
-            task = asyncio.current_task()
-            if self.link.closed and not (task and task.cancelling()):
-                raise ClosedError("the store is closed") from None
+            self._unless_cancelled()
             raise
         finally:
             flight.cancel()
+
+    def _unless_cancelled(self) -> None:
+        """Closing the channel cancels its calls; cancelling the task cancels the task."""
+        task = asyncio.current_task()
+        if self.link.closed and not (task and task.cancelling()):
+            raise ClosedError("the store is closed") from None
 
 
 class AsyncPool:
@@ -274,6 +295,18 @@ class AsyncStore:
     async def check(self) -> list[str]:
         """As `Store.check`."""
         return await self._run(self._store.check())
+
+    async def clients(self) -> list[_server.Client]:
+        """As `Store.clients`."""
+        return await self._run(_server.clients(self._driver.link))
+
+    async def workers(self) -> list[_server.Worker]:
+        """As `Store.workers`."""
+        return await self._run(_server.workers(self._driver.link))
+
+    def events(self, pool: str | None = None) -> AsyncIterator[_server.Event]:
+        """As `Store.events`, for `async for`."""
+        return self._driver.watch(pool)
 
     async def memory(self) -> int:
         """The most memory the store may use, in bytes."""

@@ -190,3 +190,9 @@ def test_a_pool_keeps_the_store_alive() -> None:
     pool = tmem.open(memory="4MiB").pool("swap0")
     pool.put(1, {7: page(7)})
     assert pool.get(1, [7]) == {7: page(7)}
+
+
+@pytest.mark.parametrize("what", ["clients", "workers", "events"])
+def test_what_only_a_server_has_is_an_error_that_says_so(store: tmem.Store, what: str) -> None:
+    with pytest.raises(tmem.TmemError, match=f"{what} are a server's"):
+        getattr(store, what)()

@@ -43,9 +43,11 @@ STORE = {
     "arena",
     "check",
     "client_stats",
+    "clients",
     "close",
     "closed",
     "compact",
+    "events",
     "find_pool",
     "memory",
     "pool",
@@ -54,6 +56,7 @@ STORE = {
 } | {
     "resize",
     "stats",
+    "workers",
 }
 POOL = {"destroy", "flush", "flush_object", "freeze", "frozen", "get", "get_range", "has", "name", "page_size"} | {
     "put",
