@@ -11,7 +11,7 @@ from tmemd.calls import rpc
 
 if TYPE_CHECKING:
     from tmemd.counts import Counts
-    from tmemd.store import Store, StorePool
+    from tmemd.surface import Store, StorePool
 
 
 class AdminService(TmemAdminServicer):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from tmemd.config import Config
 
+NULL = "PAGES ARE NOT KEPT: with --store null puts are dropped and gets answer zeros, to measure all but the store"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon; its exit status. 2 is for a configuration or an arena that cannot be used."""
@@ -60,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _announce(config: Config, daemon: Daemon) -> None:
     where = config.arena or "private memory, gone when the daemon ends"
-    print(f"tmemd {__version__}: {config.memory >> 20} MiB in {where}")
+    print(f"tmemd {__version__}: " + (NULL if config.store == "null" else f"{config.memory >> 20} MiB in {where}"))
     if daemon.metrics_url:
         print(f"metrics on {daemon.metrics_url}")
     print("no TLS yet: whoever reaches the address can read and change every page")

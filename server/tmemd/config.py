@@ -62,6 +62,15 @@ def _text(value: object) -> str:
     return value
 
 
+def _one_of(*words: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in words:
+            raise ValueError(f"must be {' or '.join(words)}")
+        return str(value)
+
+    return parse
+
+
 def split_address(address: str) -> tuple[str, str]:
     """Host and port of HOST:PORT or [HOST]:PORT."""
     host, _, port = address.rpartition(":")
@@ -97,6 +106,7 @@ class Config:
     insecure: bool = _option(_flag, "serve without TLS on an address that other machines reach", False)
     memory: int = _option(_size, "bytes that the arena may use; a quarter of the machine's", _quarter_of_memory)
     arena: str | None = _option(_text, "path of the arena's file; private memory, gone with the daemon, unless given")
+    store: str = _option(_one_of("arena", "null"), "arena; or null, which keeps no page, to measure the rest", "arena")
     shards: int | None = _option(_number(1, 1024), "separately locked parts, a power of two; chosen by memory")
     accept_threshold: int = _option(_number(1, 100), "per cent of memory below which a full store accepts again", 90)
     mlock: bool = _option(_flag, "keep the arena from being swapped out", False)

@@ -16,18 +16,22 @@ from tmemd.config import split_address
 from tmemd.counts import Counts
 from tmemd.errors import ConfigError
 from tmemd.metrics import expose
+from tmemd.null import NullStore
 from tmemd.service import TmemService
-from tmemd.store import Store
+from tmemd.store import EngineStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tmemd.config import Config
+    from tmemd.surface import Store
 
 SERVICES = tuple(
     file.services_by_name[name].full_name
     for file, name in ((tmem_pb2.DESCRIPTOR, "Tmem"), (admin_pb2.DESCRIPTOR, "TmemAdmin"))
 )
+
+STORES: dict[str, Callable[[Config], Store]] = {"arena": EngineStore, "null": NullStore}
 
 
 class Daemon:
@@ -36,7 +40,7 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._counts = Counts()
-        self._store = Store(config)
+        self._store = STORES[config.store](config)
         self._health = health.aio.HealthServicer()
         self._server = _server(config)
         tmem_pb2_grpc.add_TmemServicer_to_server(TmemService(self._store, config, self._counts), self._server)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from tmemd.counts import Counts
-    from tmemd.store import Store
+    from tmemd.surface import Store
 
 # Name, help and statistic of what each pool has. A name without `_total` is a gauge.
 POOL = (

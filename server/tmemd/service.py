@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tmemd.config import Config
     from tmemd.counts import Counts
-    from tmemd.store import Batch, Store
+    from tmemd.surface import Batch, Store
 
 T = TypeVar("T")
 

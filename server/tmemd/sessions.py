@@ -18,7 +18,7 @@ from tmemd.errors import LimitError, UnknownSessionError
 if TYPE_CHECKING:
     from tmemd.config import Config
     from tmemd.counts import Counts
-    from tmemd.store import StorePool
+    from tmemd.surface import StorePool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,86 +1,36 @@
 """The engine as the daemon uses it: the only module that imports `tmem_engine`.
 
-The engine's calls release the GIL. A short one runs where it is called, on the event loop; a long one in a thread, of
-which there are few. A call in a thread is never abandoned: its caller may be cancelled, but `run` hands out the future
-that ends with the engine's work, so that whoever must know waits for that.
+The engine's calls release the GIL. A short one runs where it is called, on the event loop; a long one in a thread.
 """
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tmem_engine import Engine
 from tmemd import errors
+from tmemd.surface import Batch, Fetched, Settings
+from tmemd.threads import Threaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from typing_extensions import Buffer
 
     from tmem_engine import EnginePool
     from tmemd.config import Config
 
-T = TypeVar("T")
 
-_DEFAULT_ALLOCATOR = {"persistent": "zsmalloc", "ephemeral": "zbud"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The settings of a pool, as the engine reads them."""
-
-    kind: str
-    codec: str = "lz4"
-    allocator: str = ""
-    page_size: int = 4096
-    quota: int = 0
-    weight: int = 1
-    shared: bool = False
-    inclusive: bool = False
-    max_zpage: int = 0
-    owner: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.allocator:
-            object.__setattr__(self, "allocator", _DEFAULT_ALLOCATOR.get(self.kind, "zsmalloc"))
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Pages of one object to store. `lengths` is None where they are pages, else they are blocks of these lengths."""
-
-    oid: bytes
-    indices: Sequence[int]
-    lengths: Sequence[int] | None
-    pages: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """What a fetch found: a byte for each page (0 miss, 1 hit, 2 corrupt), and of each hit the rest."""
-
-    found: bytes
-    lengths: list[int]
-    checksums: list[int]
-    stamps: list[int]
-    pages: bytes
-
-
-class StorePool:
-    """A pool. Its methods are the engine's: they may be called from any thread, and take as long as they take."""
+class EngineStorePool:
+    """A pool of the engine."""
 
     __slots__ = ("_pool", "keeps", "name", "page_size")
 
     def __init__(self, pool: EnginePool) -> None:
-        settings = pool.settings()
         self._pool = pool
         self.name = pool.name
         self.page_size = pool.page_size
-        self.keeps: bool = settings["kind"] == "persistent" or settings["shared"] or settings["inclusive"]
-        """Whether a get leaves the page in the pool."""
+        self.keeps = self.settings().keeps
 
     def put(self, batch: Batch) -> bytes:
         """One code a page, as `EnginePool` says. A block that is no page is a `ValueError`, and nothing was stored."""
@@ -148,8 +98,8 @@ class StorePool:
         return self._pool.stats()
 
 
-class Store:
-    """The daemon's store."""
+class EngineStore(Threaded):
+    """A store in an arena."""
 
     def __init__(self, config: Config) -> None:
         self._engine = Engine.open(
@@ -161,38 +111,28 @@ class Store:
             mlock=config.mlock,
             huge_pages=config.huge_pages,
         )
-        self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="tmemd")
+        super().__init__(config.threads)
 
-    def run(self, call: Callable[[], T]) -> asyncio.Future[T]:
-        """Make a long call in a thread. Await it through `asyncio.shield`, as the work goes on without its caller."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, call)
-        future.add_done_callback(_look_at)
-        return future
+    def open_pool(self, name: str, settings: Settings) -> EngineStorePool:
+        return EngineStorePool(self._engine.pool(name, settings))
 
-    async def call(self, call: Callable[[], T]) -> T:
-        """Make a long call and wait for it."""
-        return await asyncio.shield(self.run(call))
-
-    def open_pool(self, name: str, settings: Settings) -> StorePool:
-        return StorePool(self._engine.pool(name, settings))
-
-    def find_pool(self, name: str) -> StorePool:
+    def find_pool(self, name: str) -> EngineStorePool:
         pool = self._engine.find_pool(name)
         if pool is None:
             raise errors.UnknownPoolError(name)
-        return StorePool(pool)
+        return EngineStorePool(pool)
 
-    def create_pool(self, name: str, settings: Settings) -> StorePool:
+    def create_pool(self, name: str, settings: Settings) -> EngineStorePool:
         if self._engine.find_pool(name) is not None:
             raise errors.PoolExistsError(name)
         return self.open_pool(name, settings)
 
-    def pools(self) -> list[StorePool]:
+    def pools(self) -> list[EngineStorePool]:
         """All pools; one that is destroyed meanwhile is left out."""
         found = []
         for pool in self._engine.pools():
             try:
-                found.append(StorePool(pool))
+                found.append(EngineStorePool(pool))
             except errors.UnknownPoolError:
                 continue
         return found
@@ -217,15 +157,9 @@ class Store:
 
     def close(self) -> None:
         """Wait for the calls in threads, then let go of the arena."""
-        self._threads.shutdown()
+        super().close()
         self._engine.close()
 
 
 def _ascending(indices: Sequence[int]) -> bool:
     return all(index == indices[0] + at for at, index in enumerate(indices))
-
-
-def _look_at(future: asyncio.Future[Any]) -> None:
-    """A failure whose caller went away is nobody's: do not have the loop complain."""
-    if not future.cancelled():
-        future.exception()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from tmem_proto.v1 import tmem_pb2 as pb
-from tmemd.store import Batch, Settings
+from tmemd.surface import Batch, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tmemd.store import Fetched
+    from tmemd.surface import Fetched
 
 OID_BYTES = 24
 HAS_MOST = 65536

@@ -22,17 +22,21 @@ MAY_IMPORT = {
 }
 # The files that may import the engine: the SDK's shm and embedded transport, and the daemon's store.
 ENGINE_USERS = {"tmem/_local.py", "tmemd/store.py"}
-# Inside the daemon: cli -> daemon -> {service, admin, metrics} -> store; config, counts and errors are leaves.
+# Inside the daemon: cli -> daemon -> {service, admin, metrics} -> surface, of which store and null are the two kinds;
+# config, counts and errors are leaves.
 DAEMON_LAYERS = {
     "cli": {"daemon", "config", "errors"},
-    "daemon": {"service", "admin", "metrics", "store", "config", "counts", "errors"},
-    "service": {"sessions", "wire", "calls", "store", "config", "counts", "errors"},
-    "admin": {"wire", "calls", "store", "config", "counts", "errors"},
-    "metrics": {"store", "config", "counts", "errors"},
-    "sessions": {"store", "config", "counts", "errors"},
-    "wire": {"store", "errors"},
+    "daemon": {"service", "admin", "metrics", "store", "null", "surface", "config", "counts", "errors"},
+    "service": {"sessions", "wire", "calls", "surface", "config", "counts", "errors"},
+    "admin": {"wire", "calls", "surface", "config", "counts", "errors"},
+    "metrics": {"surface", "config", "counts", "errors"},
+    "sessions": {"surface", "config", "counts", "errors"},
+    "wire": {"surface", "errors"},
     "calls": {"counts", "errors"},
-    "store": {"config", "errors"},
+    "store": {"surface", "threads", "config", "errors"},
+    "null": {"surface", "threads", "config", "errors"},
+    "surface": set(),
+    "threads": set(),
     "config": {"errors"},
     "counts": set(),
     "errors": set(),

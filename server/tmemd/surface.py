@@ -1,0 +1,120 @@
+"""What the services ask of a store: the surface that the engine's store and the null store share.
+
+The methods of a pool may be called from any thread, and take as long as they take; `run` and `call` of the store make a
+long call in a thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
+
+_DEFAULT_ALLOCATOR = {"persistent": "zsmalloc", "ephemeral": "zbud"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of a pool, as the engine reads them."""
+
+    kind: str
+    codec: str = "lz4"
+    allocator: str = ""
+    page_size: int = 4096
+    quota: int = 0
+    weight: int = 1
+    shared: bool = False
+    inclusive: bool = False
+    max_zpage: int = 0
+    owner: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.allocator:
+            object.__setattr__(self, "allocator", _DEFAULT_ALLOCATOR.get(self.kind, "zsmalloc"))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a get leaves the page in the pool."""
+        return self.kind == "persistent" or self.shared or self.inclusive
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pages of one object to store. `lengths` is None where they are pages, else they are blocks of these lengths."""
+
+    oid: bytes
+    indices: Sequence[int]
+    lengths: Sequence[int] | None
+    pages: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a fetch found: a byte for each page (0 miss, 1 hit, 2 corrupt), and of each hit the rest."""
+
+    found: bytes
+    lengths: list[int]
+    checksums: list[int]
+    stamps: list[int]
+    pages: bytes
+
+
+class StorePool(Protocol):
+    """A pool."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def keeps(self) -> bool:
+        """Whether a get leaves the page in the pool."""
+
+    def put(self, batch: Batch) -> bytes:
+        """One code a page, as `EnginePool` says. A block that is no page is a `ValueError`, and nothing was stored."""
+
+    def fetch(self, oid: bytes, indices: Sequence[int], lz4: bool) -> Fetched: ...
+    def flush_if(self, oid: bytes, stamps: dict[int, int]) -> int:
+        """Remove fetched pages unless they were replaced; the number removed."""
+
+    def has(self, oid: bytes, first: int, count: int) -> bytes: ...
+    def flush(self, oid: bytes, indices: Sequence[int]) -> int: ...
+    def flush_object(self, oid: bytes) -> int: ...
+    def destroy(self) -> int: ...
+    def freeze(self) -> None: ...
+    def thaw(self) -> None: ...
+    def frozen(self) -> bool: ...
+    def set_quota(self, size: int) -> None: ...
+    def set_weight(self, weight: int) -> None: ...
+    def settings(self) -> Settings: ...
+    def stats(self) -> dict[str, Any]: ...
+
+
+class Store(Protocol):
+    """The daemon's store."""
+
+    def run(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        """Make a long call in a thread. Await it through `asyncio.shield`, as the work goes on without its caller."""
+
+    async def call(self, call: Callable[[], T]) -> T:
+        """Make a long call and wait for it."""
+
+    def open_pool(self, name: str, settings: Settings) -> StorePool: ...
+    def find_pool(self, name: str) -> StorePool: ...
+    def create_pool(self, name: str, settings: Settings) -> StorePool: ...
+    def pools(self) -> Sequence[StorePool]:
+        """All pools; one that is destroyed meanwhile is left out."""
+
+    def info(self) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, int]: ...
+    def compact(self) -> dict[str, int]: ...
+    def relinquish(self, size: int) -> int: ...
+    def resize(self, memory: int) -> None: ...
+    def check(self) -> list[str]: ...
+    def close(self) -> None:
+        """Wait for the calls in threads, then let go of what the store has."""
