@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.daemon import OID, Client, Daemon, daemon
 from tests.integration.test_arena_files import corrupt
-from tests.support import filled, noise, page
+from tests.support import noise, page
 from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1 import tmem_pb2
 
@@ -145,66 +143,6 @@ def test_admin_of_the_store(client: Client) -> None:
         client.admin.Resize(pb.ResizeRequest(memory=1 << 20))
     assert code_of(caught.value) == grpc.StatusCode.INVALID_ARGUMENT
     assert list(client.admin.Check(pb.CheckRequest()).violations) == []
-
-
-def scrape(running: Daemon) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    with urllib.request.urlopen(running.metrics_url, timeout=10) as response:
-        families = list(text_string_to_metric_families(response.read().decode()))
-    for family in families:
-        assert family.documentation
-        assert family.name.startswith("tmem_")
-        assert family.type in {"counter", "gauge", "histogram"}
-        if family.type == "gauge":
-            assert not family.name.endswith(("_total", "_count", "_sum", "_bucket"))
-    names = [family.name for family in families]
-    assert len(set(names)) == len(names)
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in families
-        for sample in family.samples
-    }
-
-
-def test_metrics_agree_with_the_statistics(client: Client, running: Daemon) -> None:
-    client.open("measured")
-    client.put({1: page(1), 2: noise(2), 3: filled(b"\0" * 8)})
-    client.put({1: page(2)})
-    client.get([1, 2, 9])
-    samples = scrape(running)
-    stats = client.admin.GetPool(pb.GetPoolRequest(name="measured")).pool.stats
-    pool = {("pool", "measured"), ("kind", "persistent")}
-
-    def sample(name: str, *labels: tuple[str, str]) -> float:
-        return samples[name, frozenset({*pool, *labels})]
-
-    for name, key in (
-        ("tmem_pages", "pages"),
-        ("tmem_payload_bytes", "payload_bytes"),
-        ("tmem_footprint_bytes", "footprint_bytes"),
-        ("tmem_puts_stored_total", "puts_stored"),
-        ("tmem_puts_replaced_total", "puts_replaced"),
-        ("tmem_raw_pages", "raw_pages"),
-        ("tmem_same_filled_pages", "same_filled_pages"),
-    ):
-        assert sample(name) == stats.values[key], name
-    assert sample("tmem_gets_total", ("outcome", "hit")) == stats.values["gets_hit"] == 2
-    assert sample("tmem_gets_total", ("outcome", "miss")) == stats.values["gets_miss"] == 1
-    assert sample("tmem_puts_refused_total", ("reason", "quota")) == 0
-    assert sample("tmem_evicted_pages_total", ("cause", "memory")) == 0
-    assert samples["tmem_calls_total", frozenset({("method", "Put"), ("code", "OK")})] >= 2
-    assert samples["tmem_call_seconds_count", frozenset({("method", "Get")})] >= 1
-    assert samples["tmem_used_bytes", frozenset()] > 0
-
-
-def test_every_statistic_is_exposed(client: Client, running: Daemon) -> None:
-    client.open("measured")
-    samples = scrape(running)
-    store = client.admin.Stats(pb.StatsRequest()).store
-    assert store["memory_bytes"] == samples["tmem_memory_bytes", frozenset()]
-    metrics = (Path(__file__).parents[2] / "server/tmemd/metrics.py").read_text()
-    pool = client.admin.GetPool(pb.GetPoolRequest(name="measured")).pool.stats.values
-    split = ("refused_", "gets_", "evicted_")
-    assert [key for key in {*store, *pool} if f'"{key}"' not in metrics and not key.startswith(split)] == []
 
 
 def test_health_and_reflection(client: Client) -> None:
