@@ -11,74 +11,89 @@ from tmemd.calls import rpc
 
 if TYPE_CHECKING:
     from tmemd.counts import Counts
+    from tmemd.identity import Client, Identities
     from tmemd.surface import Store, StorePool
 
 
 class AdminService(TmemAdminServicer):
     """Serves the care of a store. Calls that look at much run in a thread."""
 
-    def __init__(self, store: Store, counts: Counts) -> None:
+    def __init__(self, store: Store, counts: Counts, identities: Identities) -> None:
         self.counts = counts
+        self.identities = identities
         self._store = store
 
     @rpc
-    async def ListPools(self, _: pb.ListPoolsRequest) -> pb.ListPoolsResponse:  # noqa: N802
+    async def ListPools(self, _: pb.ListPoolsRequest, client: Client) -> pb.ListPoolsResponse:  # noqa: N802
+        client.must_administer()
         return await self._store.call(lambda: pb.ListPoolsResponse(pools=map(_pool, self._store.pools())))
 
     @rpc
-    async def GetPool(self, request: pb.GetPoolRequest) -> pb.GetPoolResponse:  # noqa: N802
+    async def GetPool(self, request: pb.GetPoolRequest, client: Client) -> pb.GetPoolResponse:  # noqa: N802
+        client.must_administer()
         return await self._store.call(lambda: pb.GetPoolResponse(pool=_pool(self._store.find_pool(request.name))))
 
     @rpc
-    async def CreatePool(self, request: pb.CreatePoolRequest) -> pb.CreatePoolResponse:  # noqa: N802
+    async def CreatePool(self, request: pb.CreatePoolRequest, client: Client) -> pb.CreatePoolResponse:  # noqa: N802
+        client.must_administer()
         pool = self._store.create_pool(request.name, wire.settings_from(request.settings))
         return pb.CreatePoolResponse(pool=_pool(pool))
 
     @rpc
-    async def DestroyPool(self, request: pb.DestroyPoolRequest) -> pb.DestroyPoolResponse:  # noqa: N802
+    async def DestroyPool(self, request: pb.DestroyPoolRequest, client: Client) -> pb.DestroyPoolResponse:  # noqa: N802
+        client.must_administer()
         pool = self._store.find_pool(request.name)
         return pb.DestroyPoolResponse(dropped=await self._store.call(pool.destroy))
 
     @rpc
-    async def Freeze(self, request: pb.FreezeRequest) -> pb.FreezeResponse:  # noqa: N802
+    async def Freeze(self, request: pb.FreezeRequest, client: Client) -> pb.FreezeResponse:  # noqa: N802
+        client.must_administer()
         await self._store.call(self._store.find_pool(request.pool).freeze)
         return pb.FreezeResponse()
 
     @rpc
-    async def Thaw(self, request: pb.ThawRequest) -> pb.ThawResponse:  # noqa: N802
+    async def Thaw(self, request: pb.ThawRequest, client: Client) -> pb.ThawResponse:  # noqa: N802
+        client.must_administer()
         self._store.find_pool(request.pool).thaw()
         return pb.ThawResponse()
 
     @rpc
-    async def SetQuota(self, request: pb.SetQuotaRequest) -> pb.SetQuotaResponse:  # noqa: N802
+    async def SetQuota(self, request: pb.SetQuotaRequest, client: Client) -> pb.SetQuotaResponse:  # noqa: N802
+        client.must_administer()
         self._store.find_pool(request.pool).set_quota(request.quota)
         return pb.SetQuotaResponse()
 
     @rpc
-    async def SetWeight(self, request: pb.SetWeightRequest) -> pb.SetWeightResponse:  # noqa: N802
+    async def SetWeight(self, request: pb.SetWeightRequest, client: Client) -> pb.SetWeightResponse:  # noqa: N802
+        client.must_administer()
         self._store.find_pool(request.pool).set_weight(request.weight)
         return pb.SetWeightResponse()
 
     @rpc
-    async def Relinquish(self, request: pb.RelinquishRequest) -> pb.RelinquishResponse:  # noqa: N802
+    async def Relinquish(self, request: pb.RelinquishRequest, client: Client) -> pb.RelinquishResponse:  # noqa: N802
+        client.must_administer()
         given_back = await self._store.call(lambda: self._store.relinquish(request.size))
         return pb.RelinquishResponse(given_back=given_back)
 
     @rpc
-    async def Resize(self, request: pb.ResizeRequest) -> pb.ResizeResponse:  # noqa: N802
+    async def Resize(self, request: pb.ResizeRequest, client: Client) -> pb.ResizeResponse:  # noqa: N802
+        client.must_administer()
         await self._store.call(lambda: self._store.resize(request.memory))
         return pb.ResizeResponse()
 
     @rpc
-    async def Compact(self, _: pb.CompactRequest) -> pb.CompactResponse:  # noqa: N802
+    async def Compact(self, _: pb.CompactRequest, client: Client) -> pb.CompactResponse:  # noqa: N802
+        client.must_administer()
         return pb.CompactResponse(**await self._store.call(self._store.compact))
 
     @rpc
-    async def Check(self, _: pb.CheckRequest) -> pb.CheckResponse:  # noqa: N802
+    async def Check(self, _: pb.CheckRequest, client: Client) -> pb.CheckResponse:  # noqa: N802
+        client.must_administer()
         return pb.CheckResponse(violations=await self._store.call(self._store.check))
 
     @rpc
-    async def Stats(self, _: pb.StatsRequest) -> pb.StatsResponse:  # noqa: N802
+    async def Stats(self, _: pb.StatsRequest, client: Client) -> pb.StatsResponse:  # noqa: N802
+        client.must_administer()
         info = self._store.info()
         return pb.StatsResponse(
             store=await self._store.call(self._store.stats),
@@ -86,6 +101,8 @@ class AdminService(TmemAdminServicer):
             version=__version__,
             arena=info["arena"] or "",
             accept_threshold=info["accept_threshold"],
+            client=client.name,
+            administrator=client.administrator,
         )
 
     def _daemon(self) -> dict[str, int]:

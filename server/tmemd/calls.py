@@ -1,4 +1,4 @@
-"""What every call has: its errors answered with a status, its time and outcome counted."""
+"""What every call has: its client known, its errors answered with a status, its time and outcome counted."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from grpc.aio import ServicerContext
 
     from tmemd.counts import Counts
+    from tmemd.identity import Client, Identities
 
 log = logging.getLogger("tmemd")
 
@@ -23,6 +24,8 @@ log = logging.getLogger("tmemd")
 class _Service(Protocol):
     @property
     def counts(self) -> Counts: ...
+    @property
+    def identities(self) -> Identities: ...
 
 
 S = TypeVar("S", bound=_Service)
@@ -31,7 +34,7 @@ R = TypeVar("R")
 
 
 def rpc(
-    handler: Callable[[S, Q], Awaitable[R]],
+    handler: Callable[[S, Q, Client], Awaitable[R]],
 ) -> Callable[[S, Q, ServicerContext[Any, Any]], Coroutine[Any, Any, R]]:
     """A unary method of a service, of the function that does its work."""
     method = handler.__name__
@@ -40,7 +43,7 @@ def rpc(
     async def answer(self: S, request: Q, context: ServicerContext[Any, Any]) -> R:
         start = time.perf_counter()
         try:
-            response = await handler(self, request)
+            response = await handler(self, request, self.identities.of(context))
         except Exception as error:
             code, text = explain(method, error)
             self.counts.answered(method, code.name, time.perf_counter() - start)
@@ -49,6 +52,16 @@ def rpc(
         return response
 
     return answer
+
+
+async def identify(service: _Service, method: str, context: ServicerContext[Any, Any]) -> Client:
+    """The client of a stream; one that cannot be told ends the stream."""
+    try:
+        return service.identities.of(context)
+    except Exception as error:
+        code, text = explain(method, error)
+        service.counts.answered(method, code.name, 0.0)
+        await context.abort(code, text)
 
 
 def explain(method: str, error: Exception) -> tuple[StatusCode, str]:

@@ -65,5 +65,13 @@ def _announce(config: Config, daemon: Daemon) -> None:
     print(f"tmemd {__version__}: " + (NULL if config.store == "null" else f"{config.memory >> 20} MiB in {where}"))
     if daemon.metrics_url:
         print(f"metrics on {daemon.metrics_url}")
-    print("no TLS yet: whoever reaches the address can read and change every page")
+    print(_trust(config))
     print(f"listening on {daemon.address}", flush=True)
+
+
+def _trust(config: Config) -> str:
+    if config.tls_client_ca is not None:
+        return "TLS: clients are known by their certificates"
+    if config.tls_cert is not None:
+        return "TLS without client certificates: clients are local or network, by their address"
+    return "no TLS: whoever reaches the address can read and change every page"

@@ -12,13 +12,15 @@ from grpc_reflection.v1alpha import reflection
 
 from tmem_proto.v1 import admin_pb2, admin_pb2_grpc, tmem_pb2, tmem_pb2_grpc
 from tmemd.admin import AdminService
-from tmemd.config import split_address
 from tmemd.counts import Counts
 from tmemd.errors import ConfigError
+from tmemd.identity import Identities
 from tmemd.metrics import expose
 from tmemd.null import NullStore
 from tmemd.service import TmemService
 from tmemd.store import EngineStore
+from tmemd.tls import certificates
+from tmemd.values import split_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,11 +42,15 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._counts = Counts()
+        self._certificates = certificates(config)
         self._store = STORES[config.store](config)
         self._health = health.aio.HealthServicer()
         self._server = _server(config)
-        tmem_pb2_grpc.add_TmemServicer_to_server(TmemService(self._store, config, self._counts), self._server)
-        admin_pb2_grpc.add_TmemAdminServicer_to_server(AdminService(self._store, self._counts), self._server)
+        identities = Identities(config)
+        pages = TmemService(self._store, config, self._counts, identities)
+        admin = AdminService(self._store, self._counts, identities)
+        tmem_pb2_grpc.add_TmemServicer_to_server(pages, self._server)
+        admin_pb2_grpc.add_TmemAdminServicer_to_server(admin, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self._exposition: Any = None
@@ -53,8 +59,12 @@ class Daemon:
 
     async def start(self) -> None:
         host, _ = split_address(self._config.listen)
+        credentials = None if self._certificates is None else self._certificates.credentials()
         try:
-            port = self._server.add_insecure_port(self._config.listen)
+            if credentials is None:
+                port = self._server.add_insecure_port(self._config.listen)
+            else:
+                port = self._server.add_secure_port(self._config.listen, credentials)
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {self._config.listen}: the address is taken or not ours") from error
         if self._config.metrics is not None:

@@ -6,6 +6,8 @@ TmemdError
 ├── UnknownPoolError      no pool of that name, or it was destroyed
 ├── PoolExistsError       a pool of that name exists
 ├── UnknownSessionError   no session of that id: of an earlier run of the daemon, idle for too long, or made up
+├── UnauthenticatedError  the client's certificate does not tell who it is
+├── DeniedError           the client has no right to that
 ├── ExhaustedError        a fixed table of the arena is full
 ├── LimitError            a limit of the daemon is reached
 ├── ArenaError            not an arena, another version, damaged, or the operating system refused
@@ -54,6 +56,14 @@ class UnknownSessionError(TmemdError):
         super().__init__("unknown session: open the pool again")
 
 
+class UnauthenticatedError(TmemdError):
+    """The client's certificate does not tell who it is."""
+
+
+class DeniedError(TmemdError):
+    """The client has no right to that."""
+
+
 class ExhaustedError(TmemdError):
     """A table of the arena whose size is fixed is full."""
 
@@ -91,6 +101,8 @@ STATUS: dict[type[Exception], StatusCode] = {
     UnknownPoolError: StatusCode.NOT_FOUND,
     PoolExistsError: StatusCode.ALREADY_EXISTS,
     UnknownSessionError: StatusCode.NOT_FOUND,
+    UnauthenticatedError: StatusCode.UNAUTHENTICATED,
+    DeniedError: StatusCode.PERMISSION_DENIED,
     ExhaustedError: StatusCode.RESOURCE_EXHAUSTED,
     LimitError: StatusCode.RESOURCE_EXHAUSTED,
     ArenaError: StatusCode.UNAVAILABLE,

@@ -11,10 +11,10 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from tmemd import __version__
-from tmemd.config import split_address
 from tmemd.counts import BOUNDS
 from tmemd.errors import ConfigError
 from tmemd.families import family, store_families
+from tmemd.values import split_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.v1.tmem_pb2_grpc import TmemServicer
 from tmemd import wire
-from tmemd.calls import explain, rpc
+from tmemd.calls import explain, identify, rpc
 from tmemd.errors import UnknownPoolError
 from tmemd.sessions import Session, Sessions, Taken
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from tmemd.config import Config
     from tmemd.counts import Counts
+    from tmemd.identity import Client, Identities
     from tmemd.surface import Batch, Store
 
 T = TypeVar("T")
@@ -39,19 +40,20 @@ _ENCODINGS = {pb.ENCODING_RAW: "raw", pb.ENCODING_LZ4: "lz4"}
 class TmemService(TmemServicer):
     """Serves the pages of a store."""
 
-    def __init__(self, store: Store, config: Config, counts: Counts) -> None:
+    def __init__(self, store: Store, config: Config, counts: Counts, identities: Identities) -> None:
         self.counts = counts
+        self.identities = identities
         self._store = store
         self._config = config
         self._sessions = Sessions(config, counts)
 
     @rpc
-    async def OpenPool(self, request: pb.OpenPoolRequest) -> pb.OpenPoolResponse:  # noqa: N802
+    async def OpenPool(self, request: pb.OpenPoolRequest, client: Client) -> pb.OpenPoolResponse:  # noqa: N802
         if request.HasField("settings"):
             pool = self._store.open_pool(request.name, wire.settings_from(request.settings))
         else:
             pool = self._store.find_pool(request.name)
-        session = self._sessions.open(pool)
+        session = self._sessions.open(client, pool)
         return pb.OpenPoolResponse(
             session=pb.Session(id=session.id, epoch=session.epoch),
             settings=wire.settings_to(pool.settings()),
@@ -59,32 +61,32 @@ class TmemService(TmemServicer):
         )
 
     @rpc
-    async def NewEpoch(self, request: pb.NewEpochRequest) -> pb.NewEpochResponse:  # noqa: N802
-        return pb.NewEpochResponse(epoch=await self._sessions.find(request.session_id).new_epoch())
+    async def NewEpoch(self, request: pb.NewEpochRequest, client: Client) -> pb.NewEpochResponse:  # noqa: N802
+        return pb.NewEpochResponse(epoch=await self._sessions.find(request.session_id, client).new_epoch())
 
     @rpc
-    async def Put(self, request: pb.PutRequest) -> pb.PutResponse:  # noqa: N802
-        return await self._put(request, [])
+    async def Put(self, request: pb.PutRequest, client: Client) -> pb.PutResponse:  # noqa: N802
+        return await self._put(request, client, [])
 
     @rpc
-    async def Get(self, request: pb.GetRequest) -> pb.GetResponse:  # noqa: N802
-        return await self._get(request, [])
+    async def Get(self, request: pb.GetRequest, client: Client) -> pb.GetResponse:  # noqa: N802
+        return await self._get(request, client, [])
 
     @rpc
-    async def Acknowledge(self, request: pb.AcknowledgeRequest) -> pb.AcknowledgeResponse:  # noqa: N802
-        return await self._acknowledge(request, [])
+    async def Acknowledge(self, request: pb.AcknowledgeRequest, client: Client) -> pb.AcknowledgeResponse:  # noqa: N802
+        return await self._acknowledge(request, client, [])
 
     @rpc
-    async def Has(self, request: pb.HasRequest) -> pb.HasResponse:  # noqa: N802
-        return await self._has(request, [])
+    async def Has(self, request: pb.HasRequest, client: Client) -> pb.HasResponse:  # noqa: N802
+        return await self._has(request, client, [])
 
     @rpc
-    async def Flush(self, request: pb.FlushRequest) -> pb.FlushResponse:  # noqa: N802
-        return await self._flush(request, [])
+    async def Flush(self, request: pb.FlushRequest, client: Client) -> pb.FlushResponse:  # noqa: N802
+        return await self._flush(request, client, [])
 
     @rpc
-    async def FlushObject(self, request: pb.FlushObjectRequest) -> pb.FlushResponse:  # noqa: N802
-        return await self._flush_object(request, [])
+    async def FlushObject(self, request: pb.FlushObjectRequest, client: Client) -> pb.FlushResponse:  # noqa: N802
+        return await self._flush_object(request, client, [])
 
     async def Exchange(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.Command], context: ServicerContext[Any, Any]
@@ -94,17 +96,18 @@ class TmemService(TmemServicer):
         The next is read when the reply before it is on its way: a client that does not read its replies, or sends more
         than the daemon can do, is held by the connection's flow control.
         """
+        client = await identify(self, "Exchange", context)
         held: Unacknowledged = []
         async for command in request_iterator:
             if context.cancelled():
                 return
-            yield await self._command(command, held)
+            yield await self._command(command, client, held)
 
-    async def _command(self, command: pb.Command, held: Unacknowledged) -> pb.Reply:
+    async def _command(self, command: pb.Command, client: Client, held: Unacknowledged) -> pb.Reply:
         start = time.perf_counter()
         body = command.WhichOneof("body")
         try:
-            reply = await self._carry_out(body, command, held)
+            reply = await self._carry_out(body, command, client, held)
             code = "OK"
         except Exception as error:
             status, text = explain(f"Exchange {body}", error)
@@ -114,25 +117,25 @@ class TmemService(TmemServicer):
         self.counts.answered(f"Exchange.{body}", code, time.perf_counter() - start)
         return reply
 
-    async def _carry_out(self, body: str | None, command: pb.Command, held: Unacknowledged) -> pb.Reply:
+    async def _carry_out(self, body: str | None, command: pb.Command, client: Client, held: Unacknowledged) -> pb.Reply:
         match body:
             case "get":
-                return pb.Reply(get=await self._get(command.get, held))
+                return pb.Reply(get=await self._get(command.get, client, held))
             case "put":
-                return pb.Reply(put=await self._put(command.put, held))
+                return pb.Reply(put=await self._put(command.put, client, held))
             case "flush":
-                return pb.Reply(flush=await self._flush(command.flush, held))
+                return pb.Reply(flush=await self._flush(command.flush, client, held))
             case "flush_object":
-                return pb.Reply(flush_object=await self._flush_object(command.flush_object, held))
+                return pb.Reply(flush_object=await self._flush_object(command.flush_object, client, held))
             case "has":
-                return pb.Reply(has=await self._has(command.has, held))
+                return pb.Reply(has=await self._has(command.has, client, held))
             case "acknowledge":
-                return pb.Reply(acknowledge=await self._acknowledge(command.acknowledge, held))
+                return pb.Reply(acknowledge=await self._acknowledge(command.acknowledge, client, held))
             case _:
                 raise ValueError("the command has no body that this server knows")
 
-    async def _put(self, request: pb.PutRequest, held: Unacknowledged) -> pb.PutResponse:
-        session = self._sessions.find(request.session.id)
+    async def _put(self, request: pb.PutRequest, client: Client, held: Unacknowledged) -> pb.PutResponse:
+        session = self._sessions.find(request.session.id, client)
         pool = session.pool
         batch = wire.batch(request, pool.page_size, self._limit(session))
         if self._drop(session, request.session):
@@ -140,8 +143,8 @@ class TmemService(TmemServicer):
         self.counts.bytes_in[_ENCODINGS[request.encoding]] += len(batch.pages)
         return wire.outcomes(await self._mutate(session, held, lambda: pool.put(batch), self._is_short(batch)))
 
-    async def _get(self, request: pb.GetRequest, held: Unacknowledged) -> pb.GetResponse:
-        session = self._sessions.find(request.session.id)
+    async def _get(self, request: pb.GetRequest, client: Client, held: Unacknowledged) -> pb.GetResponse:
+        session = self._sessions.find(request.session.id, client)
         pool = session.pool
         lz4, oid, indices = wire.wants_lz4(request), wire.oid(request.oid), wire.indices(request, self._limit(session))
         if len(indices) * pool.page_size <= self._config.inline_bytes:
@@ -156,8 +159,10 @@ class TmemService(TmemServicer):
             held.append((session, response.acknowledgement))
         return response
 
-    async def _acknowledge(self, request: pb.AcknowledgeRequest, held: Unacknowledged) -> pb.AcknowledgeResponse:
-        session = self._sessions.find(request.session.id)
+    async def _acknowledge(
+        self, request: pb.AcknowledgeRequest, client: Client, held: Unacknowledged
+    ) -> pb.AcknowledgeResponse:
+        session = self._sessions.find(request.session.id, client)
         if self._drop(session, request.session):
             return pb.AcknowledgeResponse(stale=True)
         taken = session.taken(request.acknowledgement)
@@ -166,15 +171,15 @@ class TmemService(TmemServicer):
         freed = await self._mutate(session, held, lambda: session.pool.flush_if(taken.oid, taken.stamps), True)
         return pb.AcknowledgeResponse(freed=freed)
 
-    async def _has(self, request: pb.HasRequest, _: Unacknowledged) -> pb.HasResponse:
-        session = self._sessions.find(request.session.id)
+    async def _has(self, request: pb.HasRequest, client: Client, _: Unacknowledged) -> pb.HasResponse:
+        session = self._sessions.find(request.session.id, client)
         oid, first, count = wire.oid(request.oid), request.first, request.count
         if count > wire.HAS_MOST:
             raise ValueError(f"count is {count}; it must be at most {wire.HAS_MOST}")
         return pb.HasResponse(held=session.pool.has(oid, first, count))
 
-    async def _flush(self, request: pb.FlushRequest, held: Unacknowledged) -> pb.FlushResponse:
-        session = self._sessions.find(request.session.id)
+    async def _flush(self, request: pb.FlushRequest, client: Client, held: Unacknowledged) -> pb.FlushResponse:
+        session = self._sessions.find(request.session.id, client)
         oid, indices = wire.oid(request.oid), wire.indices(request, self._limit(session))
         if self._drop(session, request.session):
             return pb.FlushResponse(stale=True)
@@ -182,8 +187,10 @@ class TmemService(TmemServicer):
             found=await self._mutate(session, held, lambda: session.pool.flush(oid, indices), short=True)
         )
 
-    async def _flush_object(self, request: pb.FlushObjectRequest, held: Unacknowledged) -> pb.FlushResponse:
-        session = self._sessions.find(request.session.id)
+    async def _flush_object(
+        self, request: pb.FlushObjectRequest, client: Client, held: Unacknowledged
+    ) -> pb.FlushResponse:
+        session = self._sessions.find(request.session.id, client)
         oid = wire.oid(request.oid)
         if self._drop(session, request.session):
             return pb.FlushResponse(stale=True)

@@ -18,6 +18,7 @@ from tmemd.errors import LimitError, UnknownSessionError
 if TYPE_CHECKING:
     from tmemd.config import Config
     from tmemd.counts import Counts
+    from tmemd.identity import Client
     from tmemd.surface import StorePool
 
 
@@ -32,11 +33,12 @@ class Taken:
 class Session:
     """One client's use of a pool."""
 
-    __slots__ = ("_most", "_numbers", "_running", "_taken", "epoch", "id", "pool", "used_at")
+    __slots__ = ("_most", "_numbers", "_running", "_taken", "client", "epoch", "id", "pool", "used_at")
 
-    def __init__(self, pool: StorePool, most_unacknowledged: int) -> None:
+    def __init__(self, client: Client, pool: StorePool, most_unacknowledged: int) -> None:
         self.id = secrets.randbits(63) or 1
         self.epoch = 1
+        self.client = client.name
         self.pool = pool
         self.used_at = time.monotonic()
         self._most = most_unacknowledged
@@ -84,18 +86,19 @@ class Sessions:
         self._counts = counts
         self._by_id: OrderedDict[int, Session] = OrderedDict()
 
-    def open(self, pool: StorePool) -> Session:
+    def open(self, client: Client, pool: StorePool) -> Session:
         self._end_idle()
         if len(self._by_id) >= self._config.max_sessions:
             raise LimitError(f"{len(self._by_id)} sessions are open, which is the limit")
-        session = Session(pool, self._config.max_unacknowledged)
+        session = Session(client, pool, self._config.max_unacknowledged)
         self._by_id[session.id] = session
         self._counts.sessions = len(self._by_id)
         return session
 
-    def find(self, number: int) -> Session:
+    def find(self, number: int, client: Client) -> Session:
+        """The session of a number. To another client than the one that opened it there is none."""
         session = self._by_id.get(number)
-        if session is None:
+        if session is None or session.client != client.name:
             raise UnknownSessionError
         session.used_at = time.monotonic()
         self._by_id.move_to_end(number)

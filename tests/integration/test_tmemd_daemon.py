@@ -159,8 +159,8 @@ def test_health_and_reflection(client: Client) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["--listen=0.0.0.0:0"], "no TLS yet"),
-        (["--metrics=0.0.0.0:0"], "no TLS yet"),
+        (["--listen=0.0.0.0:0"], "give tls_cert and tls_key"),
+        (["--metrics=0.0.0.0:0"], "give tls_cert and tls_key"),
         (["--listen=here"], "HOST:PORT"),
         (["--memory=12x"], "expected bytes"),
         (["--memory=100"], "at least 1 MiB"),

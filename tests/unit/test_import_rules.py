@@ -26,20 +26,24 @@ ENGINE_USERS = {"tmem/_local.py", "tmemd/store.py"}
 # config, counts and errors are leaves.
 DAEMON_LAYERS = {
     "cli": {"daemon", "config", "errors"},
-    "daemon": {"service", "admin", "metrics", "store", "null", "surface", "config", "counts", "errors"},
-    "service": {"sessions", "wire", "calls", "surface", "config", "counts", "errors"},
-    "admin": {"wire", "calls", "surface", "config", "counts", "errors"},
-    "metrics": {"families", "surface", "config", "counts", "errors"},
+    "daemon": {"service", "admin", "metrics", "identity", "tls", "store", "null", "surface", "config", "counts"}
+    | {"values", "errors"},
+    "service": {"sessions", "wire", "calls", "identity", "surface", "config", "counts", "errors"},
+    "admin": {"wire", "calls", "identity", "surface", "config", "counts", "errors"},
+    "metrics": {"families", "surface", "config", "counts", "values", "errors"},
     "families": {"surface", "errors"},
-    "sessions": {"surface", "config", "counts", "errors"},
+    "sessions": {"identity", "surface", "config", "counts", "errors"},
     "wire": {"surface", "errors"},
-    "calls": {"counts", "errors"},
+    "calls": {"identity", "counts", "errors"},
+    "identity": {"config", "values", "errors"},
+    "tls": {"config", "errors"},
     "store": {"surface", "threads", "config", "errors"},
     "null": {"surface", "threads", "config", "errors"},
     "surface": set(),
     "threads": set(),
-    "config": {"errors"},
+    "config": {"values", "errors"},
     "counts": set(),
+    "values": set(),
     "errors": set(),
 }
 
