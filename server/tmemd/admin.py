@@ -12,15 +12,17 @@ from tmemd.calls import rpc
 if TYPE_CHECKING:
     from tmemd.counts import Counts
     from tmemd.identity import Client, Identities
+    from tmemd.inject import Injections
     from tmemd.surface import Store, StorePool
 
 
 class AdminService(TmemAdminServicer):
     """Serves the care of a store. Calls that look at much run in a thread."""
 
-    def __init__(self, store: Store, counts: Counts, identities: Identities) -> None:
+    def __init__(self, store: Store, counts: Counts, identities: Identities, injections: Injections) -> None:
         self.counts = counts
         self.identities = identities
+        self.injections = injections
         self._store = store
 
     @rpc
@@ -90,6 +92,12 @@ class AdminService(TmemAdminServicer):
     async def Check(self, _: pb.CheckRequest, client: Client) -> pb.CheckResponse:  # noqa: N802
         client.must_administer()
         return pb.CheckResponse(violations=await self._store.call(self._store.check))
+
+    @rpc
+    async def Inject(self, request: pb.InjectRequest, client: Client) -> pb.InjectResponse:  # noqa: N802
+        client.must_administer()
+        before = self.injections.replace(tuple(map(wire.injection_from, request.injections)))
+        return pb.InjectResponse(before=map(wire.injection_to, before))
 
     @rpc
     async def Stats(self, _: pb.StatsRequest, client: Client) -> pb.StatsResponse:  # noqa: N802

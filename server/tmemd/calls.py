@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from tmemd.errors import status_of
+from tmemd.errors import InjectedError, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tmemd.counts import Counts
     from tmemd.identity import Client, Identities
+    from tmemd.inject import Injections
 
 log = logging.getLogger("tmemd")
 
@@ -26,6 +27,8 @@ class _Service(Protocol):
     def counts(self) -> Counts: ...
     @property
     def identities(self) -> Identities: ...
+    @property
+    def injections(self) -> Injections: ...
 
 
 S = TypeVar("S", bound=_Service)
@@ -43,7 +46,11 @@ def rpc(
     async def answer(self: S, request: Q, context: ServicerContext[Any, Any]) -> R:
         start = time.perf_counter()
         try:
-            response = await handler(self, request, self.identities.of(context))
+            client = self.identities.of(context)
+            if self.injections.active:
+                response = await self.injections.around(method, lambda: handler(self, request, client))
+            else:
+                response = await handler(self, request, client)
         except Exception as error:
             code, text = explain(method, error)
             self.counts.answered(method, code.name, time.perf_counter() - start)
@@ -67,6 +74,6 @@ async def identify(service: _Service, method: str, context: ServicerContext[Any,
 def explain(method: str, error: Exception) -> tuple[StatusCode, str]:
     """Status and text of an error. One that is a fault of ours goes to the log with its trace."""
     code, text = status_of(error)
-    if code.name == "INTERNAL":
+    if code.name == "INTERNAL" and not isinstance(error, InjectedError):
         log.error("%s failed", method, exc_info=error)
     return code, text

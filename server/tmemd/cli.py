@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         flag, about = "--" + name.replace("_", "-"), option.metadata["about"].replace("%", "%%")
         if option.type in (bool, "bool"):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=about)
+        elif name == "inject":
+            parser.add_argument(flag, action="append", nargs="?", const="", metavar="INJECTION", help=about)
         else:
             parser.add_argument(flag, metavar="VALUE", help=about)
     return parser
@@ -65,6 +67,8 @@ def _announce(config: Config, daemon: Daemon) -> None:
     print(f"tmemd {__version__}: " + (NULL if config.store == "null" else f"{config.memory >> 20} MiB in {where}"))
     if daemon.metrics_url:
         print(f"metrics on {daemon.metrics_url}")
+    if config.inject is not None:
+        print("CALLS MAY BE DELAYED OR FAILED ON PURPOSE (--inject):", *config.inject)
     print(_trust(config))
     print(f"listening on {daemon.address}", flush=True)
 

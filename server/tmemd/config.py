@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tmemd.errors import ConfigError
+from tmemd.inject import Injection, injections
 from tmemd.values import address, flag, is_loopback, names, number, one_of, size, text
 
 
@@ -57,6 +58,12 @@ class Config:
     max_sessions: int = _option(number(1, 1_000_000), "sessions open at once", 16384)
     session_idle: int = _option(number(1, 10**9), "seconds after which an unused session may be ended", 3600)
     max_unacknowledged: int = _option(number(1, 100_000), "exclusive gets of a session that await acknowledgement", 256)
+    inject: tuple[Injection, ...] | None = _option(
+        injections,
+        "for tests: delays and errors put into calls, as METHOD:PART,... of delay=50ms, code=UNAVAILABLE, after (carry "
+        "out, then answer the code), fraction=0.1; METHOD is like Put, Exchange.put or *; several by semicolons. Given "
+        "empty it injects nothing and allows TmemAdmin.Inject to",
+    )
     drain: int = _option(number(0, 3600), "seconds that calls under way have to end when the daemon stops", 10)
 
     @property
@@ -93,10 +100,16 @@ def dump(config: Config) -> str:
     lines = []
     for name, option in OPTIONS.items():
         value = getattr(config, name)
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        quoted = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else text
-        lines += [f"# {option.metadata['about']}", f"# {name} =" if value is None else f"{name} = {quoted}"]
+        lines += [f"# {option.metadata['about']}", f"# {name} =" if value is None else f"{name} = {_written(value)}"]
     return "\n".join(lines) + "\n"
+
+
+def _written(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_written(str(one)) for one in value) + "]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -15,6 +15,7 @@ from tmemd.admin import AdminService
 from tmemd.counts import Counts
 from tmemd.errors import ConfigError
 from tmemd.identity import Identities
+from tmemd.inject import Injections
 from tmemd.metrics import expose
 from tmemd.null import NullStore
 from tmemd.service import TmemService
@@ -46,9 +47,9 @@ class Daemon:
         self._store = STORES[config.store](config)
         self._health = health.aio.HealthServicer()
         self._server = _server(config)
-        identities = Identities(config)
-        pages = TmemService(self._store, config, self._counts, identities)
-        admin = AdminService(self._store, self._counts, identities)
+        identities, injections = Identities(config), Injections(config.inject)
+        pages = TmemService(self._store, config, self._counts, identities, injections)
+        admin = AdminService(self._store, self._counts, identities, injections)
         tmem_pb2_grpc.add_TmemServicer_to_server(pages, self._server)
         admin_pb2_grpc.add_TmemAdminServicer_to_server(admin, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -11,6 +11,8 @@ TmemdError
 ├── ExhaustedError        a fixed table of the arena is full
 ├── LimitError            a limit of the daemon is reached
 ├── ArenaError            not an arena, another version, damaged, or the operating system refused
+├── NotAllowedError       the daemon was not started to allow this
+├── InjectedError         injected on purpose, with a status of its own
 ├── CorruptPageError      persistent pages failed their checksum (gets answer this as an outcome)
 ├── InternalError         a fault in the engine itself
 └── ConfigError           the configuration makes no sense; never reaches the wire
@@ -79,6 +81,19 @@ class ArenaError(TmemdError):
         super().__init__(f"arena {path or '(private)'}: {why}")
 
 
+class NotAllowedError(TmemdError):
+    """The daemon was not started to allow this."""
+
+
+class InjectedError(TmemdError):
+    """Not an error of the call: one was injected into it. `code` is what to answer with."""
+
+    def __init__(self, method: str, code: StatusCode, after: bool) -> None:
+        done = "the call was carried out" if after else "nothing was done"
+        super().__init__(f"injected into {method}; {done}")
+        self.code = code
+
+
 class CorruptPageError(TmemdError):
     """Persistent pages whose stored bytes fail their checksum."""
 
@@ -106,6 +121,7 @@ STATUS: dict[type[Exception], StatusCode] = {
     ExhaustedError: StatusCode.RESOURCE_EXHAUSTED,
     LimitError: StatusCode.RESOURCE_EXHAUSTED,
     ArenaError: StatusCode.UNAVAILABLE,
+    NotAllowedError: StatusCode.FAILED_PRECONDITION,
     CorruptPageError: StatusCode.DATA_LOSS,
     InternalError: StatusCode.INTERNAL,
 }
@@ -114,5 +130,5 @@ STATUS: dict[type[Exception], StatusCode] = {
 
 def status_of(error: Exception) -> tuple[StatusCode, str]:
     """The status to answer an error with, and its text."""
-    code = STATUS.get(type(error))
+    code = error.code if isinstance(error, InjectedError) else STATUS.get(type(error))
     return (StatusCode.INTERNAL, "a fault in the daemon; see its log") if code is None else (code, str(error))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tmemd.config import Config
     from tmemd.counts import Counts
     from tmemd.identity import Client, Identities
+    from tmemd.inject import Injections
     from tmemd.surface import Batch, Store
 
 T = TypeVar("T")
@@ -40,9 +41,12 @@ _ENCODINGS = {pb.ENCODING_RAW: "raw", pb.ENCODING_LZ4: "lz4"}
 class TmemService(TmemServicer):
     """Serves the pages of a store."""
 
-    def __init__(self, store: Store, config: Config, counts: Counts, identities: Identities) -> None:
+    def __init__(
+        self, store: Store, config: Config, counts: Counts, identities: Identities, injections: Injections
+    ) -> None:
         self.counts = counts
         self.identities = identities
+        self.injections = injections
         self._store = store
         self._config = config
         self._sessions = Sessions(config, counts)
@@ -104,12 +108,18 @@ class TmemService(TmemServicer):
             yield await self._command(command, client, held)
 
     async def _command(self, command: pb.Command, client: Client, held: Unacknowledged) -> pb.Reply:
-        start = time.perf_counter()
+        start, known = time.perf_counter(), len(held)
         body = command.WhichOneof("body")
         try:
-            reply = await self._carry_out(body, command, client, held)
+            if self.injections.active:
+                reply = await self.injections.around(
+                    f"Exchange.{body}", lambda: self._carry_out(body, command, client, held)
+                )
+            else:
+                reply = await self._carry_out(body, command, client, held)
             code = "OK"
         except Exception as error:
+            del held[known:]  # the client does not get the pages of this command
             status, text = explain(f"Exchange {body}", error)
             code = status.name
             reply = pb.Reply(code=status.value[0], error=text)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from grpc import StatusCode
+
+from tmem_proto.v1 import admin_pb2
 from tmem_proto.v1 import tmem_pb2 as pb
+from tmemd.inject import Injection
 from tmemd.surface import Batch, Settings
 
 if TYPE_CHECKING:
@@ -19,6 +23,8 @@ BATCH_BYTES = 2 << 20
 
 REFUSED_FLUSHED = 16
 """Added to a refusal that flushed an older page."""
+
+_STATUS: dict[int, StatusCode] = {code.value[0]: code for code in StatusCode if code is not StatusCode.OK}
 
 _REFUSED = pb.PUT_OUTCOME_REFUSED_QUOTA
 _CODES = [pb.PUT_OUTCOME_STORED, pb.PUT_OUTCOME_REPLACED]
@@ -125,6 +131,28 @@ def settings_to(settings: Settings) -> pb.PoolSettings:
         inclusive=settings.inclusive,
         max_zpage=settings.max_zpage,
         owner=settings.owner,
+    )
+
+
+def injection_from(message: admin_pb2.Injection) -> Injection:
+    if message.code and message.code not in _STATUS:
+        raise ValueError(f"there is no status {message.code}")
+    return Injection(
+        method=message.method,
+        delay_ms=message.delay_ms,
+        code=_STATUS.get(message.code),
+        fraction=message.fraction or 1.0,
+        after=message.after,
+    )
+
+
+def injection_to(injection: Injection) -> admin_pb2.Injection:
+    return admin_pb2.Injection(
+        method=injection.method,
+        delay_ms=injection.delay_ms,
+        code=injection.code.value[0] if injection.code else 0,
+        fraction=injection.fraction,
+        after=injection.after,
     )
 
 
