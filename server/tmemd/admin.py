@@ -14,16 +14,20 @@ if TYPE_CHECKING:
     from tmemd.identity import Client, Identities
     from tmemd.inject import Injections
     from tmemd.surface import Store, StorePool
+    from tmemd.workers import Workers
 
 
 class AdminService(TmemAdminServicer):
     """Serves the care of a store. Calls that look at much run in a thread."""
 
-    def __init__(self, store: Store, counts: Counts, identities: Identities, injections: Injections) -> None:
+    def __init__(
+        self, store: Store, counts: Counts, identities: Identities, injections: Injections, workers: Workers
+    ) -> None:
         self.counts = counts
         self.identities = identities
         self.injections = injections
         self._store = store
+        self._workers = workers
 
     @rpc
     async def ListPools(self, _: pb.ListPoolsRequest, client: Client) -> pb.ListPoolsResponse:  # noqa: N802
@@ -105,7 +109,7 @@ class AdminService(TmemAdminServicer):
         info = self._store.info()
         return pb.StatsResponse(
             store=await self._store.call(self._store.stats),
-            daemon=self._daemon(),
+            daemon=await self._daemon(),
             version=__version__,
             arena=info["arena"] or "",
             accept_threshold=info["accept_threshold"],
@@ -113,8 +117,16 @@ class AdminService(TmemAdminServicer):
             administrator=client.administrator,
         )
 
-    def _daemon(self) -> dict[str, int]:
-        counts = self.counts
+    @rpc
+    async def ListWorkers(self, _: pb.ListWorkersRequest, __: Client) -> pb.ListWorkersResponse:  # noqa: N802
+        workers = [
+            pb.Worker(number=each.number, port=each.port, process=each.process, replaced=each.replaced)
+            for each in self._workers.all
+        ]
+        return pb.ListWorkersResponse(workers=workers, suggested_port=self._workers.suggest().port)
+
+    async def _daemon(self) -> dict[str, int]:
+        counts = await self._workers.counts()
         return {
             "sessions": counts.sessions,
             "late_messages": counts.late_messages,

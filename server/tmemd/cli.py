@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import asyncio
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import uvloop
-
 from tmemd import __version__
 from tmemd.config import OPTIONS, dump, load
-from tmemd.daemon import Daemon, serve
-from tmemd.errors import ConfigError, TmemdError
+from tmemd.errors import ConfigError, TmemdError, WorkerError
+from tmemd.logs import log_to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,16 +23,19 @@ NULL = "PAGES ARE NOT KEPT: with --store null puts are dropped and gets answer z
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the daemon; its exit status. 2 is for a configuration or an arena that cannot be used."""
+    """Run the daemon; its exit status. 2: settings, an address or an arena that are no use; 1: workers keep dying."""
     given = vars(_parser().parse_args(arguments))
     path, print_config = given.pop("config", None), given.pop("print_config", False)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     try:
         config = load(given, os.environ, path)
         if print_config:
             sys.stdout.write(dump(config))
             return 0
-        uvloop.run(serve(config, lambda daemon: _announce(config, daemon)))
+        _run(config)
+    except WorkerError as error:
+        print(f"tmemd: {error}", file=sys.stderr)
+        return 2 if error.tries == 1 else 1
     except (ConfigError, TmemdError, ValueError) as error:
         print(f"tmemd: {error}", file=sys.stderr)
         return 2
@@ -62,15 +63,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _announce(config: Config, daemon: Daemon) -> None:
+def _run(config: Config) -> None:
+    """Serve until asked to stop. Each way imports only what it needs."""
+    if config.workers > 1:
+        from tmemd.supervisor import supervise
+
+        asyncio.run(supervise(config, lambda workers: _announce(config, workers.metrics_url, workers.addresses)))
+    else:
+        import uvloop
+
+        from tmemd.daemon import serve
+
+        uvloop.run(serve(config, lambda daemon: _announce(config, daemon.metrics_url, [daemon.address])))
+
+
+def _announce(config: Config, metrics_url: str | None, addresses: Sequence[str]) -> None:
+    """The line `listening on` is the last: calls are answered."""
+    first, *others = addresses
     where = config.arena or "private memory, gone when the daemon ends"
     print(f"tmemd {__version__}: " + (NULL if config.store == "null" else f"{config.memory >> 20} MiB in {where}"))
-    if daemon.metrics_url:
-        print(f"metrics on {daemon.metrics_url}")
+    if metrics_url:
+        print(f"metrics on {metrics_url}")
     if config.inject is not None:
         print("CALLS MAY BE DELAYED OR FAILED ON PURPOSE (--inject):", *config.inject)
     print(_trust(config))
-    print(f"listening on {daemon.address}", flush=True)
+    if others:
+        print(f"{len(others)} more workers on {', '.join(others)}")
+    print(f"listening on {first}", flush=True)
 
 
 def _trust(config: Config) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tmemd.errors import ConfigError
 from tmemd.inject import Injection, injections
-from tmemd.values import address, flag, is_loopback, names, number, one_of, size, text
+from tmemd.values import address, flag, is_loopback, names, number, one_of, size, split_address, text
 
 
 def _quarter_of_memory() -> int:
@@ -30,6 +30,9 @@ class Config:
     """What the daemon runs with. The `about` of each field says its unit."""
 
     listen: str = _option(address, "address of the gRPC services; port 0 is any free one", "127.0.0.1:7717")
+    workers: int = _option(
+        number(1, 64), "processes that serve, each on a port of its own from that of listen upwards", 1
+    )
     metrics: str | None = _option(address, "address of the Prometheus exposition; none unless given")
     tls_cert: str | None = _option(
         text, "file of the certificate of the address, PEM, with its chain; plain text unless given"
@@ -136,6 +139,10 @@ def _parsed(
 
 def _agree(config: Config) -> None:
     _agree_on_tls(config)
+    if (last := int(split_address(config.listen)[1]) + config.workers - 1) > 65535:
+        raise ConfigError(f"workers is {config.workers}: the last one's port would be {last}")
+    if config.workers > 1 and config.store != "arena":
+        raise ConfigError(f"workers is {config.workers}: several processes share an arena, not store {config.store!r}")
     if config.memory < 1 << 20:
         raise ConfigError(f"memory is {config.memory} bytes; it must be at least 1 MiB")
     if not 64 << 10 <= config.max_message <= 64 << 20:

@@ -16,12 +16,13 @@ from tmemd.counts import Counts
 from tmemd.errors import ConfigError
 from tmemd.identity import Identities
 from tmemd.inject import Injections
-from tmemd.metrics import expose
 from tmemd.null import NullStore
 from tmemd.service import TmemService
+from tmemd.signals import on_signals
 from tmemd.store import EngineStore
 from tmemd.tls import certificates
-from tmemd.values import split_address
+from tmemd.values import join_address, split_address
+from tmemd.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,38 +43,47 @@ class Daemon:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._counts = Counts()
+        self.counts = Counts()
+        self.workers = Workers(self.counts)
         self._certificates = certificates(config)
         self._store = STORES[config.store](config)
         self._health = health.aio.HealthServicer()
         self._server = _server(config)
         identities, injections = Identities(config), Injections(config.inject)
-        pages = TmemService(self._store, config, self._counts, identities, injections)
-        admin = AdminService(self._store, self._counts, identities, injections)
+        pages = TmemService(self._store, config, self.counts, identities, injections)
+        admin = AdminService(self._store, self.counts, identities, injections, self.workers)
         tmem_pb2_grpc.add_TmemServicer_to_server(pages, self._server)
         admin_pb2_grpc.add_TmemAdminServicer_to_server(admin, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self._exposition: Any = None
+        self.port = 0
         self.address = ""
         self.metrics_url: str | None = None
 
     async def start(self) -> None:
+        """Serve calls, then metrics: what those need is imported when calls are answered."""
         host, _ = split_address(self._config.listen)
         credentials = None if self._certificates is None else self._certificates.credentials()
         try:
             if credentials is None:
-                port = self._server.add_insecure_port(self._config.listen)
+                self.port = self._server.add_insecure_port(self._config.listen)
             else:
-                port = self._server.add_secure_port(self._config.listen, credentials)
+                self.port = self._server.add_secure_port(self._config.listen, credentials)
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {self._config.listen}: the address is taken or not ours") from error
-        if self._config.metrics is not None:
-            self.metrics_url, self._exposition = expose(self._store, self._counts, self._config.metrics)
-        await self._server.start()
+        self.address = join_address(host, self.port)
+        self.workers.alone(self.port)
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        await self._server.start()
+        if self._config.metrics is not None:
+            self.metrics_url, self._exposition = await asyncio.to_thread(self._expose, self._config.metrics)
+
+    def _expose(self, address: str) -> tuple[str, Any]:
+        from tmemd.metrics import expose
+
+        return expose(self._store, lambda: self.counts, address)
 
     async def stop(self) -> None:
         await self._health.enter_graceful_shutdown()
@@ -89,9 +99,7 @@ class Daemon:
 
 async def serve(config: Config, announce: Callable[[Daemon], None]) -> None:
     """Serve until SIGTERM or SIGINT; `announce` is called once calls are answered."""
-    stopping = asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
+    stopping = on_signals(signal.SIGTERM, signal.SIGINT)
     daemon = Daemon(config)
     try:
         await daemon.start()

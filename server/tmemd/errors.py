@@ -15,7 +15,8 @@ TmemdError
 ├── InjectedError         injected on purpose, with a status of its own
 ├── CorruptPageError      persistent pages failed their checksum (gets answer this as an outcome)
 ├── InternalError         a fault in the engine itself
-└── ConfigError           the configuration makes no sense; never reaches the wire
+├── ConfigError           the configuration makes no sense; never reaches the wire
+└── WorkerError           a worker cannot serve; never reaches the wire
 
 A call that makes no sense is a `ValueError`.
 """
@@ -107,6 +108,16 @@ class InternalError(TmemdError):
 
 class ConfigError(TmemdError):
     """The configuration makes no sense."""
+
+
+class WorkerError(TmemdError):
+    """A worker cannot serve: its number, how many of its processes have tried, and why."""
+
+    def __init__(self, number: int, tries: int, why: str) -> None:
+        super().__init__(
+            f"worker {number} cannot serve{f' ({tries} processes have tried)' if tries > 1 else ''}: {why}"
+        )
+        self.tries = tries
 
 
 STATUS: dict[type[Exception], StatusCode] = {

@@ -14,19 +14,19 @@ from tmemd import __version__
 from tmemd.counts import BOUNDS
 from tmemd.errors import ConfigError
 from tmemd.families import family, store_families
-from tmemd.values import split_address
+from tmemd.values import join_address, split_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tmemd.counts import Counts
     from tmemd.surface import Store
 
 
 class StoreCollector(Collector):
-    """Reads the store and the daemon's counts."""
+    """Reads the store and what the daemon, all its workers together, has counted."""
 
-    def __init__(self, store: Store, counts: Counts) -> None:
+    def __init__(self, store: Store, counts: Callable[[], Counts]) -> None:
         self._store = store
         self._counts = counts
 
@@ -37,7 +37,10 @@ class StoreCollector(Collector):
         yield from self._daemon()
 
     def _daemon(self) -> Iterator[Metric]:
-        counts = self._counts
+        counts = self._counts()
+        yield family("tmem_workers", "Processes that serve.", (), [((), counts.workers)])
+        about = "Processes that served, died and were replaced."
+        yield family("tmem_worker_replacements_total", about, (), [((), counts.worker_replacements)])
         yield family("tmem_sessions", "Sessions open.", (), [((), counts.sessions)])
         yield family(
             "tmem_late_messages_total", "Mutations of an old epoch, dropped.", (), [((), counts.late_messages)]
@@ -55,7 +58,7 @@ class StoreCollector(Collector):
         yield latency
 
 
-def expose(store: Store, counts: Counts, address: str) -> tuple[str, Any]:
+def expose(store: Store, counts: Callable[[], Counts], address: str) -> tuple[str, Any]:
     """Serve the exposition in a thread of its own; its URL and the server, to be shut down."""
     host, port = split_address(address)
     registry = CollectorRegistry()
@@ -65,8 +68,7 @@ def expose(store: Store, counts: Counts, address: str) -> tuple[str, Any]:
         server, _ = start_http_server(int(port), host, registry)
     except OSError as error:
         raise ConfigError(f"metrics cannot be served on {address}: {error.strerror}") from error
-    shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{server.server_port}/metrics", server
+    return f"http://{join_address(host, server.server_port)}/metrics", server
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:

@@ -82,6 +82,11 @@ def split_address(address: str) -> tuple[str, str]:
     return host.removeprefix("[").removesuffix("]"), port
 
 
+def join_address(host: str, port: int) -> str:
+    """HOST:PORT, or [HOST]:PORT where the host has colons."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(address: str) -> bool:
     """Whether only this machine can reach an address. Names are not looked up: of them only `localhost` counts."""
     host, _ = split_address(address)

@@ -23,13 +23,17 @@ MAY_IMPORT = {
 # The files that may import the engine: the SDK's shm and embedded transport, and the daemon's store.
 ENGINE_USERS = {"tmem/_local.py", "tmemd/store.py"}
 # Inside the daemon: cli -> daemon -> {service, admin, metrics} -> surface, of which store and null are the two kinds;
-# config, counts and errors are leaves.
+# with workers cli -> supervisor -> child, whose process is worker -> daemon. config, counts and errors are leaves.
 DAEMON_LAYERS = {
-    "cli": {"daemon", "config", "errors"},
+    "cli": {"supervisor", "daemon", "config", "errors", "logs"},
+    "supervisor": {"child", "shared_arena", "metrics", "store", "surface", "workers", "config", "counts"}
+    | {"control", "logs", "signals", "values"},
+    "child": {"control", "workers", "counts", "errors", "logs"},
+    "worker": {"daemon", "control", "workers", "config", "counts", "errors", "logs", "signals", "values"},
     "daemon": {"service", "admin", "metrics", "identity", "tls", "inject", "store", "null", "surface", "config"}
-    | {"counts", "values", "errors"},
+    | {"workers", "signals", "counts", "values", "errors"},
     "service": {"sessions", "wire", "calls", "identity", "inject", "surface", "config", "counts", "errors"},
-    "admin": {"wire", "calls", "identity", "inject", "surface", "config", "counts", "errors"},
+    "admin": {"wire", "calls", "workers", "identity", "inject", "surface", "config", "counts", "errors"},
     "metrics": {"families", "surface", "config", "counts", "values", "errors"},
     "families": {"surface", "errors"},
     "sessions": {"identity", "surface", "config", "counts", "errors"},
@@ -40,6 +44,11 @@ DAEMON_LAYERS = {
     "store": {"surface", "threads", "config", "errors"},
     "null": {"surface", "threads", "config", "errors"},
     "surface": set(),
+    "shared_arena": {"logs"},
+    "workers": {"counts"},
+    "control": set(),
+    "signals": set(),
+    "logs": set(),
     "threads": set(),
     "config": {"inject", "values", "errors"},
     "inject": {"errors"},

@@ -1,0 +1,66 @@
+"""The line between the supervisor and a worker: JSON objects, one a line, over a socket pair.
+
+| from | message | means |
+|---|---|---|
+| supervisor | `start`: the settings, as a TOML file; `number`, `port` | serve so; the first, and once |
+| supervisor | `workers`: all of them | when one serves, ends, or has other sessions than before |
+| supervisor | `count`: a number | say what you have counted |
+| supervisor | `total`: its number; `counts` | the answer to `total` |
+| supervisor | `stop`: true | stop in order |
+| worker | `ready`: the port | calls are answered |
+| worker | `failed`: why | it cannot serve, and ends |
+| worker | `counted`: its number; `counts` | the answer to `count` |
+| worker | `total`: a number | say what all have counted |
+
+Either end sees the other's death as the end of the line. A worker then ends itself: none outlives its supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator
+
+_LONGEST = 16 << 20
+
+Message = dict[str, Any]
+
+
+class Control:
+    """One end of the line."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def over(cls, end: socket.socket) -> Control:
+        return cls(*await asyncio.open_unix_connection(sock=end, limit=_LONGEST))
+
+    def send(self, **message: Any) -> None:
+        """Send, unless the other end is gone."""
+        if not self._writer.is_closing():
+            self._writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+
+    async def receive(self) -> Message | None:
+        """The next message; None at the end of the line."""
+        try:
+            line = await self._reader.readline()
+        except (ConnectionError, ValueError):
+            return None
+        if not line.endswith(b"\n"):
+            return None
+        message: Message = json.loads(line)
+        return message
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """All messages from now on, to the end of the line."""
+        while (message := await self.receive()) is not None:
+            yield message
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,66 @@
+"""An arena for workers where none is named: a file in /dev/shm, of this process, gone with it.
+
+Whoever dies without removing its file leaves it; the next daemon of the same user does. A file is left alone as long
+as its process runs, or anybody is attached to it (design.md, section 4.2): a process id alone says nothing across
+containers that share /dev/shm.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import struct
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tmemd.logs import log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PLACE = Path("/dev/shm")
+_NAME = "tmemd-{}.arena"
+_PATTERN = re.compile(r"tmemd-(\d+)\.arena")
+_FLOCK = struct.Struct("hhqqi4x")
+_ATTACHED = 1
+"""The byte that those who are attached hold locked."""
+
+
+@contextmanager
+def shared_arena(named: str | None) -> Iterator[str]:
+    """The path of the arena: the named one, or one of our own."""
+    if named is not None:
+        yield named
+        return
+    _remove_stale()
+    path = _PLACE / _NAME.format(os.getpid())
+    try:
+        yield str(path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _remove_stale() -> None:
+    for path in _PLACE.iterdir():
+        match = _PATTERN.fullmatch(path.name)
+        if match is None or _runs(int(match[1])):
+            continue
+        with suppress(OSError):  # another user's, or in use, or gone by now
+            _lock_attached(path)
+            path.unlink()
+            log.info("removed %s, which a daemon that died had left", path)
+
+
+def _runs(process: int) -> bool:
+    return process != os.getpid() and Path(f"/proc/{process}").exists()
+
+
+def _lock_attached(path: Path) -> None:
+    """Raise where somebody is attached."""
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _ATTACHED, 1, 0))
+    finally:
+        os.close(descriptor)

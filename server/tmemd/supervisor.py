@@ -1,0 +1,174 @@
+"""The supervisor of `--workers`: a process that serves no pages, but starts those that do and replaces what dies.
+
+Worker k listens on the port of `listen` + k. All are attached to one arena, and so is the supervisor, which reads its
+statistics. A client stays with one worker, and a worker's process has ended before its replacement serves: so no
+message to the one that died can land after what the client sends next. Workers end with the supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import closing
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tmemd.child import Child
+from tmemd.config import dump
+from tmemd.counts import Counts
+from tmemd.logs import log
+from tmemd.shared_arena import shared_arena
+from tmemd.signals import on_signals
+from tmemd.store import EngineStore
+from tmemd.values import join_address, split_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from tmemd.config import Config
+    from tmemd.control import Message
+    from tmemd.surface import Store
+    from tmemd.workers import Worker
+
+    Task = asyncio.Task[None]
+
+_EVERY = 1.0
+"""Seconds between looks at the workers' counts."""
+_GRACE = 3.0
+"""Seconds that workers have to end, beyond those of their calls."""
+_LONGEST = 5.0
+"""Seconds a scrape may wait for the workers' counts."""
+
+
+class Supervisor:
+    """All workers and the one exporter."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._host, port = split_address(config.listen)
+        ports = [int(port) + number if int(port) else 0 for number in range(config.workers)]
+        self._children = [Child(number, port, self._heard) for number, port in enumerate(ports)]
+        self._told: list[Worker] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._exposition: Any = None
+        self.metrics_url: str | None = None
+
+    @property
+    def addresses(self) -> list[str]:
+        return [join_address(self._host, child.port) for child in self._children]
+
+    async def serve(self, announce: Callable[[Supervisor], None], stopping: asyncio.Event) -> None:
+        """Serve until `stopping`; `announce` is called once all workers serve.
+
+        Raises:
+            WorkerError: A worker cannot serve; the others were stopped.
+        """
+        self._loop = asyncio.get_running_loop()
+        try:
+            for child in self._children:
+                await child.spawn()
+            with closing(EngineStore(self._config)) as store:
+                held = [self._task(child.hold(lambda: self._settings(store))) for child in self._children]
+                try:
+                    await self._serve(store, announce, held, self._task(_until(stopping)))
+                finally:
+                    await self._stop(held)
+                for task in held:
+                    task.result()
+        finally:
+            for child in self._children:
+                await child.kill()
+
+    async def counts(self) -> Counts:
+        """What all workers have counted together, those that died included."""
+        total = Counts()
+        for counts in await asyncio.gather(*(child.counts() for child in self._children)):
+            total.add(counts)
+        return total
+
+    async def _serve(
+        self, store: Store, announce: Callable[[Supervisor], None], held: list[Task], stopped: Task
+    ) -> None:
+        """Until asked to stop, or until a worker cannot be held."""
+        ready = self._task(_until(*(child.ready for child in self._children)))
+        await asyncio.wait((*held, ready, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            return
+        if self._config.metrics is not None:
+            self.metrics_url, self._exposition = await asyncio.to_thread(self._expose, store, self._config.metrics)
+        announce(self)
+        self._task(self._look())
+        await asyncio.wait((*held, stopped), return_when=asyncio.FIRST_COMPLETED)
+
+    async def _stop(self, held: list[Task]) -> None:
+        """Stop the workers: in order, and those by force that do not end."""
+        log.info("stopping")
+        for child in self._children:
+            child.stop()
+        _, hanging = await asyncio.wait(held, timeout=self._config.drain + _GRACE)
+        if hanging:
+            log.warning("%d workers did not stop in time and were killed", len(hanging))
+            for child in self._children:
+                await child.kill()
+            await asyncio.wait(held)
+        for task in self._tasks - set(held):
+            task.cancel()
+        if self._exposition is not None:
+            await asyncio.to_thread(self._exposition.shutdown)
+            self._exposition.server_close()
+
+    def _settings(self, store: Store) -> str:
+        """What a worker is to serve with: the arena as it is by now."""
+        return dump(replace(self._config, memory=store.info()["memory"]))
+
+    def _expose(self, store: Store, address: str) -> tuple[str, Any]:
+        from tmemd.metrics import expose
+
+        return expose(
+            store, lambda: asyncio.run_coroutine_threadsafe(self.counts(), self._loop).result(_LONGEST), address
+        )
+
+    async def _look(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(_EVERY)
+            await self.counts()
+            self._tell()
+
+    def _heard(self, child: Child, message: Message) -> None:
+        if "total" in message:
+            self._task(self._answer(child, message["total"]))
+        elif "ready" in message or not message:
+            self._tell()
+
+    async def _answer(self, child: Child, number: int) -> None:
+        child.send(total=number, counts=(await self.counts()).dump())
+
+    def _tell(self) -> None:
+        """Tell all workers of each other, if there is news."""
+        workers = [child.worker for child in self._children]
+        if workers != self._told:
+            self._told = workers
+            for child in self._children:
+                child.send(workers=[asdict(worker) for worker in workers])
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> Task:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _until(*events: asyncio.Event) -> None:
+    for event in events:
+        await event.wait()
+
+
+async def supervise(config: Config, announce: Callable[[Supervisor], None]) -> None:
+    """Have workers serve until SIGTERM or SIGINT; `announce` is called once all do.
+
+    Raises:
+        WorkerError: A worker cannot serve.
+    """
+    stopping = on_signals(signal.SIGTERM, signal.SIGINT)
+    with shared_arena(config.arena) as arena:
+        await Supervisor(replace(config, arena=arena)).serve(announce, stopping)

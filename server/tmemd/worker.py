@@ -1,0 +1,116 @@
+"""A worker: the process `python -m tmemd.worker` that a supervisor starts, with the control line as standard input.
+
+It serves as a daemon alone would, on its own port and an arena that others use too. It ends with its supervisor:
+the kernel kills it when that dies, and it goes by itself at the end of the control line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import itertools
+import os
+import signal
+import socket
+import sys
+import tomllib
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
+
+import uvloop
+
+from tmemd.config import load
+from tmemd.control import Control
+from tmemd.counts import Counts
+from tmemd.daemon import Daemon
+from tmemd.errors import TmemdError
+from tmemd.logs import log, log_to_stderr
+from tmemd.signals import on_signals
+from tmemd.values import join_address, split_address
+from tmemd.workers import Worker
+
+if TYPE_CHECKING:
+    from tmemd.config import Config
+    from tmemd.control import Message
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Serve until told to stop; the exit status."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor says when to stop
+    return uvloop.run(_work(socket.socket(fileno=os.dup(0))))
+
+
+async def _work(end: socket.socket) -> int:
+    control = await Control.over(end)
+    start = await control.receive()
+    if start is None:
+        return 1
+    log_to_stderr(f"tmemd worker {start['number']}")
+    stopping = on_signals(signal.SIGTERM)
+    try:
+        daemon = Daemon(_config(start))
+        await daemon.start()
+    except (TmemdError, ValueError) as error:
+        control.send(failed=str(error))
+        control.close()
+        return 2
+    supervised = _Supervised(control, daemon, stopping)
+    control.send(ready=daemon.port)
+    obeying = asyncio.create_task(supervised.obey())
+    await stopping.wait()
+    await daemon.stop()
+    obeying.cancel()
+    control.close()
+    return 0
+
+
+def _config(start: Message) -> Config:
+    config = load(tomllib.loads(start["start"]), {})
+    host, _ = split_address(config.listen)
+    return replace(config, listen=join_address(host, start["port"]), metrics=None)
+
+
+class _Supervised:
+    """A daemon and its supervisor's line."""
+
+    def __init__(self, control: Control, daemon: Daemon, stopping: asyncio.Event) -> None:
+        self._control = control
+        self._daemon = daemon
+        self._stopping = stopping
+        self._numbers = itertools.count()
+        self._totals: dict[int, asyncio.Future[Counts]] = {}
+        daemon.workers.ask = self._total
+
+    async def obey(self) -> NoReturn:
+        async for message in self._control.messages():
+            self._take(message)
+        log.error("the supervisor is gone")
+        os._exit(1)
+
+    def _take(self, message: Message) -> None:
+        if "count" in message:
+            self._control.send(counted=message["count"], counts=self._daemon.counts.dump())
+        elif "workers" in message:
+            self._daemon.workers.told([Worker(**fields) for fields in message["workers"]])
+        elif "total" in message:
+            if (waiting := self._totals.get(message["total"])) and not waiting.done():
+                waiting.set_result(Counts.load(message["counts"]))
+        elif "stop" in message:
+            self._stopping.set()
+
+    async def _total(self) -> Counts:
+        number = next(self._numbers)
+        answer: asyncio.Future[Counts] = asyncio.get_running_loop().create_future()
+        self._totals[number] = answer
+        self._control.send(total=number)
+        try:
+            return await answer
+        finally:
+            del self._totals[number]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
