@@ -8,6 +8,7 @@ from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1.admin_pb2_grpc import TmemAdminServicer
 from tmemd import __version__, wire
 from tmemd.calls import rpc
+from tmemd.errors import DeniedError
 
 if TYPE_CHECKING:
     from tmemd.counts import Counts
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from tmemd.inject import Injections
     from tmemd.surface import Store, StorePool
     from tmemd.workers import Workers
+
+SCAN_PAGES = 8192
+"""Of a response, or a few more: at most some 400 KiB, where each page is another object's."""
 
 
 class AdminService(TmemAdminServicer):
@@ -98,6 +102,13 @@ class AdminService(TmemAdminServicer):
         return pb.CheckResponse(violations=await self._store.call(self._store.check))
 
     @rpc
+    async def Scan(self, request: pb.ScanRequest, client: Client) -> pb.ScanResponse:  # noqa: N802
+        pool = self._own(client, request.pool)
+        objects, cursor = await self._store.call(lambda: pool.scan(request.cursor, SCAN_PAGES))
+        parts = (pb.ScannedObject(oid=oid, indices=indices, stamps=stamps) for oid, indices, stamps in objects)
+        return pb.ScanResponse(objects=parts, cursor=cursor)
+
+    @rpc
     async def Inject(self, request: pb.InjectRequest, client: Client) -> pb.InjectResponse:  # noqa: N802
         client.must_administer()
         before = self.injections.replace(tuple(map(wire.injection_from, request.injections)))
@@ -125,6 +136,13 @@ class AdminService(TmemAdminServicer):
         ]
         return pb.ListWorkersResponse(workers=workers, suggested_port=self._workers.suggest().port)
 
+    def _own(self, client: Client, name: str) -> StorePool:
+        """A pool that the client may look into: its own, or any for an administrator."""
+        pool = self._store.find_pool(name)
+        if not client.administrator and pool.settings().owner != client.name:
+            raise DeniedError(f"pool {name!r} is not client {client.name!r}'s own")
+        return pool
+
     async def _daemon(self) -> dict[str, int]:
         counts = await self._workers.counts()
         return {
@@ -144,5 +162,6 @@ def _pool(pool: StorePool) -> pb.Pool:
         name=pool.name,
         settings=wire.settings_to(pool.settings()),
         frozen=pool.frozen(),
+        id=pool.id,
         stats=pb.PoolStats(values=stats, size_histogram=histogram, classes=classes),
     )

@@ -4,6 +4,7 @@ TmemdError
 ├── ClosedError           the store was closed: the daemon is stopping
 ├── MismatchError         the arena or the pool exists with other settings; the message names the difference
 ├── UnknownPoolError      no pool of that name, or it was destroyed
+├── OtherPoolError        the pool of that name is not the one of that id
 ├── PoolExistsError       a pool of that name exists
 ├── UnknownSessionError   no session of that id: of an earlier run of the daemon, idle for too long, or made up
 ├── UnauthenticatedError  the client's certificate does not tell who it is
@@ -43,6 +44,13 @@ class UnknownPoolError(TmemdError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"pool {name!r} does not exist")
+
+
+class OtherPoolError(TmemdError):
+    """The pool of this name is another than the one of this id, which is gone."""
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(f"pool {name!r} is another than pool {number}, which does not exist")
 
 
 class PoolExistsError(TmemdError):
@@ -125,6 +133,7 @@ STATUS: dict[type[Exception], StatusCode] = {
     ClosedError: StatusCode.UNAVAILABLE,
     MismatchError: StatusCode.FAILED_PRECONDITION,
     UnknownPoolError: StatusCode.NOT_FOUND,
+    OtherPoolError: StatusCode.NOT_FOUND,
     PoolExistsError: StatusCode.ALREADY_EXISTS,
     UnknownSessionError: StatusCode.NOT_FOUND,
     UnauthenticatedError: StatusCode.UNAUTHENTICATED,

@@ -7,6 +7,7 @@ have their names and settings, no more, and statistics stand at 0.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tmemd.config import Config
-    from tmemd.surface import Batch
+    from tmemd.surface import Batch, Scanned
 
 MOST_POOLS = 1024
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
@@ -41,7 +42,8 @@ _STORE_STATS = _USED + _WHOLE + _REPAIRED + _POOL_STATS
 class NullPool:
     """A pool of nothing."""
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, number: int, name: str, settings: Settings) -> None:
+        self.id = number
         self.name = name
         self.page_size = settings.page_size
         self.keeps = settings.keeps
@@ -65,6 +67,12 @@ class NullPool:
 
     def flush_if(self, oid: bytes, stamps: dict[int, int]) -> int:  # noqa: ARG002
         return self._nothing()
+
+    def scan(self, cursor: bytes, limit: int) -> tuple[Scanned, bytes]:  # noqa: ARG002
+        self._there()
+        if cursor:
+            raise ValueError(f"a scan's cursor is not {len(cursor)} bytes")
+        return [], b""
 
     def has(self, oid: bytes, first: int, count: int) -> bytes:  # noqa: ARG002
         self._there()
@@ -129,6 +137,7 @@ class NullStore(Threaded):
         super().__init__(config.threads)
         self._memory = config.memory
         self._accept_threshold = config.accept_threshold
+        self._ids = itertools.count(1)
         self._pools: dict[str, NullPool] = {}
 
     def open_pool(self, name: str, settings: Settings) -> NullPool:
@@ -182,7 +191,7 @@ class NullStore(Threaded):
         self._pools = self._living()
         if len(self._pools) >= MOST_POOLS:
             raise ExhaustedError(f"there are {MOST_POOLS} pools, which is the limit")
-        return self._pools.setdefault(name, NullPool(name, settings))
+        return self._pools.setdefault(name, NullPool(next(self._ids), name, settings))
 
 
 def _sensible(name: str, settings: Settings) -> None:

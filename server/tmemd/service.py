@@ -16,7 +16,7 @@ from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.v1.tmem_pb2_grpc import TmemServicer
 from tmemd import wire
 from tmemd.calls import explain, identify, rpc
-from tmemd.errors import UnknownPoolError
+from tmemd.errors import OtherPoolError, UnknownPoolError
 from tmemd.sessions import Session, Sessions, Taken
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tmemd.counts import Counts
     from tmemd.identity import Client, Identities
     from tmemd.inject import Injections
-    from tmemd.surface import Batch, Store
+    from tmemd.surface import Batch, Store, StorePool
 
 T = TypeVar("T")
 
@@ -53,15 +53,19 @@ class TmemService(TmemServicer):
 
     @rpc
     async def OpenPool(self, request: pb.OpenPoolRequest, client: Client) -> pb.OpenPoolResponse:  # noqa: N802
+        if request.pool_id:
+            _check_id(self._store.find_pool(request.name), request.pool_id)
         if request.HasField("settings"):
             pool = self._store.open_pool(request.name, wire.settings_from(request.settings))
         else:
             pool = self._store.find_pool(request.name)
+        _check_id(pool, request.pool_id)
         session = self._sessions.open(client, pool)
         return pb.OpenPoolResponse(
             session=pb.Session(id=session.id, epoch=session.epoch),
             settings=wire.settings_to(pool.settings()),
             batch_limit=self._limit(session),
+            pool_id=pool.id,
         )
 
     @rpc
@@ -231,6 +235,11 @@ class TmemService(TmemServicer):
 
     def _limit(self, session: Session) -> int:
         return wire.batch_limit(session.pool.page_size, self._config.batch_pages)
+
+
+def _check_id(pool: StorePool, number: int) -> None:
+    if number not in (0, pool.id):
+        raise OtherPoolError(pool.name, number)
 
 
 def _release(held: Unacknowledged) -> None:

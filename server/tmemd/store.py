@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from tmem_engine import Engine
 from tmemd import errors
-from tmemd.surface import Batch, Fetched, Settings
+from tmemd.surface import Batch, Fetched, Scanned, Settings
 from tmemd.threads import Threaded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from typing_extensions import Buffer
 
     from tmem_engine import EnginePool
     from tmemd.config import Config
@@ -24,38 +22,17 @@ if TYPE_CHECKING:
 class EngineStorePool:
     """A pool of the engine."""
 
-    __slots__ = ("_pool", "keeps", "name", "page_size")
+    __slots__ = ("_pool", "id", "keeps", "name", "page_size")
 
     def __init__(self, pool: EnginePool) -> None:
         self._pool = pool
+        self.id = pool.id
         self.name = pool.name
         self.page_size = pool.page_size
         self.keeps = self.settings().keeps
 
     def put(self, batch: Batch) -> bytes:
-        """One code a page, as `EnginePool` says. A block that is no page is a `ValueError`, and nothing was stored."""
-        indices = batch.indices
-        if batch.lengths is not None:
-            return self._put_blocks(batch, batch.lengths)
-        if indices and indices[-1] - indices[0] == len(indices) - 1 and _ascending(indices):
-            return self._pool.put_range(batch.oid, indices[0], batch.pages)
-        size, view = self.page_size, memoryview(batch.pages)
-        pages: dict[int, Buffer] = {index: view[at * size : (at + 1) * size] for at, index in enumerate(indices)}
-        return self._pool.put(batch.oid, pages)
-
-    def _put_blocks(self, batch: Batch, lengths: Sequence[int]) -> bytes:
-        view, start = memoryview(batch.pages), 0
-        blocks: dict[int, Buffer] = {}
-        whole: dict[int, Buffer] = {}
-        for index, length in zip(batch.indices, lengths, strict=True):
-            into = whole if length == self.page_size else blocks
-            into[index] = view[start : start + length]
-            start += length
-        if not whole:
-            return self._pool.put_lz4(batch.oid, blocks)
-        codes = dict(zip(blocks, self._pool.put_lz4(batch.oid, blocks), strict=True))
-        codes.update(zip(whole, self._pool.put(batch.oid, whole), strict=True))
-        return bytes(codes[index] for index in batch.indices)
+        return self._pool.put_packed(batch.oid, batch.indices, batch.lengths, batch.pages)
 
     def fetch(self, oid: bytes, indices: Sequence[int], lz4: bool) -> Fetched:
         return Fetched(*self._pool.fetch(oid, indices, lz4))
@@ -63,6 +40,9 @@ class EngineStorePool:
     def flush_if(self, oid: bytes, stamps: dict[int, int]) -> int:
         """Remove fetched pages unless they were replaced; the number removed."""
         return self._pool.flush_if(oid, stamps)
+
+    def scan(self, cursor: bytes, limit: int) -> tuple[Scanned, bytes]:
+        return self._pool.scan(cursor, limit)
 
     def has(self, oid: bytes, first: int, count: int) -> bytes:
         return self._pool.has(oid, first, count)
@@ -159,7 +139,3 @@ class EngineStore(Threaded):
         """Wait for the calls in threads, then let go of the arena."""
         super().close()
         self._engine.close()
-
-
-def _ascending(indices: Sequence[int]) -> bool:
-    return all(index == indices[0] + at for at, index in enumerate(indices))

@@ -7,7 +7,7 @@ long call in a thread.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
@@ -49,7 +49,7 @@ class Batch:
 
     oid: bytes
     indices: Sequence[int]
-    lengths: Sequence[int] | None
+    lengths: list[int] | None
     pages: bytes
 
 
@@ -64,8 +64,16 @@ class Fetched:
     pages: bytes
 
 
+Scanned: TypeAlias = list[tuple[bytes, list[int], list[int]]]
+"""Pages that a pool holds: oid, indices and stamps. An object may be there in several parts."""
+
+
 class StorePool(Protocol):
     """A pool."""
+
+    @property
+    def id(self) -> int:
+        """Never 0, and never another pool's of the same arena."""
 
     @property
     def name(self) -> str: ...
@@ -81,6 +89,9 @@ class StorePool(Protocol):
     def fetch(self, oid: bytes, indices: Sequence[int], lz4: bool) -> Fetched: ...
     def flush_if(self, oid: bytes, stamps: dict[int, int]) -> int:
         """Remove fetched pages unless they were replaced; the number removed."""
+
+    def scan(self, cursor: bytes, limit: int) -> tuple[Scanned, bytes]:
+        """About `limit` pages after the cursor (empty at first), and the next cursor, empty at the end."""
 
     def has(self, oid: bytes, first: int, count: int) -> bytes: ...
     def flush(self, oid: bytes, indices: Sequence[int]) -> int: ...
