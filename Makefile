@@ -15,12 +15,13 @@ PY := $(VENV)/bin/python
 ENGINE := $(shell find server/engine -name target -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
+CALLS ?= 10000000
 
 # Cargo and pip build the bindings for the same interpreter.
 export PYO3_PYTHON := $(CURDIR)/$(PY)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build test test-rust test-python proto proto-check lint format demo bench-engine soak-crash fuzz sanitize lock clean
+.PHONY: help setup build test test-rust test-python proto proto-check lint format demo bench-engine bench-rpc soak-crash soak-rpc fuzz sanitize lock clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  %-14s %s\n' "$$name" "$$what"; done
@@ -67,8 +68,14 @@ demo: build ## Store real pages of this machine; show how dense, fast and safe t
 bench-engine: build ## Measure the engine against its bounds, each with its ratio
 	$(PY) -m tests.bench.engine
 
+bench-rpc: build ## Measure the daemon and its clients against their bounds, each with its ratio
+	$(PY) -m tests.bench.rpc
+
 soak-crash: $(VENV)/.deps ## Kill writers at random KILLS times (1000) and check that nothing acknowledged is lost
 	TMEM_KILLS=$(KILLS) cargo test --release -p tmem-core --test processes -- --exact --nocapture crash_soak
+
+soak-rpc: build ## Make CALLS (10 million) calls of every kind and check that the daemon does not grow
+	CALLS=$(CALLS) $(PY) -m tests.bench.rpc --only soak
 
 fuzz: $(VENV)/.deps ## Fuzz the engine for FUZZ_SECONDS (60) a target
 	TMEM_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release -p tmem-core --test fuzz

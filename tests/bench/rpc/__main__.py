@@ -16,14 +16,20 @@ from typing import Any
 from tests.bench import corpus as corpora
 from tests.bench import ending, machine
 from tests.bench.figures import Figure, table
-from tests.bench.rpc import batches, held
+from tests.bench.rpc import batches, crowd, front, held, latency, restart, soak, tasks
 from tests.bench.rpc.bounds import BOUNDS
 from tests.bench.rpc.pages import Pages
 from tests.bench.rpc.setting import Setting, say
 
 _FIGURES: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "batches": batches.measure,
+    "tasks": tasks.measure,
     "held": held.measure,
+    "latency": latency.measure,
+    "front": front.measure,
+    "crowd": crowd.measure,
+    "restart": restart.measure,
+    "soak": soak.measure,
 }
 """Each group of figures."""
 
@@ -35,7 +41,7 @@ def _setting(arguments: argparse.Namespace, corpus: corpora.Corpus) -> Setting:
         pairs=3 if quick else arguments.pairs,
         quick=quick,
         held_pages=int(os.environ.get("PAGES", 32_768 if quick else 262_144)),
-        calls=int(os.environ.get("CALLS", 200_000 if quick else 1_000_000)),
+        calls=int(os.environ.get("CALLS", 40_000 if quick else 300_000)),
         gib=float(os.environ.get("GIB", 0.25 if quick else 2)),
     )
 

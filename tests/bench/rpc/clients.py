@@ -118,6 +118,11 @@ class MemcachedLz4:
         blocks = self._memcached.get_many([str(number) for number in numbers])
         return {int(key): unpack(block) for key, block in blocks.items()}
 
+    def get_block(self, number: int) -> bytes | None:
+        """One page as the server has it, not decompressed."""
+        block: bytes | None = self._memcached.get(str(number))
+        return block
+
     def close(self) -> None:
         self._memcached.close()
 

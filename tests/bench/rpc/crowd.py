@@ -1,0 +1,98 @@
+"""Many clients at once: whether one of them waits longer than its share of the machine makes it.
+
+The child's side is `python -m tests.bench.rpc.crowd ADDRESS CLIENTS`: so many connections of the asynchronous SDK in
+one process. Told a number of calls it makes that many with each at once, and answers with how long each took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import tmem
+import tmem.aio
+from tests.bench.figures import Figure
+from tests.bench.rpc.child import Child, obey
+from tests.bench.rpc.setting import Setting, against
+from tests.bench.rpc.turns import in_turn
+from tests.bench.servers import Tmemd
+
+_CLIENTS = 200
+_PROCESSES = 4
+_PAGES = 1024
+_BATCH = 16
+_ALONE_CALLS = 1600
+_CROWD_CALLS = 24
+_POOL = "crowd"
+
+
+def measure(setting: Setting, *flags: str, suffix: str = "") -> Iterator[Figure]:
+    """The 99th percentile with all at once, against one client's times the number of clients a core has to serve."""
+    with Tmemd(*flags) as daemon, contextlib.ExitStack() as stack:
+        with tmem.connect(daemon.address) as store:
+            pool = store.pool(_POOL, kind="persistent")
+            if not all(pool.put_range(1, 0, setting.pages.range(0, _PAGES))):
+                raise RuntimeError("the pages were not stored")
+
+        def client(count: int) -> Child:
+            return stack.enter_context(Child("tests.bench.rpc.crowd", daemon.address, count))
+
+        alone = [client(1)]
+        crowd = [client(_CLIENTS // _PROCESSES) for _ in range(_PROCESSES)]
+        runs = {
+            "alone": partial(_p99_ms, alone, setting.scaled(_ALONE_CALLS)),
+            "crowd": partial(_p99_ms, crowd, setting.scaled(_CROWD_CALLS)),
+        }
+        in_turn(runs, 1)
+        taken = in_turn(runs, max(setting.pairs - 2, 3))
+    share = _CLIENTS / len(os.sched_getaffinity(0))
+    peer = f"1 client x {_CLIENTS} / cores"
+    theirs = [p99 * share for p99 in taken["alone"]]
+    yield against(setting, f"crowd.get16{suffix}", "ms, 99th percentile", taken["crowd"], peer, theirs)
+
+
+def _p99_ms(clients: list[Child], calls: int) -> float:
+    for child in clients:
+        child.order(calls)
+    taken = sorted(milliseconds for child in clients for milliseconds in child.answer())
+    return float(taken[len(taken) * 99 // 100])
+
+
+# --- the child's side ---
+
+
+async def _connect(address: str) -> tmem.aio.AsyncPool:
+    return await tmem.aio.connect(address, timeout=60).find_pool(_POOL)
+
+
+async def _calls(pool: tmem.aio.AsyncPool, count: int) -> list[float]:
+    times = []
+    for _ in range(count):
+        first = random.randrange(_PAGES - _BATCH)
+        begun = time.perf_counter()
+        pages = await pool.get(1, range(first, first + _BATCH))
+        times.append((time.perf_counter() - begun) * 1000)
+        if len(pages) != _BATCH:
+            raise RuntimeError(f"{_BATCH - len(pages)} pages were missed")
+    return times
+
+
+async def _all(pools: list[tmem.aio.AsyncPool], count: int) -> list[float]:
+    each = await asyncio.gather(*(_calls(pool, count) for pool in pools))
+    return [milliseconds for times in each for milliseconds in times]
+
+
+def _main(address: str, clients: int) -> None:
+    with asyncio.Runner() as runner:
+        pools = [runner.run(_connect(address)) for _ in range(clients)]
+        obey(lambda calls: runner.run(_all(pools, calls)))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], int(sys.argv[2]))
