@@ -73,9 +73,14 @@ def daemon(*flags: str, memory: str = "64MiB") -> Iterator[Daemon]:
 class Client:
     """Raw stubs on one connection, and the session of one pool."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         # Each client has a connection of its own, as another process would.
-        self.channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self.channel = (
+            grpc.insecure_channel(address, options)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options)
+        )
         self.tmem = TmemStub(self.channel)
         self.admin = TmemAdminStub(self.channel)
         self.session = pb.Session()

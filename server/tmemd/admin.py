@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1.admin_pb2_grpc import TmemAdminServicer
 from tmemd import __version__, wire
 from tmemd.calls import rpc
-from tmemd.errors import DeniedError
+from tmemd.errors import UnknownPoolError
+from tmemd.roster import clients
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from tmemd.access import Access
+    from tmemd.config import Config
     from tmemd.counts import Counts
     from tmemd.identity import Client, Identities
     from tmemd.inject import Injections
+    from tmemd.sessions import Sessions
     from tmemd.surface import Store, StorePool
     from tmemd.workers import Workers
 
@@ -25,58 +32,64 @@ class AdminService(TmemAdminServicer):
     """Serves the care of a store. Calls that look at much run in a thread."""
 
     def __init__(
-        self, store: Store, counts: Counts, identities: Identities, injections: Injections, workers: Workers
+        self,
+        store: Store,
+        counts: Counts,
+        identities: Identities,
+        injections: Injections,
+        access: Access,
+        sessions: Sessions,
+        config: Config,
+        workers: Workers,
     ) -> None:
         self.counts = counts
         self.identities = identities
         self.injections = injections
         self._store = store
         self._workers = workers
+        self._access = access
+        self._sessions = sessions
+        self._config = config
 
     @rpc
     async def ListPools(self, _: pb.ListPoolsRequest, client: Client) -> pb.ListPoolsResponse:  # noqa: N802
-        client.must_administer()
-        return await self._store.call(lambda: pb.ListPoolsResponse(pools=map(_pool, self._store.pools())))
+        return await self._store.call(lambda: pb.ListPoolsResponse(pools=_pools(self._access.visible(client))))
 
     @rpc
     async def GetPool(self, request: pb.GetPoolRequest, client: Client) -> pb.GetPoolResponse:  # noqa: N802
-        client.must_administer()
-        return await self._store.call(lambda: pb.GetPoolResponse(pool=_pool(self._store.find_pool(request.name))))
+        pool = self._access.find(client, request.name)
+        return await self._store.call(lambda: pb.GetPoolResponse(pool=_pool(pool)))
 
     @rpc
     async def CreatePool(self, request: pb.CreatePoolRequest, client: Client) -> pb.CreatePoolResponse:  # noqa: N802
-        client.must_administer()
-        pool = self._store.create_pool(request.name, wire.settings_from(request.settings))
+        pool = self._access.create(client, request.name, wire.settings_from(request.settings))
         return pb.CreatePoolResponse(pool=_pool(pool))
 
     @rpc
     async def DestroyPool(self, request: pb.DestroyPoolRequest, client: Client) -> pb.DestroyPoolResponse:  # noqa: N802
-        client.must_administer()
-        pool = self._store.find_pool(request.name)
+        pool = self._access.own(client, request.name)
         return pb.DestroyPoolResponse(dropped=await self._store.call(pool.destroy))
 
     @rpc
     async def Freeze(self, request: pb.FreezeRequest, client: Client) -> pb.FreezeResponse:  # noqa: N802
-        client.must_administer()
-        await self._store.call(self._store.find_pool(request.pool).freeze)
+        pools = self._chosen(request, client)
+        await self._store.call(lambda: _each(pools, lambda pool: pool.freeze()))
         return pb.FreezeResponse()
 
     @rpc
     async def Thaw(self, request: pb.ThawRequest, client: Client) -> pb.ThawResponse:  # noqa: N802
-        client.must_administer()
-        self._store.find_pool(request.pool).thaw()
+        pools = self._chosen(request, client)
+        await self._store.call(lambda: _each(pools, lambda pool: pool.thaw()))
         return pb.ThawResponse()
 
     @rpc
     async def SetQuota(self, request: pb.SetQuotaRequest, client: Client) -> pb.SetQuotaResponse:  # noqa: N802
-        client.must_administer()
-        self._store.find_pool(request.pool).set_quota(request.quota)
+        self._access.set_quota(client, request.pool, request.quota)
         return pb.SetQuotaResponse()
 
     @rpc
     async def SetWeight(self, request: pb.SetWeightRequest, client: Client) -> pb.SetWeightResponse:  # noqa: N802
-        client.must_administer()
-        self._store.find_pool(request.pool).set_weight(request.weight)
+        self._access.set_weight(client, request.pool, request.weight)
         return pb.SetWeightResponse()
 
     @rpc
@@ -103,7 +116,7 @@ class AdminService(TmemAdminServicer):
 
     @rpc
     async def Scan(self, request: pb.ScanRequest, client: Client) -> pb.ScanResponse:  # noqa: N802
-        pool = self._own(client, request.pool)
+        pool = self._access.own(client, request.pool)
         objects, cursor = await self._store.call(lambda: pool.scan(request.cursor, SCAN_PAGES))
         parts = (pb.ScannedObject(oid=oid, indices=indices, stamps=stamps) for oid, indices, stamps in objects)
         return pb.ScanResponse(objects=parts, cursor=cursor)
@@ -116,16 +129,24 @@ class AdminService(TmemAdminServicer):
 
     @rpc
     async def Stats(self, _: pb.StatsRequest, client: Client) -> pb.StatsResponse:  # noqa: N802
+        about = pb.StatsResponse(version=__version__, client=client.name, administrator=client.administrator)
+        if client.administrator:
+            about.MergeFrom(await self._of_the_store())
+        return about
+
+    @rpc
+    async def ListClients(self, _: pb.ListClientsRequest, client: Client) -> pb.ListClientsResponse:  # noqa: N802
         client.must_administer()
+        pools, sessions = self._store.pools, self._sessions.by_client()
+        return await self._store.call(lambda: pb.ListClientsResponse(clients=clients(self._config, pools(), sessions)))
+
+    async def _of_the_store(self) -> pb.StatsResponse:
         info = self._store.info()
         return pb.StatsResponse(
             store=await self._store.call(self._store.stats),
             daemon=await self._daemon(),
-            version=__version__,
             arena=info["arena"] or "",
             accept_threshold=info["accept_threshold"],
-            client=client.name,
-            administrator=client.administrator,
         )
 
     @rpc
@@ -136,12 +157,12 @@ class AdminService(TmemAdminServicer):
         ]
         return pb.ListWorkersResponse(workers=workers, suggested_port=self._workers.suggest().port)
 
-    def _own(self, client: Client, name: str) -> StorePool:
-        """A pool that the client may look into: its own, or any for an administrator."""
-        pool = self._store.find_pool(name)
-        if not client.administrator and pool.settings().owner != client.name:
-            raise DeniedError(f"pool {name!r} is not client {client.name!r}'s own")
-        return pool
+    def _chosen(self, request: pb.FreezeRequest | pb.ThawRequest, client: Client) -> list[StorePool]:
+        if bool(request.pool) == bool(request.client):
+            raise ValueError("name a pool or a client: one of the two")
+        if request.pool:
+            return [self._access.own(client, request.pool)]
+        return self._access.owned(client, request.client)
 
     async def _daemon(self) -> dict[str, int]:
         counts = await self._workers.counts()
@@ -152,6 +173,19 @@ class AdminService(TmemAdminServicer):
             "sent_bytes": counts.bytes_out.total(),
             "calls": counts.calls.total(),
         }
+
+
+def _each(pools: Iterable[StorePool], work: Callable[[StorePool], None]) -> None:
+    """Do this to each pool; one that was destroyed meanwhile needs nothing."""
+    for pool in pools:
+        with suppress(UnknownPoolError):
+            work(pool)
+
+
+def _pools(pools: Iterable[StorePool]) -> Iterator[pb.Pool]:
+    for pool in pools:
+        with suppress(UnknownPoolError):
+            yield _pool(pool)
 
 
 def _pool(pool: StorePool) -> pb.Pool:

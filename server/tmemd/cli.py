@@ -53,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
     parser.add_argument("--print-config", action="store_true", help="print the settings as such a file, and end")
     for name, option in OPTIONS.items():
+        if option.metadata["file_only"]:
+            continue
         flag, about = "--" + name.replace("_", "-"), option.metadata["about"].replace("%", "%%")
         if option.type in (bool, "bool"):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=about)

@@ -9,8 +9,10 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from tmemd.clients import ClientSettings, dump_clients, parse_clients
 from tmemd.errors import ConfigError
 from tmemd.inject import Injection, injections
 from tmemd.values import address, flag, is_loopback, names, number, one_of, size, split_address, text
@@ -20,8 +22,8 @@ def _quarter_of_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 >> 20 << 20
 
 
-def _option(parse: Callable[[object], Any], about: str, default: Any = None) -> Any:
-    metadata = {"parse": parse, "about": about}
+def _option(parse: Callable[[object], Any], about: str, default: Any = None, file_only: bool = False) -> Any:
+    metadata = {"parse": parse, "about": about, "file_only": file_only}
     return field(**{"default_factory" if callable(default) else "default": default}, metadata=metadata)
 
 
@@ -67,6 +69,13 @@ class Config:
         "out, then answer the code), fraction=0.1; METHOD is like Put, Exchange.put or *; several by semicolons. Given "
         "empty it injects nothing and allows TmemAdmin.Inject to",
     )
+    clients: Mapping[str, ClientSettings] = _option(
+        parse_clients,
+        "tables [clients.NAME] with quota (bytes that the quotas of its pools may come to), weight (of its new pools, "
+        "and the most it may give them) and shared (patterns of the names of others' shared pools that it may use)",
+        lambda: MappingProxyType({}),
+        file_only=True,
+    )
     drain: int = _option(number(0, 3600), "seconds that calls under way have to end when the daemon stops", 10)
 
     @property
@@ -88,7 +97,7 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], path: Path
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values |= _parsed(_read(path), f"{path}: ")
+        values |= _parsed(_read(path), f"{path}: ", in_file=True)
     prefix = "TMEMD_"
     set_here = {name[len(prefix) :].lower(): text for name, text in environment.items() if name.startswith(prefix)}
     values |= _parsed(set_here, "environment: TMEMD_", str.upper)
@@ -102,9 +111,12 @@ def dump(config: Config) -> str:
     """The configuration as a file that `load` reads; what is not set is a comment."""
     lines = []
     for name, option in OPTIONS.items():
+        if option.metadata["file_only"]:
+            continue
         value = getattr(config, name)
         lines += [f"# {option.metadata['about']}", f"# {name} =" if value is None else f"{name} = {_written(value)}"]
-    return "\n".join(lines) + "\n"
+    about = OPTIONS["clients"].metadata["about"]
+    return "\n".join([*lines, f"# {about}"]) + "\n" + dump_clients(config.clients)
 
 
 def _written(value: object) -> str:
@@ -123,13 +135,15 @@ def _read(path: Path) -> dict[str, object]:
 
 
 def _parsed(
-    given: Mapping[str, object], where: str, spell: Callable[[str], str] = lambda name: name
+    given: Mapping[str, object], where: str, spell: Callable[[str], str] = lambda name: name, in_file: bool = False
 ) -> dict[str, object]:
     parsed = {}
     for name, value in given.items():
         option = OPTIONS.get(name)
         if option is None:
             raise ConfigError(f"{where}{spell(name)}: there is no such setting")
+        if option.metadata["file_only"] and not in_file:
+            raise ConfigError(f"{where}{spell(name)}: it can only stand in the file")
         try:
             parsed[name] = option.metadata["parse"](value)
         except ValueError as error:

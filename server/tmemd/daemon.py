@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tmem_proto.v1 import admin_pb2, admin_pb2_grpc, tmem_pb2, tmem_pb2_grpc
+from tmemd.access import Access
 from tmemd.admin import AdminService
 from tmemd.counts import Counts
 from tmemd.errors import ConfigError
@@ -18,6 +19,7 @@ from tmemd.identity import Identities
 from tmemd.inject import Injections
 from tmemd.null import NullStore
 from tmemd.service import TmemService
+from tmemd.sessions import Sessions
 from tmemd.signals import on_signals
 from tmemd.store import EngineStore
 from tmemd.tls import certificates
@@ -50,8 +52,11 @@ class Daemon:
         self._health = health.aio.HealthServicer()
         self._server = _server(config)
         identities, injections = Identities(config), Injections(config.inject)
-        pages = TmemService(self._store, config, self.counts, identities, injections)
-        admin = AdminService(self._store, self.counts, identities, injections, self.workers)
+        self._access, sessions = Access(self._store, config.clients), Sessions(config, self.counts)
+        pages = TmemService(self._store, config, self.counts, identities, injections, self._access, sessions)
+        admin = AdminService(
+            self._store, self.counts, identities, injections, self._access, sessions, config, self.workers
+        )
         tmem_pb2_grpc.add_TmemServicer_to_server(pages, self._server)
         admin_pb2_grpc.add_TmemAdminServicer_to_server(admin, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -94,6 +99,7 @@ class Daemon:
         if self._exposition is not None:
             self._exposition.shutdown()
             self._exposition.server_close()
+        self._access.close()
         self._store.close()
 
 

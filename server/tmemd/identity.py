@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from tmemd.clients import MOST_NAME_BYTES
 from tmemd.errors import DeniedError, UnauthenticatedError
 from tmemd.values import is_loopback
 
@@ -25,9 +26,6 @@ Said = Mapping[str, Iterable[bytes]]
 """What gRPC tells of a verified certificate."""
 
 LOCAL, NETWORK = "local", "network"
-MOST_NAME_BYTES = 64
-"""As many as the owner of a pool may have."""
-
 _MOST_KNOWN = 1024
 _SAN_TAGS = {"peer_dns": 0x82, "peer_uri": 0x86}
 

@@ -17,17 +17,19 @@ from tmem_proto.v1.tmem_pb2_grpc import TmemServicer
 from tmemd import wire
 from tmemd.calls import explain, identify, rpc
 from tmemd.errors import OtherPoolError, UnknownPoolError
-from tmemd.sessions import Session, Sessions, Taken
+from tmemd.sessions import Session, Taken
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from grpc.aio import ServicerContext
 
+    from tmemd.access import Access
     from tmemd.config import Config
     from tmemd.counts import Counts
     from tmemd.identity import Client, Identities
     from tmemd.inject import Injections
+    from tmemd.sessions import Sessions
     from tmemd.surface import Batch, Store, StorePool
 
 T = TypeVar("T")
@@ -42,23 +44,29 @@ class TmemService(TmemServicer):
     """Serves the pages of a store."""
 
     def __init__(
-        self, store: Store, config: Config, counts: Counts, identities: Identities, injections: Injections
+        self,
+        store: Store,
+        config: Config,
+        counts: Counts,
+        identities: Identities,
+        injections: Injections,
+        access: Access,
+        sessions: Sessions,
     ) -> None:
         self.counts = counts
         self.identities = identities
         self.injections = injections
         self._store = store
         self._config = config
-        self._sessions = Sessions(config, counts)
+        self._access = access
+        self._sessions = sessions
 
     @rpc
     async def OpenPool(self, request: pb.OpenPoolRequest, client: Client) -> pb.OpenPoolResponse:  # noqa: N802
         if request.pool_id:
-            _check_id(self._store.find_pool(request.name), request.pool_id)
-        if request.HasField("settings"):
-            pool = self._store.open_pool(request.name, wire.settings_from(request.settings))
-        else:
-            pool = self._store.find_pool(request.name)
+            _check_id(self._access.find(client, request.name), request.pool_id)
+        settings = wire.settings_from(request.settings) if request.HasField("settings") else None
+        pool = self._access.open(client, request.name, settings)
         _check_id(pool, request.pool_id)
         session = self._sessions.open(client, pool)
         return pb.OpenPoolResponse(

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,10 @@ class Sessions:
         session.used_at = time.monotonic()
         self._by_id.move_to_end(number)
         return session
+
+    def by_client(self) -> Counter[str]:
+        """How many each client has open."""
+        return Counter(session.client for session in self._by_id.values())
 
     def _end_idle(self) -> None:
         since = time.monotonic() - self._config.session_idle

@@ -111,7 +111,7 @@ def settings_from(message: pb.PoolSettings) -> Settings:
         allocator=message.allocator,
         page_size=message.page_size or 4096,
         quota=message.quota,
-        weight=message.weight or 1,
+        weight=message.weight,
         shared=message.shared,
         inclusive=message.inclusive,
         max_zpage=message.max_zpage,

@@ -1,0 +1,64 @@
+"""An authority of a test's own, the files of the certificates it makes, and channels that use them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import grpc
+import trustme
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Files of a certificate and its key."""
+
+    cert: Path
+    key: Path
+
+    @property
+    def pem(self) -> tuple[bytes, bytes]:
+        return self.cert.read_bytes(), self.key.read_bytes()
+
+
+class Authority:
+    """A certificate authority with a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._made = 0
+        self._ca = trustme.CA()
+        self.file = directory / "ca.pem"
+        directory.mkdir(exist_ok=True)
+        self._ca.cert_pem.write_to_path(self.file)
+
+    def server(self, name: str = "server") -> Pair:
+        """For a daemon on loopback."""
+        return self._write(name, self._ca.issue_cert("localhost", "127.0.0.1", common_name=name))
+
+    def client(self, name: str, *, expired: bool = False, also: tuple[str, ...] = ()) -> Pair:
+        """For the client of that name; `also` are the certificate's other names."""
+        until = datetime.now(UTC) - timedelta(days=1) if expired else None
+        made = self._ca.issue_cert(*also, common_name=name or None, not_after=until)
+        return self._write(f"client-{self._made}", made)
+
+    def flags(self, server: Pair) -> list[str]:
+        """What a daemon is told to serve mutual TLS."""
+        return [f"--tls-cert={server.cert}", f"--tls-key={server.key}", f"--tls-client-ca={self.file}"]
+
+    def credentials(self, client: Pair | None) -> grpc.ChannelCredentials:
+        if client is None:
+            return grpc.ssl_channel_credentials(self.file.read_bytes())
+        cert, key = client.pem
+        return grpc.ssl_channel_credentials(self.file.read_bytes(), key, cert)
+
+    def _write(self, name: str, made: trustme.LeafCert) -> Pair:
+        self._made += 1
+        pair = Pair(self._directory / f"{name}.pem", self._directory / f"{name}.key")
+        pair.cert.write_bytes(b"".join(part.bytes() for part in made.cert_chain_pems))
+        made.private_key_pem.write_to_path(pair.key)
+        return pair
