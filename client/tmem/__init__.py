@@ -8,6 +8,7 @@ with tmem.open(memory="256MiB") as store:
 ```
 """
 
+from tmem._cached_file import CachedFile, open_cached
 from tmem._cleancache import Cleancache
 from tmem._errors import (
     ArenaError,
@@ -23,6 +24,7 @@ from tmem._errors import (
     UnavailableError,
     UnknownPoolError,
 )
+from tmem._file_stats import FileStats
 from tmem._frontswap import Frontswap
 from tmem._link import ClientStats
 from tmem._oid import oid
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArenaError",
+    "CachedFile",
     "Cleancache",
     "ClientStats",
     "ClosedError",
@@ -42,6 +45,7 @@ __all__ = [
     "DeniedError",
     "EngineMissingError",
     "ExhaustedError",
+    "FileStats",
     "Frontswap",
     "InternalError",
     "LostPageError",
@@ -56,4 +60,5 @@ __all__ = [
     "connect",
     "oid",
     "open",
+    "open_cached",
 ]

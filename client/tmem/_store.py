@@ -192,3 +192,8 @@ class Store:
         if address is not None:
             return f"<tmem.Store {address}>"
         return f"<tmem.Store {self.arena or 'private'} memory={format_size(self.memory)}>"
+
+
+def is_local(store: Store) -> bool:
+    """Whether the store is in this process or in shared memory, where a call cannot wait for another machine."""
+    return getattr(store._transport, "address", None) is None

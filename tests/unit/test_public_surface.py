@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 SURFACE = {
     "ArenaError",
+    "CachedFile",
     "Cleancache",
     "ClientStats",
     "ClosedError",
@@ -24,6 +25,7 @@ SURFACE = {
     "DeniedError",
     "EngineMissingError",
     "ExhaustedError",
+    "FileStats",
     "Frontswap",
     "InternalError",
     "LostPageError",
@@ -38,6 +40,7 @@ SURFACE = {
     "connect",
     "oid",
     "open",
+    "open_cached",
 }
 STORE = {
     "arena",
@@ -98,7 +101,7 @@ def test_whatever_is_public_is_documented() -> None:
 
 
 def test_settings_are_keywords_only() -> None:
-    for function, positional in ((tmem.open, 0), (tmem.connect, 1), (tmem.Store.pool, 2)):
+    for function, positional in ((tmem.open, 0), (tmem.connect, 1), (tmem.Store.pool, 2), (tmem.open_cached, 1)):
         kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
         assert kinds[positional:] == [inspect.Parameter.KEYWORD_ONLY] * (len(kinds) - positional)
 
