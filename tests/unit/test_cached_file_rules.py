@@ -52,6 +52,14 @@ class Disk:
         pass
 
 
+class AtOnce:
+    """Workers whose jobs are done before anything else."""
+
+    def submit(self, job: Callable[[], object]) -> bool:
+        job()
+        return True
+
+
 @pytest.fixture
 def disk() -> Disk:
     return Disk(page(1, SIZE) + page(2, SIZE) + b"tail")
@@ -229,18 +237,38 @@ def test_an_error_of_the_disk_reaches_every_reader_and_nothing_is_stuck(disk: Di
     assert file.read_at(0, 10) == disk.content[:10]
 
 
-def test_read_ahead_is_ahead_and_counted(disk: Disk, opened: Opened) -> None:
+def test_read_ahead_is_ahead_and_counted(disk: Disk, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmem._file_reader._READERS", AtOnce())
     disk.write(b"".join(page(number, SIZE) for number in range(64)))
     disk.clock += 10
     with opened(readahead=16 * SIZE) as file:
         for number in range(64):
             assert file.read_at(number * SIZE, SIZE) == page(number, SIZE)
     stats = file.stats()
-    assert stats.readahead_pages == stats.readahead_used + stats.readahead_wasted
-    assert stats.readahead_used > 32
-    assert stats.readahead_wasted == 0
-    assert len(disk.reads) < 32
+    assert (stats.pages_missed, stats.pages_hit) == (3, 61)
+    assert stats.readahead_pages == stats.readahead_used == 61
+    assert len(disk.reads) < 16
     assert sum(length for _, length in disk.reads) == 64 * SIZE
+
+
+def test_read_ahead_that_nobody_used_is_counted_as_wasted(
+    disk: Disk, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tmem._file_reader._READERS", AtOnce())
+    disk.write(page(1, SIZE) * 64)
+    disk.clock += 10
+    with opened(readahead=16 * SIZE) as file:
+        for number in range(3):
+            file.read_at(number * SIZE, SIZE)
+    assert file.stats().readahead_pages == file.stats().readahead_wasted == 4
+
+
+def test_a_file_that_does_not_say_its_size_is_read_as_it_comes(
+    disk: Disk, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "identify", lambda: Identity(1, 0, 0, 0))
+    with opened() as file:
+        assert file.read() == disk.content
 
 
 def test_a_pool_that_is_destroyed_does_no_harm(disk: Disk, opened: Opened, pool: tmem.Pool) -> None:
