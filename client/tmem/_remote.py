@@ -113,15 +113,18 @@ class RemotePool:
 
     def destroy(self) -> Steps[int]:
         yield from self.session.open()
+        yield from self._pool()
         reply = yield from self._admin("DestroyPool", admin.DestroyPoolRequest(name=self.name))
         self.session.gone = True
         dropped: int = reply.dropped
         return dropped
 
     def freeze(self) -> Steps[None]:
+        yield from self._pool()
         yield from self._admin("Freeze", admin.FreezeRequest(pool=self.name))
 
     def thaw(self) -> Steps[None]:
+        yield from self._pool()
         yield from self._admin("Thaw", admin.ThawRequest(pool=self.name))
 
     def frozen(self) -> Steps[bool]:
@@ -130,10 +133,12 @@ class RemotePool:
 
     def set_quota(self, size: int) -> Steps[None]:
         request = admin.SetQuotaRequest(pool=self.name, quota=_args.number(size, "quota", high=2**64 - 1))
+        yield from self._pool()
         yield from self._admin("SetQuota", request)
 
     def set_weight(self, weight: int) -> Steps[None]:
         request = admin.SetWeightRequest(pool=self.name, weight=_args.number(weight, "weight", low=1))
+        yield from self._pool()
         yield from self._admin("SetWeight", request)
 
     def settings(self) -> Steps[dict[str, Any]]:
@@ -225,7 +230,11 @@ class RemotePool:
                 raise CorruptPageError(pages, corrupt)
 
     def _pool(self) -> Steps[admin.Pool]:
+        """The pool as it is now. What is asked by name comes after it, so that it is not asked of another pool."""
         pool: admin.Pool = (yield from self._admin("GetPool", admin.GetPoolRequest(name=self.name))).pool
+        if self.session.is_other(pool.id):
+            self.session.gone = True
+            raise UnknownPoolError(self.name)
         return pool
 
     def _admin(self, method: str, request: Any) -> Steps[Any]:
@@ -305,7 +314,7 @@ class RemoteStore:
     def _adopt(self, session: Session) -> RemotePool:
         """The pool of the session that is kept for its name: what is owed and in doubt is known to one alone."""
         held = self._sessions.get(session.name)
-        if held is None or held.gone:
+        if held is None or held.gone or held.is_other(session.pool_id):
             held = self._sessions[session.name] = session
         return RemotePool(self.link, held)
 

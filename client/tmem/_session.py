@@ -2,7 +2,8 @@
 
 - Reads are sent again at once. A mutation whose fate is unknown leaves the session *doubtful*: before anything else is
   sent the server is asked for a new epoch, after which nothing of the earlier one can land any more.
-- A session that the server forgot is opened again, once an operation. A pool that is gone stays gone for its handles.
+- A session that the server forgot is opened again, once an operation, by the id of its pool: a pool that was destroyed
+  stays gone for its handles, whoever made another of its name.
 - Flushes that could not be delivered are *owed* and are delivered before anything else, so that no page which was
   refused or flushed while the server was away can be seen again.
 
@@ -31,8 +32,6 @@ _T = TypeVar("_T")
 
 MOST_OWED = 1_000_000
 _SETTLE_POLL = 0.002
-# Of a pool, for good: another pool of the same name differs in one of these, or cannot be told apart.
-_IDENTITY = ("kind", "codec", "allocator", "page_size", "shared", "inclusive", "max_zpage", "owner")
 
 
 class _Failed(Exception):  # noqa: N818 - never leaves this module
@@ -99,6 +98,8 @@ class Session:
         self.settings = settings or pb.PoolSettings()
         self.batch = batch_pages(self.settings.page_size or 4096)
         self.gone = False
+        self.pool_id = 0
+        """0 until the pool was opened, and with a server that gives none."""
         self._asked = settings
         self._id = 0
         self._epoch = 0
@@ -123,6 +124,10 @@ class Session:
         with self._lock:
             grown = self._debt.add(oid, indices)
         self.link.counters.add("owed_flushes", grown)
+
+    def is_other(self, pool_id: int) -> bool:
+        """Whether a pool of the name is not this one, where that can be told."""
+        return bool(self.pool_id and pool_id) and pool_id != self.pool_id
 
     def run(self, method: str, makers: Sequence[Callable[[], Any]], *, mutation: bool = False) -> Steps[list[Any]]:
         """Make the calls whose requests `makers` make; the replies, in their order."""
@@ -230,8 +235,8 @@ class Session:
                 raise
 
     def _open(self) -> Steps[None]:
-        first = self._asked is not None
-        request = pb.OpenPoolRequest(name=self.name, settings=self._asked)
+        known = self.settings.kind and self._asked is None
+        request = pb.OpenPoolRequest(name=self.name, settings=self._asked, pool_id=self.pool_id)
         try:
             opened = yield from self._one("OpenPool", request)
         except _Failed as failed:
@@ -239,12 +244,11 @@ class Session:
                 self.gone = True
                 raise UnknownPoolError(self.name) from None
             raise
-        known = self.settings.kind and not first
-        if known and any(getattr(opened.settings, name) != getattr(self.settings, name) for name in _IDENTITY):
+        if self.is_other(opened.pool_id):
             self.gone = True
             raise UnknownPoolError(self.name)
         with self._lock:
-            self._asked, self.settings = None, opened.settings
+            self._asked, self.settings, self.pool_id = None, opened.settings, opened.pool_id
             self.batch = batch_pages(opened.settings.page_size, opened.batch_limit)
             self._id, self._epoch, self._doubtful = opened.session.id, opened.session.epoch, False
         if known:

@@ -25,8 +25,9 @@ class Server:
 
     def __init__(self) -> None:
         self.pages: dict[tuple[bytes, int], bytes] = {}
-        self.session, self.epoch = 1, 1
+        self.session, self.epoch, self.pool_id = 1, 1, 1
         self.away = False
+        self.forgets_ids = False
         self.log: list[str] = []
         self.script: dict[str, list[Failure]] = {}
         self.late: list[Any] = []
@@ -50,12 +51,14 @@ class Server:
 
     def answer(self, request: Any) -> Any:
         if isinstance(request, pb.OpenPoolRequest):
+            if request.pool_id not in (0, self.pool_id) and not self.forgets_ids:
+                return UNKNOWN
             settings = pb.PoolSettings(kind="ephemeral", page_size=4096)
             if request.HasField("settings"):
                 settings.CopyFrom(request.settings)
                 self.settings = settings
             session = pb.Session(id=self.session, epoch=self.epoch)
-            return pb.OpenPoolResponse(session=session, settings=self.settings, batch_limit=4)
+            return pb.OpenPoolResponse(session=session, settings=self.settings, batch_limit=4, pool_id=self.pool_id)
         if isinstance(request, pb.NewEpochRequest):
             if request.session_id != self.session:
                 return UNKNOWN
@@ -89,8 +92,8 @@ class Client:
         self.server = server
         self.now = 0.0
         self.link = Link("ramhost:7717", Options(encoding="raw", on_unavailable=on_unavailable), lambda: self.now)
-        store = RemoteStore(self.link)
-        self.pool: RemotePool = self.run(store.pool("pool", pool_settings(kind=kind)))
+        self.store = RemoteStore(self.link)
+        self.pool: RemotePool = self.run(self.store.pool("pool", pool_settings(kind=kind)))
         server.log.clear()
 
     def run(self, steps: Steps[T]) -> T:
@@ -209,11 +212,31 @@ def test_a_pool_that_is_gone_stays_gone(client: Client, server: Server) -> None:
             client.get(7)
 
 
-def test_another_pool_of_the_name_is_not_the_pool(client: Client, server: Server) -> None:
+@pytest.mark.parametrize("forgets_ids", [False, True])
+def test_another_pool_of_the_name_is_not_the_pool(client: Client, server: Server, forgets_ids: bool) -> None:
+    client.put({7: page(7)})
+    server.session, server.pool_id, server.forgets_ids = 2, 2, forgets_ids
+    for _ in range(2):
+        with pytest.raises(tmem.UnknownPoolError, match="'pool'"):
+            client.get(7)
+
+
+def test_a_pool_opened_again_by_its_name_is_the_new_one(client: Client, server: Server) -> None:
+    old = client.pool
+    server.session, server.pool_id = 2, 2
+    client.pool = client.run(client.store.pool("pool", pool_settings(kind="ephemeral")))
+    assert client.put({7: page(7)}) == b"\0"
+    with pytest.raises(tmem.UnknownPoolError):
+        client.run(old.get(1, [7]))
+    assert client.get(7) == {7: page(7)}
+
+
+def test_a_server_without_pool_ids_is_served_too(server: Server) -> None:
+    server.pool_id = 0
+    client = Client(server)
+    client.put({7: page(7)})
     server.session = 2
-    server.settings.codec = "zstd"
-    with pytest.raises(tmem.UnknownPoolError, match="'pool'"):
-        client.get(7)
+    assert client.get(7) == {7: page(7)}
 
 
 def test_a_server_that_is_away_is_an_error_after_the_timeout_and_then_at_once(client: Client, server: Server) -> None:

@@ -1,0 +1,170 @@
+"""Carries out the steps of operations on a gRPC channel, for threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+
+from tmem import _exchange, _server
+from tmem._channel import OPTIONS, WINDOW, calls, failure, watch
+from tmem._errors import ClosedError
+from tmem._steps import Replies, Send, Steps, Wait
+from tmem._stream import Exchange
+from tmem._wire import Failure
+from tmem._placement import Placement
+from tmem_proto.v1 import admin_pb2 as admin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from google.protobuf.message import Message
+
+    from tmem._link import Link
+
+_T = TypeVar("_T")
+
+
+class _Connection:
+    """A channel to one process of a server, and what is called on it."""
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None, timeout: float) -> None:
+        if credentials is None:
+            self.channel = grpc.insecure_channel(address, OPTIONS)
+        else:
+            self.channel = grpc.secure_channel(address, credentials, OPTIONS)
+        self.calls = calls(self.channel)
+        self.exchange = Exchange(self.channel, timeout)
+
+
+class Driver:
+    """Carries out steps. Safe to use from many threads."""
+
+    def __init__(self, link: Link, credentials: grpc.ChannelCredentials | None) -> None:
+        self._link = link
+        self._timeout = link.options.timeout
+        self._credentials = credentials
+        self._placement = Placement(link.address)
+        self._placing = threading.Lock()
+        self._connection = self._connect(link.address)
+        self._left: list[_Connection] = []
+        self._closed = threading.Event()
+
+    def run(self, steps: Steps[_T]) -> _T:
+        try:
+            step = next(steps)
+            while True:
+                step = steps.send(self._carry_out(step))
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+        finally:
+            steps.close()
+
+    def watch(self, pool: str | None) -> Iterator[_server.Event]:
+        """Events as they come. A stream has no deadline; it ends with the iterator, the connection or the store."""
+        request = _server.watch_request(pool)
+        self._link.admit()
+        self._place()
+        stream = watch(self._connection.channel)(request)
+        try:
+            for message in stream:
+                yield _server.event(message)
+        except grpc.RpcError as error:
+            raise self._failed(failure(error)).exception() from None
+        finally:
+            stream.cancel()
+
+    def close(self) -> None:
+        self._link.closed = True
+        self._closed.set()
+        for connection in (self._connection, *self._left):
+            connection.channel.close()
+
+    def _connect(self, address: str) -> _Connection:
+        return _Connection(address, self._credentials, self._timeout)
+
+    def _carry_out(self, step: Send | Wait) -> Replies:
+        if isinstance(step, Wait):
+            self._closed.wait(step.seconds)
+            return []
+        try:
+            nobody = self._place()
+            if nobody:
+                return [nobody for _ in step.requests]
+            if step.single:
+                return [self._one(self._connection, step)]
+            return self._many(self._connection, step)
+        except ValueError:
+            # gRPC's own word for a channel that was closed meanwhile.
+            if self._link.closed:
+                raise ClosedError("the store is closed") from None
+            raise
+
+    def _place(self) -> Failure | None:
+        """Where that is due, ask the server which of its processes to use, and go there."""
+        if not self._placement.due:
+            return None
+        with self._placing:
+            return self._ask_for_place() if self._placement.due else None
+
+    def _ask_for_place(self) -> Failure | None:
+        placement, present = self._placement, self._connection
+        before = placement.address
+        home = present if before == placement.home else self._connect(placement.home)
+        nobody = placement.answered(self._unary(home, "ListWorkers", admin.ListWorkersRequest()))
+        if placement.address != before:
+            self._connection = home if placement.address == placement.home else self._connect(placement.address)
+        if home is not self._connection:
+            home.channel.close()
+        if present not in (home, self._connection):
+            # Calls of other threads may be on their way.
+            self._left.append(present)
+        return nobody
+
+    def _one(self, connection: _Connection, step: Send) -> Any:
+        (request,) = step.requests
+        if _exchange.suits(step.method, request):
+            answer = connection.exchange.carry_out(step.method, request)
+            if answer is not None:
+                return self._failed(answer) if isinstance(answer, Failure) else answer
+        return self._unary(connection, step.method, request)
+
+    def _unary(self, connection: _Connection, method: str, request: Message) -> Any:
+        try:
+            return connection.calls[method](request, timeout=self._timeout)
+        except grpc.RpcError as error:
+            return self._failed(failure(error))
+
+    def _many(self, connection: _Connection, step: Send) -> Replies:
+        """Several calls on their way at once, their requests made meanwhile."""
+        call = connection.calls[step.method]
+        replies: Replies = []
+        flying: deque[Any] = deque()
+        try:
+            for request in step.requests:
+                if len(flying) == WINDOW:
+                    replies.append(self._landed(flying.popleft()))
+                flying.append(call.future(request, timeout=self._timeout))
+            while flying:
+                replies.append(self._landed(flying.popleft()))
+        finally:
+            for flight in flying:
+                flight.cancel()
+        return replies
+
+    def _landed(self, flight: Any) -> Any:
+        try:
+            return flight.result()
+        except grpc.FutureCancelledError:
+            raise ClosedError("the store is closed") from None
+        except grpc.RpcError as error:
+            return self._failed(failure(error))
+
+    def _failed(self, found: Failure) -> Failure:
+        if self._link.closed:
+            raise ClosedError("the store is closed") from None
+        self._placement.failed(found)
+        return found
