@@ -1,0 +1,179 @@
+"""The SDK's Exchange stream against a real daemon: commands that are late, fail, or break with the stream."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+import tmem
+from tests.integration.daemons import Daemon, daemon
+from tests.support import page
+from tmem_proto.v1 import admin_pb2 as admin
+from tmem_proto.v1.admin_pb2_grpc import TmemAdminStub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+UNAVAILABLE = 14
+
+
+@pytest.fixture
+def server() -> Iterator[Daemon]:
+    with daemon("--memory", "32MiB", "--inject", "") as running:
+        yield running
+
+
+@pytest.fixture
+def inject(server: Daemon) -> Iterator[Callable[..., None]]:
+    with grpc.insecure_channel(server.address) as channel:
+        stub = TmemAdminStub(channel)
+
+        def injected(**what: object) -> None:
+            request = admin.InjectRequest(injections=[admin.Injection(**what)] if what else [])  # type: ignore[arg-type]
+            stub.Inject(request, timeout=10)
+
+        yield injected
+
+
+def streams() -> int:
+    return sum(thread.name == "tmem-exchange" for thread in threading.enumerate())
+
+
+def test_a_put_whose_answer_is_late_never_lands_after_the_next(server: Daemon, inject: Callable[..., None]) -> None:
+    with tmem.connect(server.address, timeout=0.4) as store:
+        pool = store.pool("swap")
+        pool.put(1, {7: page(1)})
+        inject(method="Exchange.put", delay_ms=1500)
+        start = time.monotonic()
+        with pytest.raises(tmem.UnavailableError, match=r"no answer within 0\.4 s"):
+            pool.put(1, {7: page(2)})
+        assert time.monotonic() - start < 1.4
+        inject()
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                assert pool.put(1, {7: page(3)})[7].replaced
+                break
+            except tmem.UnavailableError:
+                assert time.monotonic() < deadline
+        assert store.client_stats().new_epochs == 1
+        while time.monotonic() < start + 2.5:
+            assert pool.get(1, [7]) == {7: page(3)}
+
+
+def test_a_command_whose_reply_was_lost_is_sent_again_in_a_new_epoch(
+    server: Daemon, inject: Callable[..., None]
+) -> None:
+    with tmem.connect(server.address) as store:
+        pool = store.pool("swap")
+        pool.put(1, {7: page(1)})
+        inject(method="Exchange.put", code=UNAVAILABLE, after=True)
+        threading.Timer(0.1, inject).start()
+        assert pool.put(1, {7: page(2)})[7].replaced
+        assert store.client_stats().new_epochs >= 1
+        assert pool.get(1, [7]) == {7: page(2)}
+
+
+def test_threads_that_find_the_stream_busy_go_another_way(server: Daemon, inject: Callable[..., None]) -> None:
+    with tmem.connect(server.address) as store:
+        pool = store.pool("swap")
+        pool.put(1, {7: page(1)})
+        inject(method="Exchange.get", delay_ms=3000)
+        slow = threading.Thread(target=pool.get, args=(1, [7]))
+        slow.start()
+        deadline = time.monotonic() + 10
+        start = time.monotonic()
+        # Until the slow one has the stream, this one may get it.
+        while pool.get(1, [7]) != {7: page(1)} or time.monotonic() - start > 2:
+            assert time.monotonic() < deadline
+            start = time.monotonic()
+        assert slow.is_alive()
+        slow.join()
+
+
+def test_exclusive_gets_are_acknowledged_once_they_are_sound(server: Daemon, inject: Callable[..., None]) -> None:
+    with tmem.connect(server.address) as store:
+        pool = store.pool("swap")
+        pool.put(1, {7: page(7)})
+        inject(method="Exchange.get", code=UNAVAILABLE)
+        assert pool.get(1, [7], exclusive=True) == {7: page(7)}
+        inject()
+        assert pool.get(1, [7]) == {}
+
+
+def test_a_stream_that_nobody_uses_ends_and_another_is_opened(server: Daemon) -> None:
+    with tmem.connect(server.address) as store:
+        pool = store.pool("swap")
+        before = streams()
+        pool.put(1, {7: page(7)})
+        assert streams() == before + 1
+        deadline = time.monotonic() + 10
+        while streams() > before:
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.05)
+        assert pool.get(1, [7]) == {7: page(7)}
+
+
+def test_closing_ends_a_command_under_way(server: Daemon, inject: Callable[..., None]) -> None:
+    store = tmem.connect(server.address)
+    pool = store.pool("swap")
+    inject(method="Exchange.get", delay_ms=20_000)
+    failed: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            pool.get(1, [7])
+        except tmem.ClosedError as error:
+            failed.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while not streams():
+        threading.Event().wait(0.01)
+    store.close()
+    asking.join(10)
+    assert len(failed) == 1
+
+
+def test_a_pool_destroyed_and_made_anew_is_not_the_pool_of_its_old_handles(server: Daemon) -> None:
+    with tmem.connect(server.address) as one, tmem.connect(server.address) as two:
+        old = one.pool("swap")
+        old.put(1, {7: page(1)})
+        two.pool("swap").destroy()
+        new = two.pool("swap")
+        new.put(1, {7: page(2)})
+
+        def weigh() -> None:
+            old.weight = 7
+
+        for call in (lambda: old.get(1, [7]), lambda: old.put(1, {7: page(3)}), weigh, old.freeze, old.destroy):
+            with pytest.raises(tmem.UnknownPoolError, match="'swap'"):
+                call()
+        assert (new.get(1, [7]), new.weight, new.frozen) == ({7: page(2)}, 1, False)
+        assert one.pool("swap").get(1, [7]) == {7: page(2)}
+
+
+def test_care_for_a_pool_made_anew_is_refused_to_old_handles(server: Daemon) -> None:
+    with tmem.connect(server.address) as one, tmem.connect(server.address) as two:
+        old = one.pool("swap")
+        two.pool("swap").destroy()
+        two.pool("swap").put(1, {7: page(7)})
+        with pytest.raises(tmem.UnknownPoolError):
+            old.destroy()
+        assert two.pool("swap").get(1, [7]) == {7: page(7)}
+
+
+def test_a_connection_moves_to_the_worker_that_it_is_given() -> None:
+    with daemon("--memory", "32MiB", "--workers", "2") as running, contextlib.ExitStack() as stack:
+        stores = [stack.enter_context(tmem.connect(running.address)) for _ in range(4)]
+        for at, store in enumerate(stores):
+            store.pool("swap").put(1, {at: page(at)})
+        assert all(store.pool("swap").get(1, range(4)) == {at: page(at) for at in range(4)} for store in stores)
+        ports = {worker.port for worker in stores[0].workers()}
+        transports: list[Any] = [store._transport for store in stores]
+        assert {int(transport._driver._placement.address.rpartition(":")[2]) for transport in transports} == ports
