@@ -11,10 +11,10 @@ import grpc
 from tmem import _exchange, _server
 from tmem._channel import OPTIONS, WINDOW, calls, failure, watch
 from tmem._errors import ClosedError
+from tmem._placement import Placement
 from tmem._steps import Replies, Send, Steps, Wait
 from tmem._stream import Exchange
 from tmem._wire import Failure
-from tmem._placement import Placement
 from tmem_proto.v1 import admin_pb2 as admin
 
 if TYPE_CHECKING:
