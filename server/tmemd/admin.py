@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1.admin_pb2_grpc import TmemAdminServicer
 from tmemd import __version__, wire
-from tmemd.calls import rpc
+from tmemd.calls import fail, identify, rpc
 from tmemd.errors import UnknownPoolError
 from tmemd.roster import clients
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+
+    from grpc.aio import ServicerContext
 
     from tmemd.access import Access
     from tmemd.config import Config
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from tmemd.inject import Injections
     from tmemd.sessions import Sessions
     from tmemd.surface import Store, StorePool
+    from tmemd.watch import LookOut
     from tmemd.workers import Workers
 
 SCAN_PAGES = 8192
@@ -41,6 +44,7 @@ class AdminService(TmemAdminServicer):
         sessions: Sessions,
         config: Config,
         workers: Workers,
+        look_out: LookOut,
     ) -> None:
         self.counts = counts
         self.identities = identities
@@ -50,6 +54,7 @@ class AdminService(TmemAdminServicer):
         self._access = access
         self._sessions = sessions
         self._config = config
+        self._look_out = look_out
 
     @rpc
     async def ListPools(self, _: pb.ListPoolsRequest, client: Client) -> pb.ListPoolsResponse:  # noqa: N802
@@ -121,6 +126,20 @@ class AdminService(TmemAdminServicer):
         parts = (pb.ScannedObject(oid=oid, indices=indices, stamps=stamps) for oid, indices, stamps in objects)
         return pb.ScanResponse(objects=parts, cursor=cursor)
 
+    async def Watch(  # noqa: N802
+        self, request: pb.WatchRequest, context: ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.Event]:
+        """Tell what happens until the client goes, the pool is gone, or the daemon stops."""
+        client = await identify(self, "Watch", context)
+        try:
+            async with self._look_out.watching(self._watched(client, request.pool)) as watcher:
+                await context.send_initial_metadata(())
+                while (event := await watcher.next()) is not None:
+                    yield event
+        except Exception as error:
+            await fail(self, "Watch", context, error)
+        self.counts.answered("Watch", "OK", 0.0)
+
     @rpc
     async def Inject(self, request: pb.InjectRequest, client: Client) -> pb.InjectResponse:  # noqa: N802
         client.must_administer()
@@ -163,6 +182,12 @@ class AdminService(TmemAdminServicer):
         if request.pool:
             return [self._access.own(client, request.pool)]
         return self._access.owned(client, request.client)
+
+    def _watched(self, client: Client, name: str) -> StorePool | None:
+        if name:
+            return self._access.own(client, name)
+        client.must_administer()
+        return None
 
     async def _daemon(self) -> dict[str, int]:
         counts = await self._workers.counts()

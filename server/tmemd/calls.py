@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from tmemd.errors import InjectedError, status_of
 
@@ -66,9 +66,14 @@ async def identify(service: _Service, method: str, context: ServicerContext[Any,
     try:
         return service.identities.of(context)
     except Exception as error:
-        code, text = explain(method, error)
-        service.counts.answered(method, code.name, 0.0)
-        await context.abort(code, text)
+        await fail(service, method, context, error)
+
+
+async def fail(service: _Service, method: str, context: ServicerContext[Any, Any], error: Exception) -> NoReturn:
+    """End a stream with an error."""
+    code, text = explain(method, error)
+    service.counts.answered(method, code.name, 0.0)
+    await context.abort(code, text)
 
 
 def explain(method: str, error: Exception) -> tuple[StatusCode, str]:

@@ -63,6 +63,8 @@ class Config:
     max_sessions: int = _option(number(1, 1_000_000), "sessions open at once", 16384)
     session_idle: int = _option(number(1, 10**9), "seconds after which an unused session may be ended", 3600)
     max_unacknowledged: int = _option(number(1, 100_000), "exclusive gets of a session that await acknowledgement", 256)
+    max_watchers: int = _option(number(1, 10_000), "watchers of events at once", 16)
+    watch_events: int = _option(number(1, 1_000_000), "events that wait for a watcher; older ones are dropped", 4096)
     inject: tuple[Injection, ...] | None = _option(
         injections,
         "for tests: delays and errors put into calls, as METHOD:PART,... of delay=50ms, code=UNAVAILABLE, after (carry "

@@ -24,6 +24,7 @@ from tmemd.signals import on_signals
 from tmemd.store import EngineStore
 from tmemd.tls import certificates
 from tmemd.values import join_address, split_address
+from tmemd.watch import LookOut
 from tmemd.workers import Workers
 
 if TYPE_CHECKING:
@@ -49,13 +50,22 @@ class Daemon:
         self.workers = Workers(self.counts)
         self._certificates = certificates(config)
         self._store = STORES[config.store](config)
+        self._look_out = LookOut(self._store, self.workers, config)
         self._health = health.aio.HealthServicer()
         self._server = _server(config)
         identities, injections = Identities(config), Injections(config.inject)
         self._access, sessions = Access(self._store, config.clients), Sessions(config, self.counts)
         pages = TmemService(self._store, config, self.counts, identities, injections, self._access, sessions)
         admin = AdminService(
-            self._store, self.counts, identities, injections, self._access, sessions, config, self.workers
+            self._store,
+            self.counts,
+            identities,
+            injections,
+            self._access,
+            sessions,
+            config,
+            self.workers,
+            self._look_out,
         )
         tmem_pb2_grpc.add_TmemServicer_to_server(pages, self._server)
         admin_pb2_grpc.add_TmemAdminServicer_to_server(admin, self._server)
@@ -92,6 +102,7 @@ class Daemon:
 
     async def stop(self) -> None:
         await self._health.enter_graceful_shutdown()
+        self._look_out.close()
         await self._server.stop(self._config.drain)
         self.close()
 

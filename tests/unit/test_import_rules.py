@@ -31,10 +31,12 @@ DAEMON_LAYERS = {
     "child": {"control", "workers", "counts", "errors", "logs"},
     "worker": {"daemon", "control", "workers", "config", "counts", "errors", "logs", "signals", "values"},
     "daemon": {"service", "admin", "metrics", "access", "sessions", "identity", "tls", "inject", "store", "null"}
-    | {"workers", "signals", "surface", "config", "counts", "values", "errors"},
+    | {"watch", "workers", "signals", "surface", "config", "counts", "values", "errors"},
     "service": {"access", "sessions", "wire", "calls", "identity", "inject", "surface", "config", "counts", "errors"},
     "admin": {"access", "roster", "sessions", "wire", "calls", "identity", "inject", "surface", "config", "counts"}
-    | {"workers", "errors"},
+    | {"watch", "workers", "errors"},
+    "watch": {"events", "workers", "surface", "config", "errors"},
+    "events": set(),
     "access": {"clients", "identity", "surface", "errors"},
     "roster": {"clients", "config", "surface", "errors"},
     "clients": {"values"},

@@ -1,0 +1,85 @@
+"""What happened to a store between two looks at it.
+
+Counters of the arena only rise, whoever raises them, so their differences tell what all its processes did. Where one
+falls all the same, as when a shard was rebuilt, nothing is told of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tmem_proto.v1 import admin_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+Counter = tuple["pb.EventKind.ValueType", str]
+"""What a counter counts: a kind of event, and its cause."""
+
+Happening = tuple[int, pb.Event]
+"""An event, and the id of the pool it concerns; 0 is the whole store."""
+
+_SPLIT = (("evicted_", pb.EVENT_KIND_EVICTED), ("refused_", pb.EVENT_KIND_REFUSED))
+_TOTALS = {"evicted_pages", "evicted_frames"}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSeen:
+    """A pool at one look."""
+
+    name: str
+    client: str
+    frozen: bool
+    counters: Mapping[Counter, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A store at one look: pools by id, shards ever rebuilt, and how often each worker was replaced."""
+
+    pools: Mapping[int, PoolSeen]
+    recoveries: int
+    replaced: Mapping[int, int]
+
+
+def counters(stats: Mapping[str, Any]) -> dict[Counter, int]:
+    """What is told of, among the statistics of a pool."""
+    found = {
+        (kind, key.removeprefix(prefix)): value
+        for prefix, kind in _SPLIT
+        for key, value in stats.items()
+        if key.startswith(prefix) and key not in _TOTALS
+    }
+    return {**found, (pb.EVENT_KIND_CORRUPT, ""): stats["gets_corrupt"]}
+
+
+def differences(before: Seen, after: Seen, time: float) -> Iterator[Happening]:
+    """What happened, pools that went first: one made since may have the name of one destroyed."""
+    for number in before.pools.keys() - after.pools.keys():
+        yield number, _event(before.pools[number], pb.EVENT_KIND_POOL_DESTROYED, time)
+    for number, pool in after.pools.items():
+        for event in _of_pool(before.pools.get(number), pool, time):
+            yield number, event
+    if after.recoveries > before.recoveries:
+        yield 0, pb.Event(time=time, kind=pb.EVENT_KIND_RECOVERED, count=after.recoveries - before.recoveries)
+    for worker, times in after.replaced.items():
+        new = times - before.replaced.get(worker, times)
+        if new > 0:
+            yield 0, pb.Event(time=time, kind=pb.EVENT_KIND_WORKER_REPLACED, cause=f"worker {worker}", count=new)
+
+
+def _of_pool(before: PoolSeen | None, after: PoolSeen, time: float) -> Iterator[pb.Event]:
+    if before is None:
+        yield _event(after, pb.EVENT_KIND_POOL_CREATED, time)
+        before = PoolSeen(after.name, after.client, False, {})
+    if after.frozen != before.frozen:
+        yield _event(after, pb.EVENT_KIND_POOL_FROZEN if after.frozen else pb.EVENT_KIND_POOL_THAWED, time)
+    for (kind, cause), count in after.counters.items():
+        new = count - before.counters.get((kind, cause), 0)
+        if new > 0:
+            yield _event(after, kind, time, cause, new)
+
+
+def _event(pool: PoolSeen, kind: pb.EventKind.ValueType, time: float, cause: str = "", count: int = 0) -> pb.Event:
+    return pb.Event(time=time, kind=kind, pool=pool.name, client=pool.client, cause=cause, count=count)

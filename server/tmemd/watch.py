@@ -1,0 +1,154 @@
+"""Who watches the store, and the one look-out for all of them.
+
+The look-out is there only while somebody watches. It looks at the arena's statistics a few times a second, so it tells
+what any process does, and hands what happened to each watcher. A watcher's queue is bounded: one that reads too slowly
+loses the oldest events and is told how many. Lives on the event loop; the looks are taken in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from tmem_proto.v1 import admin_pb2 as pb
+from tmemd.errors import ClosedError, LimitError, UnknownPoolError
+from tmemd.events import PoolSeen, Seen, counters, differences
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from tmemd.config import Config
+    from tmemd.events import Happening
+    from tmemd.surface import Store, StorePool
+    from tmemd.workers import Worker, Workers
+
+INTERVAL = 0.25
+"""Seconds between looks."""
+
+log = logging.getLogger("tmemd")
+
+
+class Watcher:
+    """One who watches: the events that wait for it. With a pool's id, events of that pool alone, until it is gone."""
+
+    def __init__(self, pool: int, most: int) -> None:
+        self._pool = pool
+        self._waiting: deque[pb.Event] = deque(maxlen=most)
+        self._missed = 0
+        self._gone = False
+        self._failed: Exception | None = None
+        self._news = asyncio.Event()
+
+    def offer(self, happening: Happening) -> None:
+        """Add an event, in place of the oldest where too many wait."""
+        pool, event = happening
+        if self._gone or self._pool not in (0, pool):
+            return
+        self._missed += len(self._waiting) == self._waiting.maxlen
+        self._waiting.append(event)
+        self._gone = self._pool != 0 and event.kind == pb.EVENT_KIND_POOL_DESTROYED
+        self._news.set()
+
+    def fail(self, error: Exception) -> None:
+        """Have `next` raise this when the events that wait are taken."""
+        self._failed = error
+        self._news.set()
+
+    async def next(self) -> pb.Event | None:
+        """The next event: what was missed comes first. None when the pool is gone."""
+        while True:
+            if self._missed:
+                missed, self._missed = self._missed, 0
+                return pb.Event(time=time.time(), kind=pb.EVENT_KIND_MISSED, count=missed)
+            if self._waiting:
+                return self._waiting.popleft()
+            if self._failed:
+                raise self._failed
+            if self._gone:
+                return None
+            self._news.clear()
+            await self._news.wait()
+
+
+class LookOut:
+    """All watchers, and the looks taken for them."""
+
+    def __init__(self, store: Store, workers: Workers, config: Config) -> None:
+        self._store = store
+        self._workers = workers
+        self._config = config
+        self._watchers: set[Watcher] = set()
+        self._joining = 0
+        self._looking = asyncio.Lock()
+        self._seen: Seen | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @asynccontextmanager
+    async def watching(self, pool: StorePool | None) -> AsyncIterator[Watcher]:
+        """A watcher of what happens from now on, to a pool or to all."""
+        if len(self._watchers) + self._joining >= self._config.max_watchers:
+            raise LimitError(f"{self._config.max_watchers} watch already, which is the limit")
+        self._joining += 1
+        try:
+            seen = await self._look()  # what happened before is for those who watched already
+        finally:
+            self._joining -= 1
+        if self._closed:
+            raise ClosedError("the daemon is stopping")
+        if pool is not None and pool.id not in seen.pools:
+            raise UnknownPoolError(pool.name)
+        watcher = Watcher(0 if pool is None else pool.id, self._config.watch_events)
+        self._watchers.add(watcher)
+        if self._task is None:
+            self._task = asyncio.create_task(self._look_out())
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
+            self._rest()
+
+    def close(self) -> None:
+        """End all watchers."""
+        self._closed = True
+        for watcher in self._watchers:
+            watcher.fail(ClosedError("the daemon is stopping"))
+
+    def _rest(self) -> None:
+        if not self._watchers and self._task is not None:
+            self._task.cancel()
+            self._task = None
+            self._seen = None
+
+    async def _look_out(self) -> None:
+        while not self._closed:
+            await asyncio.sleep(INTERVAL)
+            try:
+                await self._look()
+            except Exception:
+                log.exception("cannot see what happens in the store")
+
+    async def _look(self) -> Seen:
+        async with self._looking:
+            after = await self._store.call(lambda: look(self._store, self._workers.all))
+            before, self._seen = self._seen, after
+            for happening in differences(before or after, after, time.time()):
+                for watcher in self._watchers:
+                    watcher.offer(happening)
+        return after
+
+
+def look(store: Store, workers: Sequence[Worker]) -> Seen:
+    """The store as it is now."""
+    pools = {}
+    for pool in store.pools():
+        try:
+            pools[pool.id] = PoolSeen(pool.name, pool.settings().owner, pool.frozen(), counters(pool.stats()))
+        except UnknownPoolError:
+            continue  # destroyed since
+    replaced = {worker.number: worker.replaced for worker in workers}
+    return Seen(pools, store.stats()["recoveries"], replaced)
