@@ -96,6 +96,14 @@ def test_only_the_named_files_import_the_engine(package: str, path: Path) -> Non
     assert allowed or "tmem_engine" not in tops
 
 
+def test_only_the_command_imports_what_the_extra_cli_brings() -> None:
+    for path in files("tmem"):
+        names = {name for name, _ in imports(ast.parse(path.read_text()))}
+        inside = path.parent.name == "cli"
+        assert inside or not any(name.startswith("tmem.cli") for name in names), path.name
+        assert inside or not {name.partition(".")[0] for name in names} & {"click", "rich"}, path.name
+
+
 def test_the_sdk_imports_the_engine_inside_functions_only() -> None:
     for path in files("tmem"):
         if path.suffix != ".py":

@@ -1,0 +1,28 @@
+"""The command `tmem`: look at a store and care for it, from a shell.
+
+    __main__, __init__ -> app -> commands (pools, clients, look, top, files, care, moving, happenings, bench)
+    commands -> stored, saving, restoring -> pagesfile
+    commands -> session, target, output -> units, text, failures
+
+What it prints is for people, or one JSON document with `--json` (JSON lines where it goes on). Exit status 1 is a
+failure, 2 a command line that makes no sense. click and rich are extras: imported here, and missed with a word.
+"""
+
+from __future__ import annotations
+
+import sys
+
+_EXTRAS = ("click", "rich")
+
+
+def main() -> None:
+    """Run the command and exit."""
+    try:
+        from tmem.cli.app import run
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        print(f"tmem: {missing} is not installed: pip install 'tmem[cli]'", file=sys.stderr)
+        sys.exit(2)
+    run()

@@ -1,0 +1,138 @@
+"""The command's tree: the options of `tmem` itself, its commands by what they are for, and the end of every run."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import click
+
+import tmem
+from tmem.cli import bench, care, clients, files, happenings, look, moving, pools, top
+from tmem.cli.failures import Failed, Misused, explain
+from tmem.cli.session import DEFAULT_SERVER, Session, Tree, pass_session
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_INTERRUPTED = 130
+
+_SECTIONS = {
+    "Look": ("stat", "top", "events"),
+    "Pools": ("pool",),
+    "Files in a pool": ("put", "get", "flush"),
+    "Whole pools": ("save", "restore"),
+    "Care": ("check", "compact", "relinquish", "client", "worker"),
+    "Measure and test": ("bench", "inject", "version"),
+}
+
+_EPILOG = """\b
+Examples:
+  tmem stat                                 the store, every number with its unit
+  tmem pool create photos --codec zstd --quota 2GiB
+  tmem put photos cat.jpg ./cat.jpg         then: tmem get photos cat.jpg -o copy.jpg
+  tmem --server ram1:7717 top               live; q ends it
+  tmem save photos photos.tmem              then: tmem restore photos.tmem --pool copy
+  tmem pool ls --json | jq '.[].name'
+
+\b
+Every option of tmem is also a variable: TMEM_SERVER, TMEM_TIMEOUT, TMEM_CA ...
+Exit status: 0 done, 1 failed, 2 the command line makes no sense.
+"""
+
+
+class Root(Tree):
+    """`tmem` itself: its help has sections, and what goes wrong under it is one line."""
+
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **settings)
+        except click.UsageError as error:
+            raise _in_one_line(error) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        session = ctx.ensure_object(Session)
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _in_one_line(error) from error
+        except click.Abort:
+            click.echo(err=True)
+            raise Failed("nothing was done") from None
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            raise click.exceptions.Exit(_INTERRUPTED) from None
+        except (tmem.TmemError, ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise
+            raise explain(error, session.address, lambda: _names(session)) from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 click's
+        for title, names in _SECTIONS.items():
+            commands = [(name, self.commands[name].get_short_help_str(100)) for name in names]
+            with formatter.section(title):
+                formatter.write_dl(commands)
+
+
+@click.group(
+    cls=Root,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": None, "max_content_width": 100},
+)
+@click.option(
+    "--server",
+    metavar="ADDRESS",
+    envvar="TMEM_SERVER",
+    default=DEFAULT_SERVER,
+    show_default=True,
+    help="HOST:PORT of a tmemd, or shm://PATH, an arena of this machine.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    envvar="TMEM_TIMEOUT",
+    help="For one call; 10, and an hour where a whole store is gone through.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, exact numbers; lines of JSON for events and top.")
+@click.option("--ca", type=_FILE, envvar="TMEM_CA", help="Certificates that vouch for the server: TLS.")
+@click.option("--cert", type=_FILE, envvar="TMEM_CERT", help="This client's certificate.")
+@click.option("--key", type=_FILE, envvar="TMEM_KEY", help="Its private key.")
+@pass_session
+@click.pass_context
+def root(
+    context: click.Context,
+    session: Session,
+    server: str,
+    timeout: float | None,
+    as_json: bool,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+) -> None:
+    """Look at a store of tmem and care for it."""
+    options = session.options
+    options.server, options.timeout, options.json = server, timeout, as_json
+    options.ca, options.cert, options.key = ca, cert, key
+    context.call_on_close(session.close)
+
+
+for _module in (bench, care, clients, files, happenings, look, moving, pools, top):
+    for _command in _module.COMMANDS:
+        root.add_command(_command)
+
+
+def _in_one_line(error: click.UsageError) -> click.ClickException:
+    """What is wrong with the command line, and where to read; help that was asked for stays as it is."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error
+    command = error.ctx.command_path if error.ctx else "tmem"
+    return Misused(f"{error.format_message().rstrip('.')}; see `{command} --help`")
+
+
+def _names(session: Session) -> list[str]:
+    return [pool.name for pool in session.target.pools()]
+
+
+def run() -> None:
+    """The command, as a process."""
+    root(prog_name="tmem")

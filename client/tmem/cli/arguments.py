@@ -1,0 +1,63 @@
+"""What commands take: sizes, and the name of a pool that the shell can complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import tmem
+from tmem._sizes import parse_size
+from tmem.cli.session import DEFAULT_SERVER
+from tmem.cli.target import Target
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+_COMPLETION_SECONDS = 0.5
+
+
+class SizeType(click.ParamType[int, Any]):
+    """Bytes, or a number with a unit."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(value, param.human_readable_name.lower() if param else "size")
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class QuotaType(SizeType):
+    """A size, or `none`."""
+
+    name = "quota"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return 0 if value == "none" else super().convert(value, param, ctx)
+
+
+class PoolName(click.ParamType[str, Any]):
+    """The name of a pool, which the server completes."""
+
+    name = "pool"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        from click.shell_completion import CompletionItem
+
+        server = ctx.find_root().params.get("server") or os.environ.get("TMEM_SERVER") or DEFAULT_SERVER
+        with (
+            contextlib.suppress(tmem.TmemError, ValueError),
+            tmem.connect(server, timeout=_COMPLETION_SECONDS) as store,
+        ):
+            names = [pool.name for pool in Target(store, server).pools()]
+            return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return []
+
+
+SIZE = SizeType()
+QUOTA = QuotaType()
+POOL = PoolName()

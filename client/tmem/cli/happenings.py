@@ -1,0 +1,181 @@
+"""`tmem events` and `tmem inject`: what happens on a server, and what is made to happen to its calls."""
+
+from __future__ import annotations
+
+import re
+import threading
+from contextlib import closing
+from dataclasses import asdict
+from functools import cache
+from typing import TYPE_CHECKING, cast
+
+import click
+
+import tmem
+from tmem import _server
+from tmem.cli import text
+from tmem.cli.arguments import POOL
+from tmem.cli.output import Column
+from tmem.cli.session import Leaf, Session, pass_session
+from tmem_proto.v1 import admin_pb2 as admin
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from tmem._server import Event
+
+_NOUNS = {"evicted": "page", "refused": "page", "corrupt": "page", "recovered": "shard", "missed": "event"}
+_DELAY = re.compile(r"(\d+)(ms|s)", re.ASCII)
+_EXAMPLES = """\b
+Examples:
+  tmem inject Put=50ms
+  tmem inject Get=UNAVAILABLE,10% Exchange.put=UNAVAILABLE,after,1%
+  tmem inject
+"""
+_COLUMNS = (Column("METHOD"), Column("DELAY", right=True), Column("CODE"), Column("OF CALLS", right=True), Column(""))
+
+
+@click.command("events", cls=Leaf)
+@click.option("--pool", type=POOL, help="Of this pool alone.")
+@click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("--seconds", type=click.FloatRange(min=0), default=10.0, show_default=True, help="How long to watch.")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many events.")
+@pass_session
+def events(session: Session, pool: str | None, follow: bool, seconds: float, count: int | None) -> None:
+    """Watch what happens from now on: evictions, refusals, recoveries, pools that come and go."""
+    if pool is not None:
+        session.target.pool(pool)
+    store = session.target.store
+    watching = closing(cast("Generator[Event, None, None]", store.events(pool)))
+    timer = threading.Timer(seconds, store.close)
+    if not follow:
+        timer.start()
+    seen = 0
+    try:
+        with watching as stream:
+            for seen, event in enumerate(_until_closed(stream), start=1):
+                _tell(session, event)
+                if seen == count:
+                    break
+    except KeyboardInterrupt:
+        pass
+    finally:
+        timer.cancel()
+    if not seen and not follow:
+        session.output.say(f"nothing happened within {seconds:g} s")
+
+
+@click.command("inject", cls=Leaf, epilog=_EXAMPLES)
+@click.argument("faults", metavar="[METHOD=FAULT]...", nargs=-1)
+@pass_session
+def inject(session: Session, faults: tuple[str, ...]) -> None:
+    """Delay or fail calls, to test clients. A daemon takes it only if it was started to.
+
+    The faults take the place of all before; none ends them. METHOD is as in Put, Exchange.put, or * for every one.
+    FAULT is made of parts with commas between: a delay (50ms, 2s), a code (UNAVAILABLE), `after` to fail a call that
+    was carried out, as if its reply were lost, and a share of the calls (10%).
+    """
+    wanted = [parse_fault(fault) for fault in faults]
+    before = session.target.ask(lambda link: _server.inject(link, wanted))
+    if session.output.as_json:
+        session.output.document(
+            {"faults": [_as_dict(one) for one in wanted], "before": [_as_dict(one) for one in before]}
+        )
+        return
+    if wanted:
+        session.output.table(_COLUMNS, [_row(one) for one in wanted])
+    else:
+        session.output.say("calls are carried out as they come")
+    if before:
+        session.output.say(f"{text.quantity(len(before), 'fault')} from before ended")
+
+
+def parse_fault(given: str) -> admin.Injection:
+    """What `METHOD=FAULT` asks for."""
+    method, equals, rest = given.partition("=")
+    if not (method and equals and rest):
+        raise ValueError(f"{given!r} is no fault: expected METHOD=FAULT, such as Put=50ms,10%")
+    found = admin.Injection(method=method)
+    for part in rest.split(","):
+        delay = _DELAY.fullmatch(part)
+        if delay:
+            found.delay_ms = int(delay[1]) * (1000 if delay[2] == "s" else 1)
+        elif part.endswith("%"):
+            found.fraction = _fraction(given, part)
+        elif part == "after":
+            found.after = True
+        elif part.upper() in _codes():
+            found.code = _codes()[part.upper()]
+        else:
+            raise ValueError(f"{part!r} in {given!r} is no delay (50ms), share (10%), `after` or code (UNAVAILABLE)")
+    if found.after and not found.code:
+        raise ValueError(f"{given!r} has `after` and no code to answer with then")
+    return found
+
+
+def _fraction(given: str, part: str) -> float:
+    try:
+        share = float(part.removesuffix("%")) / 100
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ValueError(f"{part!r} in {given!r} is no share of calls: expected above 0% to 100%")
+    return share
+
+
+@cache
+def _codes() -> dict[str, int]:
+    """The numbers of gRPC's codes, success apart."""
+    import grpc
+
+    return {code.name: code.value[0] for code in grpc.StatusCode if code.value[0]}
+
+
+def _code_name(number: int) -> str:
+    return {code: name for name, code in _codes().items()}.get(number, "OK" if number == 0 else str(number))
+
+
+def _until_closed(stream: Iterator[Event]) -> Iterator[Event]:
+    """The events until the timer closes the store."""
+    try:
+        yield from stream
+    except tmem.ClosedError:
+        return
+
+
+def _tell(session: Session, event: Event) -> None:
+    if session.output.as_json:
+        session.output.line(asdict(event))
+        return
+    what = event.kind.replace("_", " ")
+    if event.kind in _NOUNS:
+        what += f" {text.quantity(event.count, _NOUNS[event.kind])}"
+    parts = [text.moment(event.time), f"{text.printable(event.pool) or '(store)':<20}", what]
+    if event.cause:
+        parts.append(f"({text.printable(event.cause)})")
+    if event.client:
+        parts.append(f"of {text.printable(event.client)}")
+    session.output.say("  ".join(parts))
+
+
+def _row(fault: admin.Injection) -> list[str]:
+    return [
+        text.printable(fault.method),
+        f"{fault.delay_ms} ms" if fault.delay_ms else text.NONE,
+        _code_name(fault.code) if fault.code else text.NONE,
+        f"{100 * (fault.fraction or 1):g} %",
+        "after it was carried out" if fault.after else "",
+    ]
+
+
+def _as_dict(fault: admin.Injection) -> dict[str, object]:
+    return {
+        "method": fault.method,
+        "delay_ms": fault.delay_ms,
+        "code": _code_name(fault.code),
+        "fraction": fault.fraction or 1.0,
+        "after": fault.after,
+    }
+
+
+COMMANDS = (events, inject)

@@ -1,0 +1,88 @@
+"""Restores a pool from a file: the whole file is checked first, then each page again before it is put."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import tmem
+from tmem._settings import PoolSettings
+from tmem.cli.pagesfile import Pages, PagesFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tmem._pool import Pool
+    from tmem.cli.pagesfile import Reader, Record
+    from tmem.cli.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore has done."""
+
+    pool: str
+    made: bool
+    """Whether the pool is new."""
+    put: int
+    refused: dict[str, int]
+
+
+def pool_for(target: Target, reader: Reader, name: str, merge: bool) -> tuple[Pool, bool]:
+    """The pool to restore to, made with the saved settings where there is none; and whether it was."""
+    try:
+        view = target.pool(name)
+    except tmem.UnknownPoolError:
+        _make(target, name, _settings(reader))
+        return target.store.find_pool(name), True
+    if view.page_size != reader.page_size:
+        raise tmem.MismatchError(f"pool {name!r} has pages of {view.page_size} bytes, the file of {reader.page_size}")
+    if view.stats["pages"] and not merge:
+        raise tmem.MismatchError(
+            f"pool {name!r} holds {view.stats['pages']:,} pages: give another name with --pool, or --merge into it"
+        )
+    return target.store.find_pool(name), False
+
+
+def restore(reader: Reader, pool: Pool, made: bool, progress: Callable[[int], None]) -> Restored:
+    """Put every page of the file, in its order, so that what was later is what stays."""
+    refused: Counter[str] = Counter()
+    put = 0
+    for record in reader.records():
+        reasons = _apply(reader, pool, record)
+        refused.update(reasons)
+        if isinstance(record, Pages):
+            put += len(record.entries)
+            progress(len(record.entries))
+    return Restored(pool.name, made, put - refused.total(), dict(refused))
+
+
+def _apply(reader: Reader, pool: Pool, record: Record) -> list[str]:
+    """The reasons of refusals."""
+    if not isinstance(record, Pages):
+        pool.flush(record.oid, record.indices)
+        return []
+    try:
+        pages = record.decoded(reader.page_size)
+    except ValueError as error:
+        raise PagesFileError(f"{error}: the file was written from damaged memory") from None
+    return [str(outcome.reason) for outcome in pool.put(record.oid, pages).values() if not outcome]
+
+
+def _settings(reader: Reader) -> PoolSettings:
+    saved: dict[str, Any] = reader.header["settings"]
+    known = {name: saved[name] for name in PoolSettings.__slots__ if name in saved}
+    try:
+        return PoolSettings(**known)
+    except TypeError:
+        missing = ", ".join(sorted(set(PoolSettings.__slots__) - known.keys()))
+        raise PagesFileError(f"the header lacks the settings {missing}") from None
+
+
+def _make(target: Target, name: str, settings: PoolSettings) -> None:
+    """Make the pool, for whoever asks where the owner it had cannot be named."""
+    try:
+        target.create(name, settings)
+    except tmem.DeniedError:
+        target.create(name, replace(settings, owner=""))

@@ -1,0 +1,144 @@
+"""The command `tmem` as a process: exit status, signals, a terminal, completion, and what it needs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+import tmem
+from tests.integration.daemons import daemon
+from tests.support import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TMEM = [sys.executable, "-m", "tmem.cli"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A daemon with a pool `swap` of 100 pages."""
+    with daemon("--memory", "32MiB") as running, tmem.connect(running.address) as store:
+        store.pool("swap").put_range(1, 0, run(0, 100))
+        yield running.address
+
+
+def command(server: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "TMEM_SERVER": server, **environment}
+    return subprocess.run([*TMEM, *arguments], env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_is_a_process_with_an_exit_status(server: str) -> None:
+    listed = command(server, "pool", "ls", "--json")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert [pool["name"] for pool in json.loads(listed.stdout)] == ["swap"]
+    unknown = command(server, "stat", "swop")
+    assert (unknown.returncode, unknown.stdout, unknown.stderr.count("\n")) == (1, "", 1)
+    assert command(server, "stat", "--nonsense").returncode == 2
+
+
+def test_it_says_what_to_install_where_its_extras_are_missing() -> None:
+    for missing in ("click", "rich"):
+        script = f"import sys; sys.modules[{missing!r}] = None; from tmem.cli import main; main()"
+        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert ended.returncode == 2
+        assert ended.stderr == f"tmem: {missing} is not installed: pip install 'tmem[cli]'\n"
+
+
+def test_the_shell_completes_commands_and_names_of_pools(server: str) -> None:
+    def complete(line: str) -> list[str]:
+        asked = command(
+            server, _TMEM_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(line.split(" ")) - 1)
+        )
+        return [entry.partition(",")[2] for entry in asked.stdout.splitlines()]
+
+    assert complete("tmem re") == ["relinquish", "restore"]
+    assert complete("tmem stat s") == ["swap"]
+
+
+class Terminal:
+    """A process on a terminal of its own."""
+
+    def __init__(self, *arguments: str, columns: int = 80, lines: int = 24) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        self.process = subprocess.Popen(
+            [*TMEM, *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**environment, "TERM": "xterm-256color"},
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.said = ""
+
+    def read_until(self, pattern: str) -> str:
+        """What it says up to the pattern, from the beginning."""
+        end = time.monotonic() + 30
+        while not re.search(pattern, self.said):
+            assert select.select([self._master], [], [], end - time.monotonic())[0], self.said
+            try:
+                self.said += os.read(self._master, 65536).decode()
+            except OSError:  # what a terminal is at its end
+                raise AssertionError(self.said) from None
+        return self.said
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(timeout=20)
+        finally:
+            self.process.kill()
+            os.close(self._master)
+
+
+@pytest.mark.parametrize("way", ["q", "interrupt"])
+def test_top_redraws_one_screen_until_q_or_an_interrupt(server: str, way: str) -> None:
+    terminal = Terminal("--server", server, "top", "--interval", "0.1")
+    terminal.read_until(r"(?s)\x1b\[\?1049h.*swap.*swap.*swap")
+    if way == "q":
+        terminal.press(b"q")
+    else:
+        terminal.process.send_signal(signal.SIGINT)
+    terminal.read_until(r"\x1b\[\?1049l")
+    assert terminal.end() == 0
+    drawn = terminal.said.partition("\x1b[?1049h")[2]
+    assert "\x1b[2J" not in drawn.partition("swap")[2]
+
+
+def test_colours_are_for_terminals_that_want_them(server: str) -> None:
+    assert "\x1b[" not in command(server, "pool", "ls").stdout
+    terminal = Terminal("--server", server, "pool", "ls")
+    assert "\x1b[1m" in terminal.read_until("swap")
+    assert terminal.end() == 0
+
+
+def test_an_interrupt_ends_long_work_without_a_trace(server: str) -> None:
+    terminal = Terminal("--server", server, "events", "--follow")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() in (0, 130, -signal.SIGINT)
+    assert "Traceback" not in terminal.said
+
+
+def test_a_reader_that_goes_away_is_no_trouble(server: str) -> None:
+    line = f"{sys.executable} -m tmem.cli --server {server} top --iterations 50 --interval 0.05 --json | head -1"
+    ended = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=False)
+    assert json.loads(ended.stdout)["pools"][0]["name"] == "swap"
+    assert "Traceback" not in ended.stderr
