@@ -46,7 +46,7 @@ class Corpus:
 
 def libraries(limit: int) -> Iterator[bytes]:
     """Whole pages of this machine's shared libraries, in the order of their paths, up to `limit` bytes."""
-    for path in _library_files():
+    for path in library_files():
         data = path.read_bytes()
         data = data[: min(limit, len(data)) // PAGE * PAGE]
         limit -= len(data)
@@ -55,7 +55,8 @@ def libraries(limit: int) -> Iterator[bytes]:
             return
 
 
-def _library_files() -> Iterator[Path]:
+def library_files() -> Iterator[Path]:
+    """Shared libraries of this machine, each once."""
     seen = set()
     for root in map(Path, _LIBRARY_ROOTS):
         for path in sorted(root.rglob("*.so*")):

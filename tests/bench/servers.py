@@ -59,7 +59,8 @@ class Server:
 
     def start(self) -> None:
         """Start it; it takes connections when this returns."""
-        self._log.truncate(0)
+        self._log.seek(0)
+        self._log.truncate()
         self._process = subprocess.Popen(
             self.command(), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
         )

@@ -17,8 +17,8 @@ from functools import partial
 
 import tmem
 import tmem.aio
+from tests.bench.child import Child, obey
 from tests.bench.figures import Figure
-from tests.bench.rpc.child import Child, obey
 from tests.bench.rpc.setting import Setting, against
 from tests.bench.rpc.turns import in_turn
 from tests.bench.servers import Tmemd

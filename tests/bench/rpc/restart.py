@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import tmem
+from tests.bench.child import Child, reply
 from tests.bench.figures import Figure
-from tests.bench.rpc.child import Child, reply
 from tests.bench.rpc.clients import BATCH, Tmem
 from tests.bench.rpc.setting import Setting, say
 from tests.bench.servers import Tmemd

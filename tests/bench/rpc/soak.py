@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from grpc import aio
 
+from tests.bench.child import Child, obey
 from tests.bench.figures import Figure
 from tests.bench.kills import stamped
-from tests.bench.rpc.child import Child, obey
 from tests.bench.rpc.setting import Setting, say
 from tests.bench.servers import Tmemd
 from tmem_proto.v1 import tmem_pb2 as pb
