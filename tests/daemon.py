@@ -33,6 +33,8 @@ class Daemon:
         else:
             raise AssertionError(self.process.stderr.read())
         self.address = self._said(r"listening on (\S+)")
+        more = re.search(r"more workers on (.*)", self.said)
+        self.addresses = [self.address, *(more[1].split(", ") if more else ())]
         self.metrics_url = self._said(r"metrics on (\S+)")
 
     def _said(self, pattern: str) -> str:
@@ -74,6 +76,7 @@ class Client:
     """Raw stubs on one connection, and the session of one pool."""
 
     def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self.address = address
         # Each client has a connection of its own, as another process would.
         options = [("grpc.use_local_subchannel_pool", 1)]
         self.channel = (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import tmem
+from tests.daemon import daemon as workers
 from tests.integration.daemons import blocking, daemon
 from tests.integration.test_bad_input import BAD_SETTINGS, KEPT, WRONG_TYPES, WRONG_VALUES
 from tests.support import PAGE, filled, noise, page, run
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 STORED = Outcome(stored=True)
 REPLACED = Outcome(stored=True, replaced=True)
-REMOTE = ("grpc", "grpc-raw", "aio", "aio-raw")
+REMOTE = ("grpc", "grpc-raw", "aio", "aio-raw", "worker", "aio-worker")
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,13 @@ def server() -> Iterator[str]:
         yield running.address
 
 
+@pytest.fixture(scope="module")
+def worker() -> Iterator[str]:
+    """The address of the second worker of a daemon that all tests here share."""
+    with workers("--workers=2") as running:
+        yield running.addresses[1]
+
+
 @contextlib.contextmanager
 def _shm(path: Path) -> Iterator[tmem.Store]:
     with tmem.open(memory="32MiB", arena=path), tmem.connect(f"shm://{path}") as store:
@@ -36,7 +44,7 @@ def _shm(path: Path) -> Iterator[tmem.Store]:
 
 
 @pytest.fixture(params=["embedded", "shm", *REMOTE])
-def store(request: pytest.FixtureRequest, tmp_path: Path, server: str) -> Iterator[Any]:
+def store(request: pytest.FixtureRequest, tmp_path: Path, server: str, worker: str) -> Iterator[Any]:
     """A store without pools, over each way in."""
     ways: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
         "embedded": lambda: tmem.open(memory="32MiB"),
@@ -45,6 +53,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, server: str) -> Iterat
         "grpc-raw": lambda: tmem.connect(f"grpc://{server}", encoding="raw"),
         "aio": lambda: blocking(server),
         "aio-raw": lambda: blocking(f"grpc://{server}", encoding="raw"),
+        "worker": lambda: tmem.connect(worker),
+        "aio-worker": lambda: blocking(worker),
     }
     with ways[request.param]() as store:
         yield store
