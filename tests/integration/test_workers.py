@@ -136,19 +136,18 @@ def test_a_new_client_is_sent_where_fewer_are(running: Daemon) -> None:
 
 def test_a_worker_killed_under_load_loses_nothing_and_disturbs_no_other() -> None:
     with daemon("--workers=2") as running:
-        struck = [Putter(running.addresses[1], f"struck{at}") for at in range(2)]
-        other = Putter(running.addresses[0], "other")
+        putters = [Putter(running.address, f"pool{at}") for at in range(4)]
         for _ in range(3):
             kill_worker(running, 1)
-            for putter in (*struck, other):
+            for putter in putters:
                 putter.put_more(20)
-        for putter in (*struck, other):
+        for putter in putters:
             putter.end()
-        assert other.failed_calls == 0
-        assert all(putter.failed_calls > 0 for putter in struck)
+        disturbed = [putter for putter in putters if putter.failed_calls]
+        assert 0 < len(disturbed) < len(putters)
         assert workers(running.address).workers[1].replaced == 3
-        with tmem.connect(running.addresses[0]) as store:
-            for putter in (*struck, other):
+        with tmem.connect(running.address) as store:
+            for putter in putters:
                 putter.verify(store.find_pool(putter.pool))
             assert store.check() == []
 
