@@ -13,6 +13,8 @@ from grpc_reflection.v1alpha import reflection
 from tmem_proto.v1 import admin_pb2, admin_pb2_grpc, tmem_pb2, tmem_pb2_grpc
 from tmemd.access import Access
 from tmemd.admin import AdminService
+from tmemd.channelz import SERVICE_NAME as CHANNELZ
+from tmemd.channelz import Channelz
 from tmemd.counts import Counts
 from tmemd.errors import ConfigError
 from tmemd.identity import Identities
@@ -70,7 +72,9 @@ class Daemon:
         tmem_pb2_grpc.add_TmemServicer_to_server(pages, self._server)
         admin_pb2_grpc.add_TmemAdminServicer_to_server(admin, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        Channelz(self.counts, identities, injections).add_to(self._server)
+        shown = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME, CHANNELZ)
+        reflection.enable_server_reflection(shown, self._server)
         self._exposition: Any = None
         self.port = 0
         self.address = ""
@@ -134,5 +138,6 @@ def _server(config: Config) -> aio.Server:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", config.max_streams),
         ("grpc.so_reuseport", 0),
+        ("grpc.enable_channelz", 1),
     ]
     return aio.server(options=options, maximum_concurrent_rpcs=config.max_calls)

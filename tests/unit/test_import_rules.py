@@ -31,7 +31,8 @@ DAEMON_LAYERS = {
     "child": {"control", "workers", "counts", "errors", "logs"},
     "worker": {"daemon", "control", "workers", "config", "counts", "errors", "logs", "signals", "values"},
     "daemon": {"service", "admin", "metrics", "access", "sessions", "identity", "tls", "inject", "store", "null"}
-    | {"watch", "workers", "signals", "surface", "config", "counts", "values", "errors"},
+    | {"channelz", "watch", "workers", "signals", "surface", "config", "counts", "values", "errors"},
+    "channelz": {"calls", "identity", "inject", "counts"},
     "service": {"access", "sessions", "wire", "calls", "identity", "inject", "surface", "config", "counts", "errors"},
     "admin": {"access", "roster", "sessions", "wire", "calls", "identity", "inject", "surface", "config", "counts"}
     | {"watch", "workers", "errors"},
