@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import grpc
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +58,12 @@ class Authority:
             return grpc.ssl_channel_credentials(self.file.read_bytes())
         cert, key = client.pem
         return grpc.ssl_channel_credentials(self.file.read_bytes(), key, cert)
+
+    def signer(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+        """The authority's own certificate and key."""
+        key = serialization.load_pem_private_key(self._ca.private_key_pem.bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return x509.load_pem_x509_certificate(self._ca.cert_pem.bytes()), key
 
     def _write(self, name: str, made: trustme.LeafCert) -> Pair:
         self._made += 1

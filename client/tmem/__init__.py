@@ -32,6 +32,7 @@ from tmem._open import connect, open
 from tmem._outcome import Outcome, Outcomes
 from tmem._pool import Pool
 from tmem._store import Store
+from tmem._tls import Tls
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "Outcomes",
     "Pool",
     "Store",
+    "Tls",
     "TmemError",
     "UnavailableError",
     "UnknownPoolError",

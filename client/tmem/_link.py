@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OnUnavailable: TypeAlias = Literal["raise", "miss"]
 
-_GRPC = "grpc://"
+_SCHEMES = ("grpc://", "grpcs://")
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 2.0
 
 
@@ -151,13 +151,16 @@ class Link:
 
 def parse_target(address: str) -> str:
     """`HOST:PORT` of a server's address."""
-    target = address.removeprefix(_GRPC)
+    scheme = next((scheme for scheme in _SCHEMES if address.startswith(scheme)), "")
+    target = address.removeprefix(scheme)
     host, colon, port = target.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
     if not (bare and colon and port.isdecimal() and port.isascii() and 0 < int(port) < 65536) or (
         "/" in host or (":" in host and bare == host)
     ):
-        raise ValueError(f"address is {address!r}; expected HOST:PORT, grpc://HOST:PORT or shm://PATH")
+        raise ValueError(
+            f"address is {address!r}; expected HOST:PORT, grpc://HOST:PORT, grpcs://HOST:PORT or shm://PATH"
+        )
     return target
 
 

@@ -8,6 +8,7 @@ from tmem import _local
 from tmem._link import OnUnavailable, Options, parse_target
 from tmem._sizes import Size, parse_size
 from tmem._store import Store
+from tmem._tls import Tls, channel_credentials
 
 if TYPE_CHECKING:
     import os
@@ -66,6 +67,7 @@ def connect(
     timeout: float = 10.0,
     encoding: Wire = "lz4",
     on_unavailable: OnUnavailable = "raise",
+    tls: Tls | None = None,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> Store:
     """Connect to a store that exists.
@@ -73,8 +75,8 @@ def connect(
     A connection to a server is made by the first call, and again by itself after it broke or the server restarted.
 
     Args:
-        address: `HOST:PORT` or `grpc://HOST:PORT`, a server; or `shm://PATH`, the arena at PATH on this machine (taken
-            as it is, with at least one slash: `shm:///dev/shm/tmem`).
+        address: `HOST:PORT` or `grpc://HOST:PORT`, a server; `grpcs://HOST:PORT`, the same over TLS; or `shm://PATH`,
+            the arena at PATH on this machine (taken as it is, with at least one slash: `shm:///dev/shm/tmem`).
         mlock: `shm://` only: keep the arena from being swapped out.
         timeout: Server only, as all below: seconds that one call may take, and that an operation goes on trying while
             the server is away. An operation of many calls may take longer as long as calls come back.
@@ -84,11 +86,14 @@ def connect(
             `"unavailable"`, and flushes find nothing; the pages concerned are flushed before anything else once the
             server is back, so none that was refused or flushed is seen again. A get of a persistent pool raises all
             the same: its page is not lost.
-        credentials: TLS, from `grpc.ssl_channel_credentials`; None is plain text.
+        tls: TLS, with these files; None is plain text, unless the address begins with `grpcs://`, which trusts whom the
+            system trusts.
+        credentials: TLS as gRPC has it, from `grpc.ssl_channel_credentials`, instead of `tls`.
 
     Raises:
         ArenaError: There is no arena at the path, or it cannot be used.
         EngineMissingError: The native part is not installed (`shm://` only).
+        OSError: A file of `tls` cannot be read.
         ValueError: The address is of a kind that this version does not know, or an option makes no sense.
     """
     if not isinstance(address, str):
@@ -97,10 +102,11 @@ def connect(
         return Store(_local.attach_arena(_arena_path(address), mlock=mlock))
     target = parse_target(address)
     options = Options(timeout=timeout, encoding=encoding, on_unavailable=on_unavailable)
+    secure = channel_credentials(address, tls, credentials)
     # gRPC is slow to import, and a store in this process does without.
     from tmem._grpc import GrpcStore
 
-    return Store(GrpcStore(target, options, credentials))
+    return Store(GrpcStore(target, options, secure))
 
 
 def _arena_path(address: str) -> str:

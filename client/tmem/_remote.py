@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tmem import _args, _wire
-from tmem._errors import ClosedError, CorruptPageError, UnavailableError, UnknownPoolError
+from tmem._errors import ClosedError, CorruptPageError, DeniedError, UnavailableError, UnknownPoolError
 from tmem._outcome import UNAVAILABLE_CODE
 from tmem._session import Session, batches
 from tmem._steps import Steps, call
@@ -308,7 +308,10 @@ class RemoteStore:
         return list((yield from call(self.link, "Check", admin.CheckRequest())).violations)
 
     def _stats(self) -> Steps[admin.StatsResponse]:
+        """Numbers of the whole store, which a server has for administrators only."""
         stats: admin.StatsResponse = yield from call(self.link, "Stats", admin.StatsRequest())
+        if not stats.store:
+            raise DeniedError(f"client {stats.client!r} is no administrator")
         return stats
 
     def _adopt(self, session: Session) -> RemotePool:

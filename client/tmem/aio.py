@@ -30,6 +30,7 @@ from tmem._remote import RemotePool, RemoteStore
 from tmem._settings import PoolOptions, PoolSettings, pool_settings
 from tmem._sizes import Size, parse_size
 from tmem._steps import Replies, Send, Steps, Wait
+from tmem._tls import Tls, channel_credentials
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -54,13 +55,14 @@ def connect(
     timeout: float = 10.0,
     encoding: Wire = "lz4",
     on_unavailable: OnUnavailable = "raise",
+    tls: Tls | None = None,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> AsyncStore:
     """Connect to a server; the arguments are those of `tmem.connect`. To be called where an event loop runs."""
     if not isinstance(address, str):
         raise TypeError(f"address must be a str, not {type(address).__name__}")
     link = Link(parse_target(address), Options(timeout=timeout, encoding=encoding, on_unavailable=on_unavailable))
-    return AsyncStore(_Driver(link, credentials))
+    return AsyncStore(_Driver(link, channel_credentials(address, tls, credentials)))
 
 
 class _Driver:

@@ -210,7 +210,7 @@ def test_an_administrator_cares_for_all_pools(tenants: Tenants) -> None:
 
 
 def test_only_an_administrator_names_another_owner(tenants: Tenants) -> None:
-    settings = pb.PoolSettings(kind="persistent", owner="alice")
+    settings = pb.PoolSettings(kind="persistent", owner="bob")
     request = pb.OpenPoolRequest(name="theirs", settings=settings)
     assert status(lambda: tenants.carol.tmem.OpenPool(request)) == DENIED
     assert status(lambda: tenants.carol.open("heavy", kind="ephemeral", weight=2)) == DENIED

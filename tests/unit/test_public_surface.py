@@ -34,6 +34,7 @@ SURFACE = {
     "Outcomes",
     "Pool",
     "Store",
+    "Tls",
     "TmemError",
     "UnavailableError",
     "UnknownPoolError",

@@ -1,0 +1,241 @@
+"""TLS over real sockets: who gets in, who they are, and certificates that change while the daemon runs."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import NameOID
+
+import tmem
+import tmem.aio
+from tests.certificates import Authority, Pair
+from tests.daemon import Client, Daemon, daemon
+from tests.integration.daemons import blocking
+from tests.support import page
+from tmem_proto.v1 import admin_pb2 as admin
+from tmem_proto.v1 import tmem_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+UNAVAILABLE, UNAUTHENTICATED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def mutual(authority: Authority) -> Iterator[Daemon]:
+    with daemon(*authority.flags(authority.server())) as running:
+        yield running
+
+
+@contextmanager
+def connected(address: str, credentials: grpc.ChannelCredentials | None) -> Iterator[Client]:
+    client = Client(address, credentials)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def who(address: str, credentials: grpc.ChannelCredentials | None) -> str:
+    """As the daemon sees it."""
+    with connected(address, credentials) as client:
+        return client.admin.Stats(admin.StatsRequest(), timeout=10).client
+
+
+def refusal(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.StatusCode:
+    with pytest.raises(grpc.RpcError) as caught:
+        who(address, credentials)
+    assert isinstance(caught.value, grpc.Call)
+    return caught.value.code()
+
+
+def test_a_client_is_the_name_in_its_certificate(authority: Authority, mutual: Daemon) -> None:
+    for name, also, known in (
+        ("alice", (), "alice"),
+        ("alice", ("web.example",), "alice"),
+        ("", ("web.example", "spiffe.example"), "web.example"),
+        ("ä" * 32, (), "ä" * 32),
+    ):
+        assert who(mutual.address, authority.credentials(authority.client(name, also=also))) == known
+
+
+@pytest.mark.parametrize(
+    "name", ["local", "network", "two\nlines", "x" * 33 + "." + "y" * 31, "x" * 60 + "." + "y" * 60]
+)
+def test_a_name_that_cannot_be_a_clients_is_refused(authority: Authority, mutual: Daemon, name: str) -> None:
+    pair = authority.client("", also=(name,)) if "." in name else authority.client(name)
+    assert refusal(mutual.address, authority.credentials(pair)) == UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("where", ["common name", "DNS name", "neither"])
+def test_a_part_of_a_name_is_no_name(authority: Authority, mutual: Daemon, where: str, tmp_path: Path) -> None:
+    """GRPC shows `alice` of `alice` + zero byte + `.example`; a certificate of an address only shows none."""
+    credentials = authority.credentials(_odd(authority, where, tmp_path))
+    assert refusal(mutual.address, credentials) == UNAUTHENTICATED
+    with connected(mutual.address, credentials) as client:
+        with pytest.raises(grpc.RpcError) as caught:
+            next(client.tmem.Exchange(iter([pb.Command(id=1)]), timeout=10))
+        assert isinstance(caught.value, grpc.Call)
+        assert caught.value.code() == UNAUTHENTICATED
+
+
+def _odd(authority: Authority, where: str, directory: Path) -> Pair:
+    """A certificate that no decent authority makes."""
+    key = serialization.load_pem_private_key(authority.client("alice").key.read_bytes(), None)
+    signer, signer_key = authority.signer()
+    now = datetime.datetime.now(datetime.UTC)
+    cut = "alice\0.example"
+    subject = [x509.NameAttribute(NameOID.COMMON_NAME, cut)] if where == "common name" else []
+    other: x509.GeneralName = x509.DNSName(cut) if where == "DNS name" else x509.RFC822Name("alice@example.com")
+    made = (
+        x509.CertificateBuilder(signer.subject, x509.Name(subject), key.public_key(), x509.random_serial_number())  # type: ignore[arg-type]
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([other]), critical=False)
+        .sign(signer_key, hashes.SHA256())
+    )
+    pair = Pair(directory / "odd.pem", directory / "odd.key")
+    pair.cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    none = serialization.NoEncryption()
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    pair.key.write_bytes(key.private_bytes(pem, pkcs8, none))
+    return pair
+
+
+def test_without_a_good_certificate_nobody_gets_in(authority: Authority, mutual: Daemon, tmp_path: Path) -> None:
+    stranger = Authority(tmp_path / "stranger")
+    cert, key = stranger.client("alice").pem
+    ours = authority.file.read_bytes()
+    for credentials in (
+        authority.credentials(None),
+        grpc.ssl_channel_credentials(ours, key, cert),
+        authority.credentials(authority.client("alice", expired=True)),
+        stranger.credentials(authority.client("alice")),
+        None,
+    ):
+        assert refusal(mutual.address, credentials) == UNAVAILABLE
+    assert who(mutual.address, authority.credentials(authority.client("alice"))) == "alice"
+
+
+def test_connections_that_never_shake_hands_hold_up_nobody(authority: Authority, mutual: Daemon) -> None:
+    host, _, port = mutual.address.rpartition(":")
+    silent = [socket.create_connection((host, int(port))) for _ in range(50)]
+    for one in silent[:25]:
+        one.sendall(b"\x16\x03\x01")
+    assert who(mutual.address, authority.credentials(authority.client("alice"))) == "alice"
+    for one in silent:
+        one.close()
+
+
+def test_tls_without_client_certificates(authority: Authority) -> None:
+    server = authority.server("alone")
+    with daemon(f"--tls-cert={server.cert}", f"--tls-key={server.key}") as running:
+        assert who(running.address, authority.credentials(None)) == "local"
+        assert who(running.address, authority.credentials(authority.client("alice"))) == "local"
+        assert refusal(running.address, None) == UNAVAILABLE
+
+
+def replace(source: Path, target: Path) -> None:
+    """As renewers of certificates do it: in one step."""
+    new = target.with_suffix(".new")
+    new.write_bytes(source.read_bytes())
+    os.replace(new, target)
+
+
+def test_certificates_change_while_the_daemon_runs(tmp_path: Path) -> None:
+    old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
+    live = Authority(tmp_path / "live")
+    server, fresh = old.server(), new.server()
+    replace(old.file, live.file)
+    was, now = old.credentials(old.client("was")), new.credentials(new.client("now"))
+    with daemon(*live.flags(server)) as running, connected(running.address, was) as kept:
+        kept.open("kept")
+        assert refusal(running.address, now) == UNAVAILABLE
+        replace(fresh.key, server.key)
+        for _ in range(2):
+            assert who(running.address, was) == "was", "a key without its certificate changes nothing"
+        live.file.write_bytes(b"no certificate")
+        assert who(running.address, was) == "was"
+        live.file.unlink()
+        assert who(running.address, was) == "was"
+        replace(new.file, live.file)
+        replace(fresh.cert, server.cert)
+        assert who(running.address, now) == "now"
+        assert refusal(running.address, was) == UNAVAILABLE
+        assert kept.put({1: page(1)}) == bytes([pb.PUT_OUTCOME_STORED]), "a connection goes on"
+        running.process.terminate()
+        _, said = running.process.communicate(timeout=20)
+    assert said.count("TLS goes on with the certificates it had") == 3
+    assert said.count("TLS: the certificates are new") == 1
+    assert "PRIVATE" not in said
+
+
+@pytest.mark.parametrize("flavour", ["sync", "async"])
+def test_the_sdk_connects_by_files(authority: Authority, mutual: Daemon, flavour: str) -> None:
+    alice = authority.client("alice")
+    tls = tmem.Tls(ca=authority.file, cert=str(alice.cert), key=alice.key)
+    open_store = tmem.connect if flavour == "sync" else blocking
+    with open_store(mutual.address, tls=tls) as store:
+        pool = store.pool(f"sdk-{flavour}")
+        assert pool.put(1, {7: page(7)})[7].stored
+        assert pool.get(1, [7]) == {7: page(7)}
+        assert pool.settings.owner == "alice"
+        assert f"sdk-{flavour}" in [one.name for one in store.pools()]
+        for call in (store.stats, store.compact, lambda: store.memory):
+            with pytest.raises(tmem.DeniedError, match="alice"):
+                call()
+    other = authority.client("bob")
+    with open_store(mutual.address, tls=tmem.Tls(ca=authority.file, cert=other.cert, key=other.key)) as store:
+        with pytest.raises(tmem.DeniedError, match=f"sdk-{flavour}"):
+            store.find_pool(f"sdk-{flavour}")
+        assert store.pools() == []
+
+
+def test_the_sdk_says_so_where_the_server_is_not_trusted(mutual: Daemon, tmp_path: Path) -> None:
+    stranger = Authority(tmp_path)
+    tls = tmem.Tls(ca=stranger.file)
+    with tmem.connect(mutual.address, tls=tls, timeout=0.5) as store, pytest.raises(tmem.UnavailableError):
+        store.pools()
+
+
+def test_grpcs_trusts_whom_the_system_trusts(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    server = authority.server("public")
+    with daemon(f"--tls-cert={server.cert}", f"--tls-key={server.key}") as running:
+        with tmem.connect(f"grpcs://{running.address}") as store:
+            assert store.pools() == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(Authority(tmp_path).file))
+        with tmem.connect(f"grpcs://{running.address}", timeout=0.5) as store, pytest.raises(tmem.UnavailableError):
+            store.pools()
+
+
+def test_files_of_the_sdk_that_cannot_be_used(authority: Authority, tmp_path: Path) -> None:
+    alice, bob = authority.client("alice"), authority.client("bob")
+    connect = partial(tmem.connect, "localhost:1")
+    with pytest.raises(ValueError, match="are not a certificate and its key"):
+        connect(tls=tmem.Tls(cert=alice.cert, key=bob.key))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        connect(tls=tmem.Tls(ca=tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="pair"):
+        tmem.Tls(cert=alice.cert)
+    with pytest.raises(TypeError, match="path"):
+        tmem.Tls(ca=authority.file.read_bytes())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="exclude each other"):
+        connect(tls=tmem.Tls(), credentials=authority.credentials(None))
