@@ -159,6 +159,8 @@ def _agree(config: Config) -> None:
         raise ConfigError(f"workers is {config.workers}: the last one's port would be {last}")
     if config.workers > 1 and config.store != "arena":
         raise ConfigError(f"workers is {config.workers}: several processes share an arena, not store {config.store!r}")
+    if config.store == "null" and config.arena is not None:
+        raise ConfigError(f"store is 'null', which has no arena, but arena is {config.arena!r}: give one of the two")
     if config.memory < 1 << 20:
         raise ConfigError(f"memory is {config.memory} bytes; it must be at least 1 MiB")
     if not 64 << 10 <= config.max_message <= 64 << 20:

@@ -72,6 +72,13 @@ def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     return caught.value.code(), caught.value.details() or ""
 
 
+def watch(client: Client, pool: str = "") -> Iterator[admin.Event]:
+    """A stream of events that has begun."""
+    stream = client.admin.Watch(admin.WatchRequest(pool=pool), timeout=10)
+    assert stream.initial_metadata() is not None
+    return stream
+
+
 def status(call: Callable[[], object]) -> grpc.StatusCode:
     return refused(call)[0]
 
@@ -282,3 +289,25 @@ def test_a_pool_or_a_client_is_frozen_not_both(tenants: Tenants) -> None:
     for request in (admin.FreezeRequest(), admin.FreezeRequest(pool="one", client="ops")):
         with pytest.raises(grpc.RpcError, match="one of the two"):
             tenants.ops.admin.Freeze(request)
+
+
+def test_a_client_may_watch_its_own_pools_and_no_others(tenants: Tenants) -> None:
+    tenants.alice.open("hers", quota=1 << 20)
+    tenants.bob.open("his")
+    assert status(lambda: next(watch(tenants.alice))) == DENIED
+    assert status(lambda: next(watch(tenants.alice, "his"))) == DENIED
+    assert status(lambda: next(watch(tenants.bob, "hers"))) == DENIED
+    own, everything = watch(tenants.alice, "hers"), watch(tenants.ops)
+    for name in ("his", "hers"):
+        tenants.ops.admin.Freeze(admin.FreezeRequest(pool=name))
+    frozen = next(own)
+    assert (frozen.kind, frozen.pool, frozen.client) == (admin.EVENT_KIND_POOL_FROZEN, "hers", "alice")
+    assert {next(everything).pool, next(everything).pool} == {"his", "hers"}
+
+
+def test_a_watch_does_not_pass_to_the_next_owner_of_a_name(tenants: Tenants) -> None:
+    tenants.alice.open("passed", quota=1 << 20)
+    stream = watch(tenants.alice, "passed")
+    tenants.alice.admin.DestroyPool(admin.DestroyPoolRequest(name="passed"))
+    tenants.bob.open("passed")
+    assert [event.kind for event in stream] == [admin.EVENT_KIND_POOL_DESTROYED]

@@ -12,7 +12,9 @@ import pytest
 
 import tmem
 from tests.daemon import Client, Daemon, daemon
+from tests.integration.putter import Putter
 from tests.integration.test_arena_files import corrupt
+from tests.integration.test_workers import kill_worker
 from tests.support import noise, page
 from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1 import tmem_pb2
@@ -204,6 +206,34 @@ def test_corrupt_pages_are_told(arena: Path) -> None:
         watch = Watch(client.admin, "rotten")
         client.get([7])
         assert total(watch, pb.EVENT_KIND_CORRUPT, 1) == {("rotten", "")}
+        client.close()
+
+
+def test_shards_rebuilt_after_a_process_died_in_them_are_told(arena: Path) -> None:
+    """A writer on the same arena is killed at work, again and again until it held a shard."""
+    with daemon(f"--arena={arena}", "--shards=1") as running:
+        client = Client(running.address)
+        watch = Watch(client.admin)
+
+        for attempt in range(30):
+            writer = Putter(f"shm://{arena}", "pool")
+            writer.put_more(20)
+            writer.kill()
+            client.open(f"marker{attempt}")
+            if client.admin.Stats(pb.StatsRequest()).store["recoveries"]:
+                break
+        told = watch.until(lambda event: event.kind == pb.EVENT_KIND_RECOVERED)[-1]
+        assert (told.pool, told.count) == ("", 1)
+        client.close()
+
+
+def test_a_replaced_worker_is_told_by_the_others() -> None:
+    with daemon("--workers=2") as running:
+        client = Client(running.addresses[1])
+        watch = Watch(client.admin)
+        kill_worker(running, 0)
+        event = watch.next()
+        assert (event.kind, event.cause, event.count) == (pb.EVENT_KIND_WORKER_REPLACED, "worker 0", 1)
         client.close()
 
 
