@@ -28,6 +28,7 @@ _FIGURES: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "latency": latency.measure,
     "front": front.measure,
     "crowd": crowd.measure,
+    "workers": crowd.workers,
     "restart": restart.measure,
     "soak": soak.measure,
 }

@@ -25,6 +25,9 @@ from tests.bench.servers import Tmemd
 
 _CLIENTS = 200
 _PROCESSES = 4
+_FEW_CLIENTS = 8
+_FEW_PROCESSES = 2
+_FEW_CALLS = 200
 _PAGES = 1024
 _BATCH = 16
 _ALONE_CALLS = 1600
@@ -32,19 +35,12 @@ _CROWD_CALLS = 24
 _POOL = "crowd"
 
 
-def measure(setting: Setting, *flags: str, suffix: str = "") -> Iterator[Figure]:
+def measure(setting: Setting) -> Iterator[Figure]:
     """The 99th percentile with all at once, against one client's times the number of clients a core has to serve."""
-    with Tmemd(*flags) as daemon, contextlib.ExitStack() as stack:
-        with tmem.connect(daemon.address) as store:
-            pool = store.pool(_POOL, kind="persistent")
-            if not all(pool.put_range(1, 0, setting.pages.range(0, _PAGES))):
-                raise RuntimeError("the pages were not stored")
-
-        def client(count: int) -> Child:
-            return stack.enter_context(Child("tests.bench.rpc.crowd", daemon.address, count))
-
-        alone = [client(1)]
-        crowd = [client(_CLIENTS // _PROCESSES) for _ in range(_PROCESSES)]
+    with Tmemd() as daemon, contextlib.ExitStack() as stack:
+        _fill(setting, daemon)
+        alone = _clients(stack, daemon, 1, 1)
+        crowd = _clients(stack, daemon, _CLIENTS, _PROCESSES)
         runs = {
             "alone": partial(_p99_ms, alone, setting.scaled(_ALONE_CALLS)),
             "crowd": partial(_p99_ms, crowd, setting.scaled(_CROWD_CALLS)),
@@ -54,7 +50,41 @@ def measure(setting: Setting, *flags: str, suffix: str = "") -> Iterator[Figure]
     share = _CLIENTS / len(os.sched_getaffinity(0))
     peer = f"1 client x {_CLIENTS} / cores"
     theirs = [p99 * share for p99 in taken["alone"]]
-    yield against(setting, f"crowd.get16{suffix}", "ms, 99th percentile", taken["crowd"], peer, theirs)
+    yield against(setting, "crowd.get16", "ms, 99th percentile", taken["crowd"], peer, theirs)
+
+
+def workers(setting: Setting) -> Iterator[Figure]:
+    """What two workers serve to some clients, against one."""
+    with Tmemd("--workers=2") as two, Tmemd() as one, contextlib.ExitStack() as stack:
+        runs = {}
+        for name, daemon in (("two", two), ("one", one)):
+            _fill(setting, daemon)
+            clients = _clients(stack, daemon, _FEW_CLIENTS, _FEW_PROCESSES)
+            runs[name] = partial(_pages_per_second, clients, setting.scaled(_FEW_CALLS))
+        in_turn(runs, 1)
+        taken = in_turn(runs, setting.pairs)
+    yield against(setting, "workers.get16", "pages/s", taken["two"], "one worker", taken["one"])
+
+
+def _fill(setting: Setting, daemon: Tmemd) -> None:
+    with tmem.connect(daemon.address) as store:
+        pool = store.pool(_POOL, kind="persistent")
+        if not all(pool.put_range(1, 0, setting.pages.range(0, _PAGES))):
+            raise RuntimeError("the pages were not stored")
+
+
+def _clients(stack: contextlib.ExitStack, daemon: Tmemd, count: int, processes: int) -> list[Child]:
+    """So many clients, in so many processes."""
+    each = count // processes
+    return [stack.enter_context(Child("tests.bench.rpc.crowd", daemon.address, each)) for _ in range(processes)]
+
+
+def _pages_per_second(clients: list[Child], calls: int) -> float:
+    begun = time.perf_counter()
+    for child in clients:
+        child.order(calls)
+    made = sum(len(child.answer()) for child in clients)
+    return made * _BATCH / (time.perf_counter() - begun)
 
 
 def _p99_ms(clients: list[Child], calls: int) -> float:
