@@ -64,11 +64,15 @@ class Driver:
             steps.close()
 
     def watch(self, pool: str | None) -> Iterator[_server.Event]:
-        """Events as they come. A stream has no deadline; it ends with the iterator, the connection or the store."""
+        """Events from now on, as they come. No deadline: it ends with the iterator, the connection or the store."""
         request = _server.watch_request(pool)
         self._link.admit()
         self._place()
         stream = watch(self._connection.channel)(request)
+        stream.initial_metadata()  # waits until the watch has begun, or failed
+        return self._events(stream)
+
+    def _events(self, stream: Any) -> Iterator[_server.Event]:
         try:
             for message in stream:
                 yield _server.event(message)

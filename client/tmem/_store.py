@@ -139,10 +139,10 @@ class Store:
         return cast("list[Worker]", self._served("workers")())
 
     def events(self, pool: str | None = None) -> Iterator[Event]:
-        """What happens on the server, as it happens, of one pool or of all.
+        """What happens on the server from now on, as it happens, of one pool or of all.
 
-        The iterator waits for the next event. It ends with `UnavailableError` when the server goes away, with
-        `ClosedError` when the store is closed, and by its `close` method.
+        The iterator waits for the next event, and stops when the pool is destroyed. It ends with `UnavailableError`
+        when the server goes away, with `ClosedError` when the store is closed, and by its `close` method.
         """
         return cast("Iterator[Event]", self._served("events")(pool))
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 import grpc
@@ -91,6 +92,11 @@ class _Driver:
         request = _server.watch_request(pool)
         self.link.admit()
         stream: Any = watch(self._channel)(request)
+        with suppress(grpc.RpcError):  # which reading tells
+            await stream.initial_metadata()
+        return self._events(stream)
+
+    async def _events(self, stream: Any) -> AsyncIterator[_server.Event]:
         try:
             async for message in stream:
                 yield _server.event(message)
@@ -306,9 +312,9 @@ class AsyncStore:
         """As `Store.workers`."""
         return await self._run(_server.workers(self._driver.link))
 
-    def events(self, pool: str | None = None) -> AsyncIterator[_server.Event]:
-        """As `Store.events`, for `async for`."""
-        return self._driver.watch(pool)
+    async def events(self, pool: str | None = None) -> AsyncIterator[_server.Event]:
+        """As `Store.events`: `async for event in await store.events()`."""
+        return await self._driver.watch(pool)
 
     async def memory(self) -> int:
         """The most memory the store may use, in bytes."""

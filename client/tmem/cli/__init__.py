@@ -10,6 +10,7 @@ failure, 2 a command line that makes no sense. click and rich are extras: import
 
 from __future__ import annotations
 
+import os
 import sys
 
 _EXTRAS = ("click", "rich")
@@ -17,6 +18,7 @@ _EXTRAS = ("click", "rich")
 
 def main() -> None:
     """Run the command and exit."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs is in the errors too
     try:
         from tmem.cli.app import run
     except ModuleNotFoundError as error:

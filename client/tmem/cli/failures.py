@@ -79,8 +79,10 @@ def _away(why: str, address: str) -> str:
     lowered = reason.lower()
     if "resolution" in lowered or "name or service" in lowered:
         return f"the host of {address} is not known: check --server (TMEM_SERVER)"
-    if any(word in lowered for word in ("handshake", "ssl", "certificate", "wrong version")):
+    if any(word in lowered for word in ("handshake", "ssl_error", "certificate")):
         return f"{address} and this client do not agree on TLS: check --ca, --cert and --key: {reason}"
+    if "socket closed" in lowered:
+        return f"{address} hung up: does it want TLS? Give --ca, and --cert and --key where it asks who you are"
     if any(word in lowered for word in ("refused", "failed to connect", "unreachable", "tried again", "no route")):
         return f"nothing answers at {address}: is tmemd running? Start it, or name another with --server (TMEM_SERVER)"
     if any(word in lowered for word in ("deadline", "no answer")):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 import tmem
 from tmem.cli import text
 from tmem.cli.arguments import POOL
+from tmem.cli.failures import Failed
 from tmem.cli.output import Column
 from tmem.cli.session import Leaf, Session, pass_session
 from tmem.cli.units import grouped, unit_of
@@ -30,7 +31,12 @@ _CLASSES = tuple(
 def stat(session: Session, name: str | None, classes: bool) -> None:
     """Show every number of the store, or of a pool, with its unit."""
     if name is None:
-        _store(session, session.target.status())
+        status = session.target.status()
+        if not status.store:
+            raise Failed(
+                "the numbers of the store are for administrators; `tmem stat POOL` has those of a pool of yours"
+            )
+        _store(session, status)
     else:
         _pool(session, session.target.pool(name), classes)
 
@@ -39,16 +45,11 @@ def stat(session: Session, name: str | None, classes: bool) -> None:
 @pass_session
 def version(session: Session) -> None:
     """Show the versions of this command and of the server."""
-    found: dict[str, Any] = {"tmem": tmem.__version__, "server": None}
     session.output.say(f"tmem {tmem.__version__}")
-    try:
-        found["server"] = session.target.status().version
-    except tmem.DeniedError:
-        session.output.say(f"tmemd at {session.address}, whose version is for administrators")
-    else:
-        session.output.say(f"{'tmemd' if session.target.served else 'engine'} {found['server']} at {session.address}")
+    server = session.target.status().version
+    session.output.say(f"{'tmemd' if session.target.served else 'engine'} {server} at {session.address}")
     if session.output.as_json:
-        session.output.document(found)
+        session.output.document({"tmem": tmem.__version__, "server": server})
 
 
 def _store(session: Session, status: Status) -> None:

@@ -46,7 +46,7 @@ class PoolView:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A store at one moment; without a server `daemon` is empty."""
+    """A store at one moment. `store` is empty where the client may not know, `daemon` where there is no server too."""
 
     store: dict[str, int]
     arena: str | None
@@ -115,7 +115,7 @@ class Target:
                 return
 
     def status(self) -> Status:
-        """How the store is; `DeniedError` for a client that may not know."""
+        """How the store is. The server tells an administrator all of it, others its version and who they are."""
         if self.served:
             found = self.ask(_server.status)
             return Status(

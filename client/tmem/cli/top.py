@@ -49,11 +49,8 @@ def look(session: Session) -> Sample:
     clock = time.monotonic()
     pools = session.target.pools()
     latency = time.monotonic() - clock
-    try:
-        status = session.target.status()
-    except tmem.DeniedError:
-        status = of_pools(pools)
-    return Sample(clock, time.time(), latency, status, pools)
+    status = session.target.status()
+    return Sample(clock, time.time(), latency, status if status.store else of_pools(pools), pools)
 
 
 def _print(session: Session, interval: float, times: int | None) -> None:
