@@ -113,32 +113,31 @@ class RemotePool:
 
     def destroy(self) -> Steps[int]:
         yield from self.session.open()
-        yield from self._pool()
-        reply = yield from self._admin("DestroyPool", admin.DestroyPoolRequest(name=self.name))
+        reply = yield from self._admin(
+            "DestroyPool", admin.DestroyPoolRequest(name=self.name, pool_id=self.session.pool_id)
+        )
         self.session.gone = True
         dropped: int = reply.dropped
         return dropped
 
     def freeze(self) -> Steps[None]:
-        yield from self._pool()
-        yield from self._admin("Freeze", admin.FreezeRequest(pool=self.name))
+        yield from self._admin("Freeze", admin.FreezeRequest(pool=self.name, pool_id=self.session.pool_id))
 
     def thaw(self) -> Steps[None]:
-        yield from self._pool()
-        yield from self._admin("Thaw", admin.ThawRequest(pool=self.name))
+        yield from self._admin("Thaw", admin.ThawRequest(pool=self.name, pool_id=self.session.pool_id))
 
     def frozen(self) -> Steps[bool]:
         frozen: bool = (yield from self._pool()).frozen
         return frozen
 
     def set_quota(self, size: int) -> Steps[None]:
-        request = admin.SetQuotaRequest(pool=self.name, quota=_args.number(size, "quota", high=2**64 - 1))
-        yield from self._pool()
+        quota = _args.number(size, "quota", high=2**64 - 1)
+        request = admin.SetQuotaRequest(pool=self.name, quota=quota, pool_id=self.session.pool_id)
         yield from self._admin("SetQuota", request)
 
     def set_weight(self, weight: int) -> Steps[None]:
-        request = admin.SetWeightRequest(pool=self.name, weight=_args.number(weight, "weight", low=1))
-        yield from self._pool()
+        share = _args.number(weight, "weight", low=1)
+        request = admin.SetWeightRequest(pool=self.name, weight=share, pool_id=self.session.pool_id)
         yield from self._admin("SetWeight", request)
 
     def settings(self) -> Steps[dict[str, Any]]:
@@ -230,7 +229,6 @@ class RemotePool:
                 raise CorruptPageError(pages, corrupt)
 
     def _pool(self) -> Steps[admin.Pool]:
-        """The pool as it is now. What is asked by name comes after it, so that it is not asked of another pool."""
         pool: admin.Pool = (yield from self._admin("GetPool", admin.GetPoolRequest(name=self.name))).pool
         if self.session.is_other(pool.id):
             self.session.gone = True

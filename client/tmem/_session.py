@@ -109,7 +109,13 @@ class Session:
         self._lock = threading.Lock()
 
     def open(self) -> Steps[None]:
-        """Open the pool now, as any call does where that was not done."""
+        """Open the pool now, as any call does where that was not done.
+
+        Where there is nothing to send, the one trial of a server that is away is left to the caller.
+        """
+        with self._lock:
+            if self._id and not (self.gone or self._doubtful or self._debt):
+                return
         operation = _Operation(self.link.clock() + self.link.options.timeout)
         while True:
             try:

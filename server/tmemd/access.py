@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tmemd.clients import UNNAMED
-from tmemd.errors import DeniedError, LimitError, PoolExistsError, UnknownPoolError
+from tmemd.errors import DeniedError, LimitError, OtherPoolError, PoolExistsError, UnknownPoolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,9 +63,11 @@ class Access:
             raise DeniedError(f"client {client.name!r} may not open pool {name!r}")
         return pool
 
-    def own(self, client: Client, name: str) -> StorePool:
-        """A pool that the client may care for."""
+    def own(self, client: Client, name: str, number: int = 0) -> StorePool:
+        """A pool that the client may care for and, where the client says which it means, of that id."""
         pool = self._store.find_pool(name)
+        if number not in (0, pool.id):
+            raise OtherPoolError(name, number)
         if not _owns(client, pool.settings()):
             raise DeniedError(f"pool {name!r} is not client {client.name!r}'s own")
         return pool
@@ -80,14 +82,14 @@ class Access:
             raise DeniedError(f"client {client.name!r} may not care for pools of {owner!r}")
         return [pool for pool, settings in self._all() if settings.owner == owner]
 
-    def set_quota(self, client: Client, name: str, quota: int) -> None:
+    def set_quota(self, client: Client, name: str, quota: int, number: int = 0) -> None:
         """Limit a pool. Without a quota of its own it has what is left of its owner's."""
         with self._alone():
-            pool = self.own(client, name)
+            pool = self.own(client, name, number)
             pool.set_quota(self._part(pool.settings().owner, quota, but=name))
 
-    def set_weight(self, client: Client, name: str, weight: int) -> None:
-        pool = self.own(client, name)
+    def set_weight(self, client: Client, name: str, weight: int, number: int = 0) -> None:
+        pool = self.own(client, name, number)
         self._check_weight(client, weight)
         pool.set_weight(weight)
 

@@ -72,7 +72,7 @@ class AdminService(TmemAdminServicer):
 
     @rpc
     async def DestroyPool(self, request: pb.DestroyPoolRequest, client: Client) -> pb.DestroyPoolResponse:  # noqa: N802
-        pool = self._access.own(client, request.name)
+        pool = self._access.own(client, request.name, request.pool_id)
         return pb.DestroyPoolResponse(dropped=await self._store.call(pool.destroy))
 
     @rpc
@@ -89,12 +89,12 @@ class AdminService(TmemAdminServicer):
 
     @rpc
     async def SetQuota(self, request: pb.SetQuotaRequest, client: Client) -> pb.SetQuotaResponse:  # noqa: N802
-        self._access.set_quota(client, request.pool, request.quota)
+        self._access.set_quota(client, request.pool, request.quota, request.pool_id)
         return pb.SetQuotaResponse()
 
     @rpc
     async def SetWeight(self, request: pb.SetWeightRequest, client: Client) -> pb.SetWeightResponse:  # noqa: N802
-        self._access.set_weight(client, request.pool, request.weight)
+        self._access.set_weight(client, request.pool, request.weight, request.pool_id)
         return pb.SetWeightResponse()
 
     @rpc
@@ -180,7 +180,7 @@ class AdminService(TmemAdminServicer):
         if bool(request.pool) == bool(request.client):
             raise ValueError("name a pool or a client: one of the two")
         if request.pool:
-            return [self._access.own(client, request.pool)]
+            return [self._access.own(client, request.pool, request.pool_id)]
         return self._access.owned(client, request.client)
 
     def _watched(self, client: Client, name: str) -> StorePool | None:
