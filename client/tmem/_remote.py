@@ -241,6 +241,7 @@ class RemotePool:
         try:
             return (yield from call(self.link, method, request))
         except UnknownPoolError:
+            self.session.gone = True
             raise UnknownPoolError(self.name) from None
 
 

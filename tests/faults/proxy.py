@@ -8,19 +8,19 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
 T = TypeVar("T")
 
 _PREFACE, _HEADER = 24, 9
-_DATA, _HEADERS = 0, 1
+_DATA, _HEADERS = 0, 1  # types of frames
 
 
 class _Frames:
-    """Follows HTTP/2 frames (RFC 9113, section 4.1) and counts those of one type that are not empty."""
+    """Follows HTTP/2 frames (RFC 9113, section 4.1) and counts those of some types that are not empty."""
 
-    def __init__(self, kind: int, preface: int = 0) -> None:
-        self._kind = kind
+    def __init__(self, kinds: set[int], preface: int = 0) -> None:
+        self._kinds = kinds
         self._kept = bytearray()
         self._skip = preface
 
@@ -33,7 +33,7 @@ class _Frames:
             end = self._skip + _HEADER + int.from_bytes(header[:3], "big")
             if len(self._kept) < end:
                 break
-            found += header[3] == self._kind and end > self._skip + _HEADER
+            found += header[3] in self._kinds and end > self._skip + _HEADER
             del self._kept[:end]
             self._skip = 0
         return found
@@ -43,54 +43,74 @@ class _Connection:
     """One client's connection, and the one to the server that stands for it."""
 
     def __init__(self, proxy: Proxy, down: asyncio.StreamWriter, up: asyncio.StreamWriter) -> None:
-        self.proxy = proxy
-        self.down = down
-        self.up = up
-        self.diverted = False
-        self._severed = False
+        self._proxy = proxy
+        self._down = down
+        self._up = up
+        self._kept: list[bytes] | None = None
+        self._diverted = False
+        self._caught = False
+        self._gone = False
         self._answered = asyncio.Event()
-        self._messages = _Frames(_DATA, _PREFACE)
-        self._answers = _Frames(_HEADERS)
+        self._messages = _Frames({_DATA}, _PREFACE)
+        self._answers = _Frames({_DATA, _HEADERS})
 
     async def upward(self, reader: asyncio.StreamReader) -> None:
         """From the client to the server; what is held arrives even when the client has gone."""
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                if self._messages.ended(data) and self.diverted:
+                ended = self._messages.ended(data)
+                if self._kept is None:
+                    self._up.write(data)
+                    continue
+                self._kept.append(data)
+                if ended and self._diverted:
+                    self._caught = True
                     self.sever()
-                if await self.proxy.passing(self):
-                    self._answered.clear()
-                self.up.write(data)
-        if not (self._severed and self.diverted):
-            self.up.close()
+        self._gone = True
+        if self._kept is None:
+            self._up.close()
 
     async def downward(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
                 if self._answers.ended(data):
                     self._answered.set()
-                allowed = self.proxy.allowance(len(data))
-                self.down.write(data[:allowed])
+                allowed = self._proxy.allowance(len(data))
+                self._down.write(data[:allowed])
                 if allowed < len(data):
-                    await self.down.drain()
-                    self.up.transport.abort()
+                    await self._down.drain()
+                    self._up.transport.abort()
                     break
         self._answered.set()
-        self.down.close()
+        self._down.close()
+
+    def hold(self) -> None:
+        if self._kept is None:
+            self._kept = []
 
     def divert(self) -> None:
-        self.diverted = True
+        self.hold()
+        self._diverted = True
 
     def sever(self) -> None:
         """The client sees its connection reset; the server does not."""
-        self._severed = True
-        self.down.transport.abort()
+        self._down.transport.abort()
 
-    async def settled(self) -> None:
-        """A diverted message was answered; the connection is done with."""
-        if self._severed and self.diverted:
-            await self._answered.wait()
-            self.up.close()
+    async def release(self) -> None:
+        """Let what is held arrive. What was diverted is waited for until it is answered."""
+        if self._kept is None:
+            return
+        kept, self._kept = self._kept, None
+        self._answered.clear()
+        self._up.write(b"".join(kept))
+        if self._gone:
+            if self._caught:
+                await self._answered.wait()
+            self._up.close()
+
+    def abort(self) -> None:
+        self._down.transport.abort()
+        self._up.transport.abort()
 
 
 class Proxy:
@@ -101,7 +121,6 @@ class Proxy:
         self._target = host, int(port)
         self._loop = asyncio.new_event_loop()
         self._open: set[_Connection] = set()
-        self._held: dict[_Connection, asyncio.Event] = {}
         self._replies: int | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -110,16 +129,15 @@ class Proxy:
 
     def hold(self) -> None:
         """From now on nothing that the present connections send arrives. New connections are not affected."""
-        self._do(lambda: self._held.update((connection, asyncio.Event()) for connection in self._open))
+        self._each(_Connection.hold)
 
     def divert(self) -> None:
         """Hold as `hold` does, and cut each of these connections for its client as soon as a message of its is held."""
-        self.hold()
-        self._do(lambda: self._each(_Connection.divert, self._held))
+        self._each(_Connection.divert)
 
     def sever(self) -> None:
         """Cut the present connections for their clients; what is held is still on its way."""
-        self._do(lambda: self._each(_Connection.sever, self._open))
+        self._each(_Connection.sever)
 
     def release(self) -> None:
         """Let what is held arrive. Done when the server has answered what was diverted."""
@@ -127,7 +145,7 @@ class Proxy:
 
     def cut_replies_after(self, count: int) -> None:
         """Let `count` bytes more of replies pass, then cut that connection, once."""
-        self._do(lambda: setattr(self, "_replies", count))
+        self._replies = count
 
     def close(self) -> None:
         self._call(self._close)
@@ -136,18 +154,6 @@ class Proxy:
         self._loop.close()
 
     # --- on the loop ---
-
-    @staticmethod
-    def _each(change: Callable[[_Connection], None], connections: Iterable[_Connection]) -> None:
-        for connection in list(connections):
-            change(connection)
-
-    async def passing(self, connection: _Connection) -> bool:
-        """Wait while the connection is held; whether it was."""
-        held = self._held.get(connection)
-        if held is not None:
-            await held.wait()
-        return held is not None
 
     def allowance(self, size: int) -> int:
         """How many of `size` bytes of replies may pass."""
@@ -169,36 +175,30 @@ class Proxy:
             await asyncio.gather(connection.upward(reader), connection.downward(back))
         finally:
             self._open.discard(connection)
-            self._held.pop(connection, None)
+            connection.abort()
 
     async def _release(self) -> None:
-        held, self._held = self._held, {}
-        for event in held.values():
-            event.set()
-        await asyncio.sleep(0)  # what is held goes on its way
-        await asyncio.gather(*(connection.settled() for connection in held))
+        await asyncio.gather(*(connection.release() for connection in self._open))
 
     async def _close(self) -> None:
         self._server.close()
-        for connection in list(self._open):
-            connection.down.transport.abort()
-            connection.up.transport.abort()
-        for held in self._held.values():
-            held.set()
+        for connection in self._open:
+            connection.abort()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         await asyncio.gather(*others, return_exceptions=True)
+
+    def _each(self, change: Callable[[_Connection], None]) -> None:
+        async def done() -> None:
+            for connection in list(self._open):
+                change(connection)
+
+        self._call(done)
 
     def _call(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async def made() -> T:
             return await make()
 
         return asyncio.run_coroutine_threadsafe(made(), self._loop).result(30)
-
-    def _do(self, change: Callable[[], object]) -> None:
-        async def done() -> None:
-            change()
-
-        self._call(done)
 
 
 @contextlib.contextmanager
