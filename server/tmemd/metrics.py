@@ -50,7 +50,8 @@ class StoreCollector(Collector):
             ("tmem_sent_page_bytes_total", "Bytes of pages sent, as they went.", counts.bytes_out),
         ):
             yield family(name, about, ("encoding",), [((key,), by_encoding[key]) for key in ("raw", "lz4")])
-        calls = list(counts.calls.items())
+        # A fault is counted from 0 on, for a counter that begins at 1 shows no increase.
+        calls = {**{(method, "INTERNAL"): 0 for method in list(counts.latencies)}, **dict(counts.calls)}.items()
         yield family("tmem_calls_total", "Calls answered, by method and status.", ("method", "code"), calls)
         latency = HistogramMetricFamily("tmem_call_seconds", "Seconds to answer a call.", labels=["method"])
         for method, seen in list(counts.latencies.items()):

@@ -115,6 +115,7 @@ def test_calls_bytes_and_builds(client: Client, running: Daemon) -> None:
     build = frozenset({("version", tmemd.__version__), ("python", platform.python_version())})
     assert found["tmem_build_info", build] == 1
     assert found["tmem_calls_total", frozenset({("method", "Put"), ("code", "OK")})] >= 2
+    assert found["tmem_calls_total", frozenset({("method", "Put"), ("code", "INTERNAL")})] == 0
     assert found["tmem_call_seconds_count", frozenset({("method", "Get")})] >= 1
     assert found["tmem_received_page_bytes_total", frozenset({("encoding", "raw")})] >= 600 * 4096
     assert found["tmem_sent_page_bytes_total", frozenset({("encoding", "lz4")})] == 0
