@@ -13,6 +13,7 @@ from tmemd import __version__
 from tmemd.config import OPTIONS, dump, load
 from tmemd.errors import ConfigError, TmemdError, WorkerError
 from tmemd.logs import log_to_stderr
+from tmemd.notify import notify
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,6 +93,7 @@ def _announce(config: Config, metrics_url: str | None, addresses: Sequence[str])
     if others:
         print(f"{len(others)} more workers on {', '.join(others)}")
     print(f"listening on {first}", flush=True)
+    notify("READY=1")
 
 
 def _trust(config: Config) -> str:

@@ -25,7 +25,7 @@ ENGINE_USERS = {"tmem/_local.py", "tmemd/store.py"}
 # Inside the daemon: cli -> daemon -> {service, admin, metrics} -> surface, of which store and null are the two kinds;
 # with workers cli -> supervisor -> child, whose process is worker -> daemon. config, counts and errors are leaves.
 DAEMON_LAYERS = {
-    "cli": {"supervisor", "daemon", "config", "errors", "logs"},
+    "cli": {"supervisor", "daemon", "config", "errors", "logs", "notify"},
     "supervisor": {"child", "shared_arena", "metrics", "store", "surface", "workers", "config", "counts"}
     | {"control", "logs", "signals", "values"},
     "child": {"control", "workers", "counts", "errors", "logs"},
@@ -62,6 +62,8 @@ DAEMON_LAYERS = {
     "counts": set(),
     "values": set(),
     "errors": set(),
+    "notify": {"logs"},
+    "probe": set(),
 }
 
 

@@ -1,0 +1,86 @@
+"""The health check of deploy/, and the word that the service manager gets: both of a real daemon."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import trustme
+
+from tests.daemon import daemon
+
+
+def probe(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "tmemd.probe", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+
+
+def test_a_daemon_that_serves_is_healthy() -> None:
+    with daemon() as running:
+        asked = probe(running.address)
+        assert (asked.returncode, asked.stdout, asked.stderr) == (0, "", "")
+        assert probe(running.address, "--service=").returncode == 0
+        unknown = probe(running.address, "--service=tmem.v1.Other")
+        assert (unknown.returncode, "NOT_FOUND" in unknown.stderr) == (1, True)
+    gone = probe(running.address)
+    assert (gone.returncode, "UNAVAILABLE" in gone.stderr) == (1, True)
+    assert running.address in gone.stderr
+
+
+def test_something_that_never_answers_is_not_healthy() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asked = probe(f"127.0.0.1:{silent.getsockname()[1]}", "--timeout=0.3")
+    assert (asked.returncode, "DEADLINE_EXCEEDED" in asked.stderr) == (1, True)
+
+
+def test_it_speaks_tls_and_shows_its_own_certificate(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name in ("tmemd.example", "probe.example"):
+        made = authority.issue_cert(name)
+        made.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        made.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    served = [f"--tls-cert={tmp_path}/tmemd.example.pem", f"--tls-key={tmp_path}/tmemd.example.key"]
+    trusted = [f"--ca={tmp_path}/ca.pem", "--name=tmemd.example"]
+    own = [f"--cert={tmp_path}/probe.example.pem", f"--key={tmp_path}/probe.example.key"]
+    with daemon(*served, f"--tls-client-ca={tmp_path}/ca.pem") as running:
+        assert probe(running.address, *trusted, *own).returncode == 0
+        assert probe(running.address, *trusted).returncode == 1
+        assert probe(running.address).returncode == 1
+    assert "No such file" in probe("127.0.0.1:1", f"--ca={tmp_path}/none.pem").stderr
+
+
+def test_the_service_manager_is_told_when_calls_are_answered(tmp_path: Path) -> None:
+    for workers in ("--workers=1", "--workers=2"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            path = tmp_path / workers
+            manager.bind(str(path))
+            manager.settimeout(20)
+            environment = {**os.environ, "NOTIFY_SOCKET": str(path)}
+            command = [sys.executable, "-m", "tmemd", "--listen=127.0.0.1:0", "--memory=64MiB", workers]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+            try:
+                assert manager.recv(100) == b"READY=1"
+                process.terminate()
+                said, _ = process.communicate(timeout=20)
+                address = said.splitlines()[-1].removeprefix("listening on ")
+                assert process.returncode == 0
+                assert address.startswith("127.0.0.1:")
+            finally:
+                process.kill()
+                process.wait()
+
+
+def test_a_manager_that_cannot_be_told_hinders_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tmemd", "--listen=127.0.0.1:0", "--memory=64MiB"]
+    environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "nobody")}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("listening on ") for line in process.stdout)
+        process.terminate()
+        _, logged = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert f"the service manager at {tmp_path / 'nobody'} cannot be told READY=1" in logged
