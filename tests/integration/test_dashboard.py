@@ -1,0 +1,186 @@
+"""Dashboard and alerts beside a daemon in use: they name metrics that exist, and a real Prometheus answers them."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.daemon import Daemon, daemon
+from tests.exposition import families
+from tests.prometheus import DEPLOY, Prometheus, prometheus
+
+DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "tmem.json").read_text())
+RULES = yaml.safe_load((DEPLOY / "prometheus" / "rules" / "tmem.yml").read_text())["groups"][0]["rules"]
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
+VARIABLES = {variable["name"] for variable in DASHBOARD["templating"]["list"]} | {"__rate_interval"}
+RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
+# What Prometheus itself makes of a scrape.
+ITS_OWN = {"up"}
+LABELS = {"pool", "kind", "client", "instance", "job", "method", "code", "outcome", "reason", "cause", "encoding"}
+WORDS = LABELS | {"size", "le", "sum", "min", "max", "rate", "increase", "changes", "histogram_quantile"}
+WORDS |= {"by", "on", "and", "or"}
+
+needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+
+
+@pytest.fixture(scope="module")
+def used() -> Iterator[Daemon]:
+    """A daemon that has done a bit of everything."""
+    with daemon(memory="128MiB") as running:
+        use(running, rounds=120)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def seen(used: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Prometheus that has scraped it before and after more use."""
+    with prometheus(used.metrics_url.split("/")[2], tmp_path_factory.mktemp("prometheus")) as running:
+        assert running.until(lambda: running.query("tmem_build_info"))
+        use(used, rounds=120)
+        more = "min(count_over_time(tmem_build_info[1m])) >= 4"
+        assert running.until(lambda: running.query(more))
+        yield running
+
+
+def use(running: Daemon, rounds: int) -> None:
+    command = [sys.executable, str(DEPLOY / "demo.py"), running.address, "--rounds", str(rounds)]
+    subprocess.run(command, check=True, timeout=60)
+
+
+def names(expression: str) -> set[str]:
+    """The metrics of an expression: its words outside strings and braces that no language or label is made of."""
+    bare = re.sub(r'"(?:[^"\\]|\\.)*"', "", expression)
+    bare = re.sub(r"\{[^}]*\}|\[[^]]*\]", "", bare)
+    return set(re.findall(r"[a-zA-Z_:][a-zA-Z0-9_:]*", bare)) - WORDS
+
+
+def live(running: Daemon) -> set[str]:
+    return {sample.name for family in families(running.metrics_url) for sample in family.samples} | ITS_OWN
+
+
+def test_names_are_told_from_words() -> None:
+    expression = 'sum by (pool) (rate(a_total{x="b_total"}[5m])) / on (pool) c:d:e > 0.5 and changes(f[1h]) > 1e3'
+    assert names(expression.replace("1e3", "1000")) == {"a_total", "c:d:e", "f"}
+
+
+@pytest.mark.parametrize(("title", "expression"), QUERIES)
+def test_every_metric_of_the_dashboard_exists(used: Daemon, title: str, expression: str) -> None:
+    assert names(expression), title
+    assert names(expression) <= live(used), title
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
+def test_every_metric_of_the_rules_exists(used: Daemon, rule: dict[str, Any]) -> None:
+    assert names(rule["expr"])
+    assert names(rule["expr"]) <= live(used) | RECORDED.keys()
+
+
+def test_every_metric_of_the_daemon_is_on_the_dashboard_or_said_not_to_be(used: Daemon) -> None:
+    shown = set().union(*(names(expression) for _, expression in QUERIES))
+    left_out = {"tmem_build_info", "tmem_pool_info", "tmem_generation", "tmem_shards", "tmem_pools", "tmem_objects"}
+    left_out |= {"tmem_weight"}
+    exposed = {name for name in live(used) if name.startswith("tmem_")}
+    histograms = {name for name in exposed if name.endswith(("_count", "_sum"))}
+    assert exposed - histograms - shown == left_out
+
+
+def test_variables_are_defined_and_panels_say_what_is_good() -> None:
+    for title, expression in QUERIES:
+        assert set(re.findall(r"\$(\w+)", expression)) <= VARIABLES, title
+    for panel in PANELS:
+        assert panel["description"].endswith("."), panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+
+
+def test_panels_lie_side_by_side() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+def test_the_dashboard_is_what_its_source_makes() -> None:
+    made = subprocess.run([sys.executable, DEPLOY / "grafana" / "dashboard.py"], capture_output=True, check=True)
+    assert json.loads(made.stdout) == DASHBOARD, "make it anew: python deploy/grafana/dashboard.py > ...tmem.json"
+
+
+@needs_prometheus
+@pytest.mark.parametrize(("title", "expression"), QUERIES)
+def test_prometheus_answers_every_query_with_data(seen: Prometheus, title: str, expression: str) -> None:
+    filled = expression.replace("$__rate_interval", "1m")
+    for variable in ("instance", "client", "pool"):
+        filled = filled.replace(f"${variable}", ".*")
+    if 'code!="OK"' in expression:
+        assert all(each["value"][1] == "0" for each in seen.query(filled)), "nothing has failed"
+        return
+    series = seen.until(lambda: seen.query(filled), seconds=10)
+    assert series, title
+    assert all(each["value"][1] != "NaN" for each in series) or "quantile" in expression, title
+
+
+@needs_prometheus
+def test_prometheus_evaluates_every_rule(seen: Prometheus) -> None:
+    def rules() -> list[dict[str, Any]]:
+        groups = seen.get("/api/v1/rules")["groups"]
+        found: list[dict[str, Any]] = [rule for group in groups for rule in group["rules"]]
+        return found if all(rule["health"] == "ok" for rule in found) else []
+
+    found = seen.until(rules)
+    assert found
+    assert {rule["name"] for rule in found} == {rule.get("alert") or rule["record"] for rule in RULES}
+    assert [rule["name"] for rule in found if rule.get("state") == "firing"] == []
+    for record in RECORDED:
+        assert seen.until(lambda record=record: seen.query(record)), record  # type: ignore[misc]
+
+
+@needs_prometheus
+def test_prometheus_takes_the_exposition_whole(seen: Prometheus) -> None:
+    target = seen.get("/api/v1/targets")["activeTargets"][0]
+    assert (target["health"], target["lastError"]) == ("up", "")
+    assert seen.query("scrape_samples_scraped == scrape_samples_post_metric_relabeling")
+    types = seen.get("/api/v1/metadata")
+    ours = {name: entries[0] for name, entries in types.items() if name.startswith("tmem_")}
+    assert {entry["type"] for entry in ours.values()} <= {"counter", "gauge", "histogram", "info"}
+    assert all(entry["help"] for entry in ours.values())
+
+
+@needs_promtool
+def test_promtool_accepts_configuration_and_rules() -> None:
+    command = ["promtool", "check", "config", str(DEPLOY / "prometheus" / "prometheus.yml")]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@needs_promtool
+def test_the_alerts_fire_when_they_should_and_not_before() -> None:
+    tests = sorted(map(str, (DEPLOY / "prometheus" / "tests").glob("*.yml")))
+    checked = subprocess.run(
+        ["promtool", "test", "rules", *tests], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_every_alert_is_tested_and_explained() -> None:
+    alerts = {rule["alert"] for rule in RULES if "alert" in rule}
+    tested: set[str] = set()
+    silent: set[str] = set()
+    for path in (DEPLOY / "prometheus" / "tests").glob("*.yml"):
+        for test in yaml.safe_load(path.read_text())["tests"]:
+            for case in test["alert_rule_test"]:
+                (tested if case["exp_alerts"] else silent).add(case["alertname"])
+    assert tested == silent == alerts
+    manual = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    assert [alert for alert in alerts if f"`{alert}`" not in manual] == []
