@@ -82,7 +82,7 @@ fn put_of_a_batch() {
 }
 
 #[test]
-fn put_of_lz4_blocks() {
+fn put_of_blocks_alone_and_packed_with_pages() {
     let block = |page: &[u8]| {
         let mut out = vec![0; page.len()];
         let encoded = tmem_core::Compressor::new().encode(LZ4, page, page.len(), &mut out);
@@ -98,6 +98,12 @@ fn put_of_lz4_blocks() {
         }
         scene
     };
+    all_variants("packed put", prepare, |scene| {
+        let (a, b) = ((0, 1, 3), (0, 1, 300));
+        let (block, page) = (block(&scene.coming[&a]), &scene.coming[&b]);
+        let batch = [(a.2, &block[..]), (b.2, &page[..])];
+        scene.pools[0].put_packed(&oid(1), &batch).unwrap();
+    });
     all_variants("put lz4 blocks", prepare, |scene| {
         for (key, page) in &scene.coming {
             scene.pools[0]

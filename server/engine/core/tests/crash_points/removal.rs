@@ -57,6 +57,22 @@ fn exclusive_get() {
     }
 }
 
+/// A get whose pages go once they are acknowledged: fetched by stamp, then flushed by it.
+#[test]
+fn flush_of_what_was_fetched() {
+    let prepare = |variant| {
+        let mut scene = Scene::some(variant);
+        scene.takes([(0, 1, 1), (0, 1, 2)]);
+        scene
+    };
+    all_variants("flush if", prepare, |scene| {
+        let pool = &scene.pools[0];
+        let found = pool.fetch(&oid(1), &[2, 1], true).unwrap().pages;
+        let stamps = [(2, found[0].seq), (1, found[1].seq)];
+        assert_eq!(pool.flush_if(&oid(1), &stamps).unwrap(), 2);
+    });
+}
+
 #[test]
 fn get_that_only_marks_a_page_as_used() {
     all_variants("get", Scene::some, |scene| drop(scene.get((1, 1, 1))));
