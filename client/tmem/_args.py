@@ -82,13 +82,20 @@ def pages(batch: dict[int, Buffer], page_size: int) -> tuple[list[int], list[mem
     return indices, views
 
 
-def page_range(first: int, buffer: object, page_size: int) -> tuple[list[int], list[memoryview]]:
-    """Indices and pages of a buffer put from `first` on."""
-    whole = view(buffer, "buffer")
-    count, rest = divmod(len(whole), page_size)
+def range_of(first: int, buffer: object, page_size: int) -> range:
+    """The indices of a buffer put from `first` on."""
+    size = len(view(buffer, "buffer"))
+    count, rest = divmod(size, page_size)
     if rest:
-        raise ValueError(f"buffer is {len(whole)} bytes long, which is not a multiple of the page size {page_size}")
-    return list(span(first, count)), [whole[at : at + page_size] for at in range(0, len(whole), page_size)]
+        raise ValueError(f"buffer is {size} bytes long, which is not a multiple of the page size {page_size}")
+    return span(first, count)
+
+
+def page_range(first: int, buffer: object, page_size: int) -> tuple[range, list[memoryview]]:
+    """Indices and pages of a buffer put from `first` on."""
+    wanted = range_of(first, buffer, page_size)
+    whole = view(buffer, "buffer")
+    return wanted, [whole[at : at + page_size] for at in range(0, len(whole), page_size)]
 
 
 def target(into: object, size: int) -> memoryview:

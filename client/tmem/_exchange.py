@@ -21,6 +21,11 @@ IDLE = 1.0
 
 ENDED = Failure(UNAVAILABLE, "the server ended the stream")
 
+_BROKEN = frozenset({1, 2, 13})  # CANCELLED, UNKNOWN, INTERNAL
+
+_SHORT = 64
+"""Pages of a command that shares its stream: one with more would hold up those behind it."""
+
 _FIELDS = {"Put": "put", "Get": "get", "Flush": "flush", "FlushObject": "flush_object", "Has": "has"}
 _BYTES_FIELD = 2
 # What stands before the body of a command: its field's number, and that bytes of some length follow.
@@ -33,6 +38,11 @@ _TAGS = {
 def suits(method: str, request: Any) -> bool:
     """Whether a call may go as a command."""
     return method in _FIELDS and not (method == "Get" and request.exclusive)
+
+
+def is_short(method: str, request: Any) -> bool:
+    """Whether a call may go as a command among others."""
+    return suits(method, request) and method != "FlushObject" and (method == "Has" or len(request.indices) <= _SHORT)
 
 
 def command(number: int, method: str, request: Message) -> bytes:
@@ -48,6 +58,11 @@ def answer(reply: pb.Reply, method: str) -> Any:
     if reply.WhichOneof("body") != _FIELDS[method]:
         return Failure(13, f"the server answered {method} with {reply.WhichOneof('body')}")
     return getattr(reply, _FIELDS[method])
+
+
+def broken(why: Failure) -> Failure:
+    """What a stream that failed means for its commands. gRPC has several names for a connection that broke."""
+    return Failure(UNAVAILABLE, why.details) if why.code in _BROKEN else why
 
 
 def _varint(number: int) -> bytes:

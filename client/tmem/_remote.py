@@ -152,7 +152,7 @@ class RemotePool:
     def _put(
         self,
         oid: Oid,
-        indices: list[int],
+        indices: Sequence[int],
         views: list[memoryview],
         request: Callable[[bytes, Sequence[int], Sequence[memoryview]], pb.PutRequest],
     ) -> Steps[bytes]:

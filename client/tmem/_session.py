@@ -131,6 +131,12 @@ class Session:
             grown = self._debt.add(oid, indices)
         self.link.counters.add("owed_flushes", grown)
 
+    @property
+    def gives_away(self) -> bool:
+        """Whether a get takes the page out of the pool."""
+        settings = self.settings
+        return settings.kind != "persistent" and not (settings.shared or settings.inclusive)
+
     def is_other(self, pool_id: int) -> bool:
         """Whether a pool of the name is not this one, where that can be told."""
         return bool(self.pool_id and pool_id) and pool_id != self.pool_id

@@ -17,13 +17,11 @@ import grpc
 from tmem import _exchange
 from tmem._channel import failure
 from tmem._exchange import ENDED, IDLE
-from tmem._wire import DEADLINE_EXCEEDED, Failure
+from tmem._wire import DEADLINE_EXCEEDED, UNIMPLEMENTED, Failure
 from tmem_proto.v1 import tmem_pb2 as pb
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
-
-_UNIMPLEMENTED = 12
 
 
 class Exchange:
@@ -47,7 +45,7 @@ class Exchange:
             found = stream.exchange(method, request)
         finally:
             self._busy.release()
-        if isinstance(found, Failure) and found.code == _UNIMPLEMENTED:
+        if isinstance(found, Failure) and found.code == UNIMPLEMENTED:
             self._supported = False
             return None
         return found
@@ -84,7 +82,8 @@ class _Stream:
             return ENDED
         except grpc.RpcError as error:
             self._end()
-            return Failure(DEADLINE_EXCEEDED, "deadline exceeded") if self._late else failure(error)
+            late = Failure(DEADLINE_EXCEEDED, "deadline exceeded")
+            return late if self._late else _exchange.broken(failure(error))
         except BaseException:
             self._end()
             raise

@@ -8,29 +8,25 @@ async with tmem.aio.connect("ramhost:7717") as store:
 ```
 
 What Store and Pool have as properties that ask the server are methods here. A store belongs to the event loop it is
-first used in. An operation that is cancelled may still be carried out; nothing of it lands after a later one.
+first used in. Any number of tasks may use a pool at once: their small calls go together where they can, and operations
+on one page are carried out in the order in which they were called. One that is cancelled may still be carried out;
+nothing of it lands after a later one.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, TypeVar, Unpack, cast, overload
 
-import grpc
-import grpc.aio
-
-from tmem import _server
-from tmem._channel import OPTIONS, WINDOW, calls, failure, watch
-from tmem._errors import ClosedError, UnknownPoolError
+from tmem import _args, _server
+from tmem._aio_driver import Driver
+from tmem._errors import UnknownPoolError
+from tmem._lanes import SMALL, Lanes
 from tmem._link import ClientStats, Link, OnUnavailable, Options, parse_target
 from tmem._outcome import OUTCOMES, Outcome, Outcomes
 from tmem._pool import as_dict
 from tmem._remote import RemotePool, RemoteStore
 from tmem._settings import PoolOptions, PoolSettings, pool_settings
 from tmem._sizes import Size, parse_size
-from tmem._steps import Replies, Send, Steps, Wait
 from tmem._tls import Tls, channel_credentials
 
 if TYPE_CHECKING:
@@ -38,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    import grpc
     from typing_extensions import Buffer
 
     from tmem._oid import Oid
@@ -46,7 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncPool", "AsyncStore", "connect"]
 
-_T = TypeVar("_T")
 _Target = TypeVar("_Target", bound="Buffer")
 
 
@@ -63,125 +59,52 @@ def connect(
     if not isinstance(address, str):
         raise TypeError(f"address must be a str, not {type(address).__name__}")
     link = Link(parse_target(address), Options(timeout=timeout, encoding=encoding, on_unavailable=on_unavailable))
-    return AsyncStore(_Driver(link, channel_credentials(address, tls, credentials)))
-
-
-class _Driver:
-    """Carries out steps on a channel, for any number of tasks."""
-
-    def __init__(self, link: Link, credentials: grpc.ChannelCredentials | None) -> None:
-        self.link = link
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(link.address, OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(link.address, credentials, OPTIONS)
-        self._calls = calls(self._channel)
-
-    async def run(self, steps: Steps[_T]) -> _T:
-        try:
-            step = next(steps)
-            while True:
-                step = steps.send(await self._carry_out(step))
-        except StopIteration as end:
-            result: _T = end.value
-            return result
-        finally:
-            steps.close()
-
-    async def watch(self, pool: str | None) -> AsyncIterator[_server.Event]:
-        request = _server.watch_request(pool)
-        self.link.admit()
-        stream: Any = watch(self._channel)(request)
-        with suppress(grpc.RpcError):  # which reading tells
-            await stream.initial_metadata()
-        return self._events(stream)
-
-    async def _events(self, stream: Any) -> AsyncIterator[_server.Event]:
-        try:
-            async for message in stream:
-                yield _server.event(message)
-        except grpc.RpcError as error:
-            if self.link.closed:
-                raise ClosedError("the store is closed") from None
-            raise failure(error).exception() from None
-        except asyncio.CancelledError:
-            self._unless_cancelled()
-            raise
-        finally:
-            stream.cancel()
-
-    async def close(self) -> None:
-        self.link.closed = True
-        await self._channel.close()
-
-    async def _carry_out(self, step: Send | Wait) -> Replies:
-        if isinstance(step, Wait):
-            await asyncio.sleep(step.seconds)
-            return []
-        replies: Replies = []
-        flying: deque[Any] = deque()
-        try:
-            for request in step.requests:
-                if len(flying) == WINDOW:
-                    replies.append(await self._landed(flying.popleft()))
-                flying.append(self._calls[step.method](request, timeout=self.link.options.timeout))
-            while flying:
-                replies.append(await self._landed(flying.popleft()))
-        except grpc.aio.UsageError:
-            raise ClosedError("the store is closed") from None
-        finally:
-            for flight in flying:
-                flight.cancel()
-        return replies
-
-    async def _landed(self, flight: Any) -> Any:
-        try:
-            return await flight
-        except grpc.RpcError as error:
-            if self.link.closed:
-                raise ClosedError("the store is closed") from None
-            return failure(error)
-        except asyncio.CancelledError:
-            self._unless_cancelled()
-            raise
-        finally:
-            flight.cancel()
-
-    def _unless_cancelled(self) -> None:
-        """Closing the channel cancels its calls; cancelling the task cancels the task."""
-        task = asyncio.current_task()
-        if self.link.closed and not (task and task.cancelling()):
-            raise ClosedError("the store is closed") from None
+    return AsyncStore(Driver(link, channel_credentials(address, tls, credentials)))
 
 
 class AsyncPool:
     """`tmem.Pool`, to be awaited."""
 
-    __slots__ = ("_pool", "_run")
+    __slots__ = ("_lanes", "_pool", "_run")
 
-    def __init__(self, pool: RemotePool, driver: _Driver) -> None:
+    def __init__(self, pool: RemotePool, driver: Driver, lanes: Lanes) -> None:
         self._pool = pool
         self._run = driver.run
+        self._lanes = lanes
 
     async def put(self, oid: Oid, pages: Mapping[int, Buffer]) -> dict[int, Outcome]:
         """As `Pool.put`."""
         batch = as_dict(pages)
-        codes = await self._run(self._pool.put(oid, batch))
-        return dict(zip(batch, (OUTCOMES[code] for code in codes), strict=True))
+        key = _args.oid_bytes(oid)
+        _args.pages(batch, self.page_size)
+        if 0 < len(batch) <= SMALL:
+            codes = await self._lanes.put(key, batch)
+        else:
+            async with self._lanes.turn(key, batch.keys(), changes=True):
+                codes = await self._run(self._pool.put(key, batch))
+        return dict(zip(batch, map(OUTCOMES.__getitem__, codes), strict=True))
 
     async def put_lz4(self, oid: Oid, blocks: Mapping[int, Buffer]) -> dict[int, Outcome]:
         """As `Pool.put_lz4`."""
         batch = as_dict(blocks)
-        codes = await self._run(self._pool.put_lz4(oid, batch))
-        return dict(zip(batch, (OUTCOMES[code] for code in codes), strict=True))
+        key = _args.oid_bytes(oid)
+        async with self._lanes.turn(key, batch.keys(), changes=True):
+            codes = await self._run(self._pool.put_lz4(key, batch))
+        return dict(zip(batch, map(OUTCOMES.__getitem__, codes), strict=True))
 
     async def put_range(self, oid: Oid, first: int, buffer: Buffer) -> Outcomes:
         """As `Pool.put_range`."""
-        return Outcomes(first, await self._run(self._pool.put_range(oid, first, buffer)))
+        key, wanted = _args.oid_bytes(oid), _args.range_of(first, buffer, self.page_size)
+        async with self._lanes.turn(key, wanted, changes=True):
+            return Outcomes(first, await self._run(self._pool.put_range(key, first, buffer)))
 
     async def get(self, oid: Oid, indices: Iterable[int], *, exclusive: bool = False) -> dict[int, bytes]:
         """As `Pool.get`."""
-        return await self._run(self._pool.get(oid, indices, exclusive))
+        key, wanted = _args.oid_bytes(oid), _args.index_list(indices)
+        if 0 < len(wanted) <= SMALL and exclusive is False:
+            return await self._lanes.get(key, wanted)
+        async with self._lanes.turn(key, wanted, changes=self._takes(exclusive)):
+            return await self._run(self._pool.get(key, wanted, exclusive))
 
     @overload
     async def get_range(
@@ -195,19 +118,27 @@ class AsyncPool:
         self, oid: Oid, first: int, count: int, into: Buffer | None = None, *, exclusive: bool = False
     ) -> tuple[Buffer, bytes]:
         """As `Pool.get_range`."""
-        return await self._run(self._pool.get_range(oid, first, count, into, exclusive))
+        key, wanted = _args.oid_bytes(oid), _args.span(first, count)
+        async with self._lanes.turn(key, wanted, changes=self._takes(exclusive)):
+            return await self._run(self._pool.get_range(key, first, count, into, exclusive))
 
     async def has(self, oid: Oid, first: int, count: int) -> bytes:
         """As `Pool.has`."""
-        return await self._run(self._pool.has(oid, first, count))
+        key, wanted = _args.oid_bytes(oid), _args.span(first, count)
+        async with self._lanes.turn(key, wanted, changes=False):
+            return await self._run(self._pool.has(key, first, count))
 
     async def flush(self, oid: Oid, indices: Iterable[int]) -> int:
         """As `Pool.flush`."""
-        return await self._run(self._pool.flush(oid, indices))
+        key, wanted = _args.oid_bytes(oid), _args.index_list(indices)
+        async with self._lanes.turn(key, wanted, changes=True):
+            return await self._run(self._pool.flush(key, wanted))
 
     async def flush_object(self, oid: Oid) -> int:
         """As `Pool.flush_object`."""
-        return await self._run(self._pool.flush_object(oid))
+        key = _args.oid_bytes(oid)
+        async with self._lanes.turn(key, None, changes=True):
+            return await self._run(self._pool.flush_object(key))
 
     async def destroy(self) -> int:
         """As `Pool.destroy`."""
@@ -251,6 +182,9 @@ class AsyncPool:
         """As `Pool.stats`."""
         return cast("PoolStats", await self._run(self._pool.stats()))
 
+    def _takes(self, exclusive: bool) -> bool:
+        return bool(exclusive) or self._pool.session.gives_away
+
     def __repr__(self) -> str:
         return f"<tmem.aio.AsyncPool {self.name!r} page_size={self.page_size}>"
 
@@ -258,27 +192,28 @@ class AsyncPool:
 class AsyncStore:
     """`tmem.Store`, to be awaited. Use it in an `async with` block."""
 
-    __slots__ = ("_driver", "_run", "_store")
+    __slots__ = ("_driver", "_lanes", "_run", "_store")
 
-    def __init__(self, driver: _Driver) -> None:
+    def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._run = driver.run
         self._store = RemoteStore(driver.link)
+        self._lanes: dict[str, Lanes] = {}
 
     async def pool(self, name: str, **options: Unpack[PoolOptions]) -> AsyncPool:
         """Create a pool, or open the one of that name; the arguments are those of `Store.pool`."""
-        return AsyncPool(await self._run(self._store.pool(name, pool_settings(**options))), self._driver)
+        return self._pool(await self._run(self._store.pool(name, pool_settings(**options))))
 
     async def find_pool(self, name: str) -> AsyncPool:
         """As `Store.find_pool`."""
         found = await self._run(self._store.find_pool(name))
         if found is None:
             raise UnknownPoolError(name)
-        return AsyncPool(found, self._driver)
+        return self._pool(found)
 
     async def pools(self) -> list[AsyncPool]:
         """As `Store.pools`."""
-        return [AsyncPool(pool, self._driver) for pool in await self._run(self._store.pools())]
+        return [self._pool(pool) for pool in await self._run(self._store.pools())]
 
     async def stats(self) -> StoreStats:
         """As `Store.stats`."""
@@ -330,6 +265,13 @@ class AsyncStore:
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._driver.link.closed
+
+    def _pool(self, pool: RemotePool) -> AsyncPool:
+        """All handles of a pool have the same lanes."""
+        lanes = self._lanes.get(pool.name)
+        if lanes is None or lanes.pool.session is not pool.session:
+            lanes = self._lanes[pool.name] = Lanes(pool, self._run)
+        return AsyncPool(pool, self._driver, lanes)
 
     async def close(self) -> None:
         """Close the connection; operations under way raise `ClosedError`. Closing twice does nothing."""

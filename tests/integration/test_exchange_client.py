@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -11,6 +12,7 @@ import grpc
 import pytest
 
 import tmem
+import tmem.aio
 from tests.integration.daemons import Daemon, daemon
 from tests.support import page
 from tmem_proto.v1 import admin_pb2 as admin
@@ -18,6 +20,7 @@ from tmem_proto.v1.admin_pb2_grpc import TmemAdminStub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 UNAVAILABLE = 14
 
@@ -117,6 +120,42 @@ def test_a_stream_that_nobody_uses_ends_and_another_is_opened(server: Daemon) ->
             assert time.monotonic() < deadline
             threading.Event().wait(0.05)
         assert pool.get(1, [7]) == {7: page(7)}
+
+
+def test_the_reply_to_a_tasks_late_command_is_dropped(server: Daemon, inject: Callable[..., None]) -> None:
+    async def story() -> None:
+        async with tmem.aio.connect(server.address, timeout=0.5) as store:
+            pool = await store.pool("swap")
+            await pool.put(1, {7: page(1)})
+            inject(method="Exchange.put", delay_ms=1500)
+            start = time.monotonic()
+            with pytest.raises(tmem.UnavailableError, match="no answer"):
+                await pool.put(1, {7: page(2)})
+            inject()
+            while time.monotonic() < start + 2.5:
+                with contextlib.suppress(tmem.UnavailableError):
+                    assert await pool.get(1, [7]) == {7: page(1)}
+            assert await pool.get(1, [7]) == {7: page(1)}
+            assert store.client_stats().new_epochs == 1
+
+    asyncio.run(story())
+
+
+def test_tasks_go_on_after_their_stream_broke(tmp_path: Path) -> None:
+    async def story() -> None:
+        with daemon("--memory", "32MiB", "--arena", str(tmp_path / "arena")) as running:
+            async with tmem.aio.connect(running.address) as store:
+                pool = await store.pool("swap")
+                tasks = [asyncio.create_task(pool.put(oid, {7: page(oid)})) for oid in range(200)]
+                while not any(task.done() for task in tasks):
+                    await asyncio.sleep(0)
+                running.kill()
+                running.start()
+                assert all(outcomes[7].stored for outcomes in await asyncio.gather(*tasks))
+                found = await asyncio.gather(*(pool.get(oid, [7]) for oid in range(200)))
+                assert found == [{7: page(oid)} for oid in range(200)]
+
+    asyncio.run(story())
 
 
 def test_closing_ends_a_command_under_way(server: Daemon, inject: Callable[..., None]) -> None:

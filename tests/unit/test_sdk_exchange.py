@@ -42,3 +42,8 @@ def test_replies() -> None:
 @pytest.mark.parametrize("reply", [pb.Reply(), pb.Reply(put=pb.PutResponse())])
 def test_a_reply_to_something_else_is_a_failure(reply: pb.Reply) -> None:
     assert _exchange.answer(reply, "Get").code == 13
+
+
+@pytest.mark.parametrize(("code", "meant"), [(13, 14), (2, 14), (1, 14), (14, 14), (12, 12), (16, 16), (8, 8)])
+def test_a_stream_that_broke_is_a_server_out_of_reach(code: int, meant: int) -> None:
+    assert _exchange.broken(Failure(code, "why")) == Failure(meant, "why")

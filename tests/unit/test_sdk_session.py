@@ -26,6 +26,9 @@ class Server:
     def __init__(self) -> None:
         self.pages: dict[tuple[bytes, int], bytes] = {}
         self.session, self.epoch, self.pool_id = 1, 1, 1
+        self.batch_limit = 4
+        self.takes = False
+        self.damaged: set[int] = set()
         self.away = False
         self.forgets_ids = False
         self.log: list[str] = []
@@ -58,7 +61,9 @@ class Server:
                 settings.CopyFrom(request.settings)
                 self.settings = settings
             session = pb.Session(id=self.session, epoch=self.epoch)
-            return pb.OpenPoolResponse(session=session, settings=self.settings, batch_limit=4, pool_id=self.pool_id)
+            return pb.OpenPoolResponse(
+                session=session, settings=self.settings, batch_limit=self.batch_limit, pool_id=self.pool_id
+            )
         if isinstance(request, pb.NewEpochRequest):
             if request.session_id != self.session:
                 return UNKNOWN
@@ -70,14 +75,21 @@ class Server:
 
     def pages_call(self, request: Any, stale: bool) -> Any:
         keys = [(request.oid, index) for index in getattr(request, "indices", ())]
+        if isinstance(request, pb.HasRequest):
+            span = range(request.first, request.first + request.count)
+            return pb.HasResponse(held=bytes((request.oid, index) in self.pages for index in span))
         if isinstance(request, pb.GetRequest):
-            found = bytes(key in self.pages for key in keys)
-            return pb.GetResponse(found=found, pages=b"".join(self.pages.get(key, b"") for key in keys))
+            found = bytes(2 if key[1] in self.damaged else key in self.pages for key in keys)
+            read = self.pages.pop if self.takes or request.exclusive else self.pages.get
+            return pb.GetResponse(
+                found=found, pages=b"".join(read(key, b"") for key, hit in zip(keys, found, strict=True) if hit == 1)
+            )
         if isinstance(request, pb.PutRequest):
             if stale:
                 return pb.PutResponse(outcomes=bytes([pb.PUT_OUTCOME_STALE]) * len(keys))
+            outcomes = bytes(pb.PUT_OUTCOME_STORED + (key in self.pages) for key in keys)
             self.pages.update((key, request.pages[4096 * at : 4096 * at + 4096]) for at, key in enumerate(keys))
-            return pb.PutResponse(outcomes=bytes([pb.PUT_OUTCOME_STORED]) * len(keys))
+            return pb.PutResponse(outcomes=outcomes)
         if stale:
             return pb.FlushResponse(stale=True)
         if isinstance(request, pb.FlushObjectRequest):
@@ -88,12 +100,14 @@ class Server:
 class Client:
     """A pool of that server, with a clock that only waiting moves."""
 
-    def __init__(self, server: Server, on_unavailable: OnUnavailable = "raise", kind: Kind = "ephemeral") -> None:
+    def __init__(
+        self, server: Server, on_unavailable: OnUnavailable = "raise", kind: Kind = "ephemeral", **options: Any
+    ) -> None:
         self.server = server
         self.now = 0.0
         self.link = Link("ramhost:7717", Options(encoding="raw", on_unavailable=on_unavailable), lambda: self.now)
         self.store = RemoteStore(self.link)
-        self.pool: RemotePool = self.run(self.store.pool("pool", pool_settings(kind=kind)))
+        self.pool: RemotePool = self.run(self.store.pool("pool", pool_settings(kind=kind, **options)))
         server.log.clear()
 
     def run(self, steps: Steps[T]) -> T:

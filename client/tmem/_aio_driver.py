@@ -1,0 +1,180 @@
+"""Carries out the steps of operations on a gRPC channel, for tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from tmem import _exchange, _server
+from tmem._aio_stream import Exchange
+from tmem._channel import OPTIONS, WINDOW, calls, failure, watch
+from tmem._errors import ClosedError
+from tmem._placement import Placement
+from tmem._steps import Replies, Send, Steps, Wait
+from tmem._wire import Failure
+from tmem_proto.v1 import admin_pb2 as admin
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from google.protobuf.message import Message
+
+    from tmem._link import Link
+
+_T = TypeVar("_T")
+
+
+class _Connection:
+    """A channel to one process of a server, and what is called on it."""
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None, timeout: float) -> None:
+        if credentials is None:
+            self.channel = grpc.aio.insecure_channel(address, OPTIONS)
+        else:
+            self.channel = grpc.aio.secure_channel(address, credentials, OPTIONS)
+        self.calls = calls(self.channel)
+        self.exchange = Exchange(self.channel, timeout)
+
+
+class Driver:
+    """Carries out steps, for any number of tasks."""
+
+    def __init__(self, link: Link, credentials: grpc.ChannelCredentials | None) -> None:
+        self.link = link
+        self._timeout = link.options.timeout
+        self._credentials = credentials
+        self._placement = Placement(link.address)
+        self._placing = asyncio.Lock()
+        self._connection = self._connect(link.address)
+        self._left: list[_Connection] = []
+
+    async def run(self, steps: Steps[_T]) -> _T:
+        try:
+            step = next(steps)
+            while True:
+                step = steps.send(await self._carry_out(step))
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+        finally:
+            steps.close()
+
+    async def watch(self, pool: str | None) -> AsyncIterator[_server.Event]:
+        request = _server.watch_request(pool)
+        self.link.admit()
+        await self._place()
+        stream: Any = watch(self._connection.channel)(request)
+        with suppress(grpc.RpcError):  # which reading tells
+            await stream.initial_metadata()
+        return self._events(stream)
+
+    async def _events(self, stream: Any) -> AsyncIterator[_server.Event]:
+        try:
+            async for message in stream:
+                yield _server.event(message)
+        except grpc.RpcError as error:
+            raise self._failed(failure(error)).exception() from None
+        except asyncio.CancelledError:
+            self._unless_cancelled()
+            raise
+        finally:
+            stream.cancel()
+
+    async def close(self) -> None:
+        self.link.closed = True
+        for connection in (self._connection, *self._left):
+            await connection.channel.close()
+
+    def _connect(self, address: str) -> _Connection:
+        return _Connection(address, self._credentials, self._timeout)
+
+    async def _carry_out(self, step: Send | Wait) -> Replies:
+        if isinstance(step, Wait):
+            await asyncio.sleep(step.seconds)
+            return []
+        try:
+            nobody = await self._place()
+            if nobody:
+                return [nobody for _ in step.requests]
+            if step.single:
+                return [await self._one(self._connection, step)]
+            return await self._many(self._connection, step)
+        except grpc.aio.UsageError:
+            raise ClosedError("the store is closed") from None
+
+    async def _place(self) -> Failure | None:
+        """Where that is due, ask the server which of its processes to use, and go there."""
+        if not self._placement.due:
+            return None
+        async with self._placing:
+            return await self._ask_for_place() if self._placement.due else None
+
+    async def _ask_for_place(self) -> Failure | None:
+        placement, present = self._placement, self._connection
+        before = placement.address
+        home = present if before == placement.home else self._connect(placement.home)
+        nobody = placement.answered(await self._unary(home, "ListWorkers", admin.ListWorkersRequest()))
+        if placement.address != before:
+            self._connection = home if placement.address == placement.home else self._connect(placement.address)
+        if present not in (home, self._connection):
+            # Calls of other tasks may be on their way.
+            self._left.append(present)
+        if home is not self._connection:
+            await home.channel.close()
+        return nobody
+
+    async def _one(self, connection: _Connection, step: Send) -> Any:
+        (request,) = step.requests
+        if _exchange.is_short(step.method, request):
+            answer = await connection.exchange.carry_out(step.method, request)
+            if answer is not None:
+                return self._failed(answer) if isinstance(answer, Failure) else answer
+        return await self._unary(connection, step.method, request)
+
+    async def _unary(self, connection: _Connection, method: str, request: Message) -> Any:
+        return await self._landed(connection.calls[method](request, timeout=self._timeout))
+
+    async def _many(self, connection: _Connection, step: Send) -> Replies:
+        """Several calls on their way at once, their requests made meanwhile."""
+        call = connection.calls[step.method]
+        replies: Replies = []
+        flying: deque[Any] = deque()
+        try:
+            for request in step.requests:
+                if len(flying) == WINDOW:
+                    replies.append(await self._landed(flying.popleft()))
+                flying.append(call(request, timeout=self._timeout))
+            while flying:
+                replies.append(await self._landed(flying.popleft()))
+        finally:
+            for flight in flying:
+                flight.cancel()
+        return replies
+
+    async def _landed(self, flight: Any) -> Any:
+        try:
+            return await flight
+        except grpc.RpcError as error:
+            return self._failed(failure(error))
+        except asyncio.CancelledError:
+            self._unless_cancelled()
+            raise
+        finally:
+            flight.cancel()
+
+    def _failed(self, found: Failure) -> Failure:
+        if self.link.closed:
+            raise ClosedError("the store is closed") from None
+        self._placement.failed(found)
+        return found
+
+    def _unless_cancelled(self) -> None:
+        """Closing the channel cancels its calls; cancelling the task cancels the task."""
+        task = asyncio.current_task()
+        if self.link.closed and not (task and task.cancelling()):
+            raise ClosedError("the store is closed") from None
