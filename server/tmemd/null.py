@@ -45,6 +45,7 @@ class NullPool:
     def __init__(self, number: int, name: str, settings: Settings) -> None:
         self.id = number
         self.name = name
+        self.owner = settings.owner
         self.page_size = settings.page_size
         self.keeps = settings.keeps
         self._settings = settings

@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 class EngineStorePool:
     """A pool of the engine."""
 
-    __slots__ = ("_pool", "id", "keeps", "name", "page_size")
+    __slots__ = ("_pool", "id", "keeps", "name", "owner", "page_size")
 
     def __init__(self, pool: EnginePool) -> None:
         self._pool = pool
         self.id = pool.id
         self.name = pool.name
         self.page_size = pool.page_size
-        self.keeps = self.settings().keeps
+        settings = self.settings()
+        self.owner = settings.owner
+        self.keeps = settings.keeps
 
     def put(self, batch: Batch) -> bytes:
         return self._pool.put_packed(batch.oid, batch.indices, batch.lengths, batch.pages)

@@ -78,6 +78,10 @@ class StorePool(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def owner(self) -> str:
+        """The client whose pool it is, for as long as it is."""
+
+    @property
     def page_size(self) -> int: ...
     @property
     def keeps(self) -> bool:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from tmemd.workers import Worker, Workers
 
 INTERVAL = 0.25
-"""Seconds between looks."""
+"""Seconds between looks, at least."""
+REST = 15
+"""Times as long as the last look took, at least: looks at very many pools are rarer."""
 
 log = logging.getLogger("tmemd")
 
@@ -125,12 +127,15 @@ class LookOut:
             self._seen = None
 
     async def _look_out(self) -> None:
+        spent = 0.0
         while not self._closed:
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(max(INTERVAL, spent * REST))
+            start = time.monotonic()
             try:
                 await self._look()
             except Exception:
                 log.exception("cannot see what happens in the store")
+            spent = time.monotonic() - start
 
     async def _look(self) -> Seen:
         async with self._looking:
@@ -147,7 +152,7 @@ def look(store: Store, workers: Sequence[Worker]) -> Seen:
     pools = {}
     for pool in store.pools():
         try:
-            pools[pool.id] = PoolSeen(pool.name, pool.settings().owner, pool.frozen(), counters(pool.stats()))
+            pools[pool.id] = PoolSeen(pool.name, pool.owner, pool.frozen(), counters(pool.stats()))
         except UnknownPoolError:
             continue  # destroyed since
     replaced = {worker.number: worker.replaced for worker in workers}
