@@ -22,7 +22,7 @@ from tmem._file_source import FileSource, Source
 from tmem._file_stats import FileCounters, FileStats
 from tmem._file_store import FileStore
 from tmem._sizes import Size, parse_size
-from tmem._store import is_local
+from tmem._store import Store, is_local
 from tmem._store_guard import Guard
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from tmem._pool import Pool
-    from tmem._store import Store
 
 _READ_ALL = 1 << 20
 _MOST_READAHEAD = 1 << 30
@@ -193,6 +192,8 @@ def open_cached(
     counters = FileCounters()
     ahead = _args.number(parse_size(readahead, "readahead"), "readahead", high=_MOST_READAHEAD)
     wanted = None if page_size is None else parse_size(page_size, "page_size")
+    if not isinstance(store, Store):
+        raise TypeError(f"store must be a tmem.Store, not {type(store).__name__}")
     if volume is not None and not (isinstance(volume, str) and volume):
         raise ValueError(f"volume is {volume!r}; it must be a name")
     rest, wait = _seconds(settle, "settle"), _seconds(patience, "patience")

@@ -72,7 +72,7 @@ class Origin:
 
     def oid(self, identity: Identity) -> bytes:
         """The key of the file's bytes."""
-        content = struct.pack("<QQqq", *identity) + self.key
+        content = repr(tuple(identity)).encode() + self.key
         return hashlib.blake2b(content, digest_size=24, person=b"tmem file 1").digest()
 
 

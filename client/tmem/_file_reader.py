@@ -127,7 +127,7 @@ class FileReader:
         self, content: Content, identity: Identity, indices: Sequence[int], *, waited_for: bool
     ) -> tuple[dict[int, bytes], int]:
         """These pages, as far as they can be had, and how many of them came from the store."""
-        pages = self._store.get(content.oid, indices)
+        pages = self._store.get(content.oid, indices, waited_for=waited_for)
         hits = len(pages)
         self._counters.add(bytes_saved=hits * content.page_size)
         missing = [index for index in indices if index not in pages]

@@ -11,7 +11,7 @@ class FileStats:
     """What one `CachedFile` has counted since it was opened. A page is one of the pool's.
 
     Attributes:
-        reads: Reads of the caller.
+        reads: Reads of the caller; reading a long file to its end is several.
         bytes_read: Bytes they were given.
         pages_hit: Pages that a read found in the store, or in this process from an earlier read or read-ahead.
         pages_missed: Pages that a read had to wait for the file for.

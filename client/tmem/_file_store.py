@@ -81,15 +81,19 @@ class FileStore:
             _ASKERS.submit(self._probe)
         return None
 
-    def get(self, oid: bytes, indices: Sequence[int]) -> dict[int, bytes]:
-        """What the store has of these pages, as far as it says so in time."""
+    def get(self, oid: bytes, indices: Sequence[int], *, waited_for: bool = True) -> dict[int, bytes]:
+        """What the store has of these pages, as far as it says so in time.
+
+        Only what a read waits for is compared with the reads of the file that one waits for.
+        """
         pool = self._pool
         if pool is None or not self.guard.admits():
             return {}
-        self._asked = oid, indices
+        if waited_for:
+            self._asked = oid, indices
         found: dict[int, bytes] = {}
-        # A call that was given up on goes on, and must not fill what its caller has left.
-        call = _Call(lambda: found.update(self._timed_get(pool, oid, indices)))
+        # A call that was given up on goes on, and fills what nobody looks at any more.
+        call = _Call(lambda: found.update(self._ask(pool, oid, indices, waited_for)))
         if self._direct:
             call.run()
         elif not _ASKERS.submit(call.run) or not call.wait(self._patience):
@@ -132,14 +136,15 @@ class FileStore:
     def _adopt(self) -> None:
         self._pool = self._open_pool()
 
-    def _timed_get(self, pool: Pool, oid: bytes, indices: Sequence[int]) -> dict[int, bytes]:
+    def _ask(self, pool: Pool, oid: bytes, indices: Sequence[int], timed: bool) -> dict[int, bytes]:
         begun = time.perf_counter()
         try:
             pages = pool.get(oid, indices)
         except TmemError as error:
             self._failed(error)
             raise
-        self.guard.answered(time.perf_counter() - begun)
+        if timed:
+            self.guard.answered(time.perf_counter() - begun)
         return pages
 
     def _probe(self) -> None:
@@ -148,7 +153,7 @@ class FileStore:
             if self._pool is None:
                 self._adopt()
             if self._pool is not None:
-                self._timed_get(self._pool, *self._asked)
+                self._ask(self._pool, *self._asked, timed=True)
         except (TmemError, ValueError):
             # Of a pool that came to be meanwhile and cannot be used: as good as away.
             return

@@ -1,9 +1,10 @@
 """Which pages will be asked for next, from those that were: sequential, strided and interleaved streams.
 
-A stream begins where three of the latest requests are equally far apart, whatever came between them. It goes the way
-that the majority of its last steps went (Boyer and Moore's vote, as in Leap), so that one odd step does not end it. It
-is followed up to a depth that doubles with each batch, as the requests show that the last one paid. What was fetched
-and never asked for lowers the depth of all streams, down to nothing; then a stream is tried now and then.
+A stream begins where three of the latest requests are equally far apart, whatever came between them; where that is
+far, a fourth must agree. It goes the way that the majority of its last steps went (Boyer and Moore's vote, as in Leap),
+so that one odd step does not end it. It is followed up to a depth that doubles with each batch, as the requests show
+that the last one paid. What was fetched and never asked for lowers the depth of all streams, down to nothing; then a
+stream is tried now and then.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections import deque
 _RECENT = 16
 _STREAMS = 8
 _STEPS = 8
+_NEAR = 8
+_SKIPPED = 4
 _START = 4
 _JUDGED = 32
 _REST = 256
@@ -26,8 +29,11 @@ class _Stream:
         self.step = step
         self.depth = _START
         self.ahead: set[int] = set()
+        # Three requests some pages apart prove more than three that are far apart.
+        self.sure = abs(step) <= _NEAR
 
     def move(self, first: int) -> None:
+        self.sure = first - self.last == self.step
         self.steps.append(first - self.last)
         self.last = first
         self.step = _majority(self.steps) or self.step
@@ -35,6 +41,11 @@ class _Stream:
     def distance(self, first: int) -> int:
         """0 where it was expected; the farther, the less it belongs here."""
         return abs(first - self.last - self.step)
+
+    def takes(self, first: int) -> bool:
+        """Whether a request is one of this stream: nearly where it was expected, or some steps farther."""
+        steps, off = divmod(first - self.last, self.step)
+        return self.distance(first) <= _NEAR or (not off and 0 < steps <= _SKIPPED)
 
 
 class Streams:
@@ -57,7 +68,7 @@ class Streams:
                 return []
             stream = self._stream(first)
             self._recent.append(first)
-            if stream is None or not self._allowed():
+            if stream is None or not stream.sure or not self._allowed():
                 return []
             return self._ahead(stream, first, count, end)
 
@@ -77,7 +88,7 @@ class Streams:
 
     def _stream(self, first: int) -> _Stream | None:
         nearest = min(self._streams, key=lambda stream: stream.distance(first), default=None)
-        if nearest is not None and nearest.distance(first) <= 3 * abs(nearest.step):
+        if nearest is not None and nearest.takes(first):
             nearest.move(first)
             self._streams.remove(nearest)
         else:

@@ -1,7 +1,8 @@
 """Whether a cache is worth asking: it is gone around while it is away, or slower than what it stands in front of.
 
-*Away* after a failure, until a probe succeeds; *slow* while its calls take longer on average than reads of the file do,
-and longer than `_QUICK`, below which it harms nobody. Probes are made off the way of reads, ever less often.
+*Away* after a failure, until a probe succeeds. *Slow* while its calls take on average more than twice as long as reads
+of the file do, as it spares the storage after all, and longer than `_QUICK`, below which it harms nobody. Probes are
+made off the way of reads, ever less often.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 5.0
 _QUICK = 0.0002
 _ENOUGH = 8
+_TOO_SLOW = 2.0
 
 
 class _Average:
@@ -27,6 +29,9 @@ class _Average:
 
     def add(self, seconds: float) -> None:
         self.count += 1
+        if self.count > _ENOUGH:
+            # One that was held up by something else says little.
+            seconds = min(seconds, 4 * self.seconds)
         self.seconds += (seconds - self.seconds) / min(self.count, _ENOUGH)
 
 
@@ -79,7 +84,7 @@ class Guard:
 
     def _slow(self) -> bool:
         known = min(self._store.count, self._disk.count) >= _ENOUGH
-        return known and self._store.seconds > max(self._disk.seconds, _QUICK)
+        return known and self._store.seconds > max(_TOO_SLOW * self._disk.seconds, _QUICK)
 
     def _wait(self, now: float) -> None:
         self._probe_at = now + self._delay

@@ -246,9 +246,9 @@ def test_a_daemon_that_is_killed_and_comes_back(path: Path, slow: type[SlowSourc
             assert file.stats().pages_hit == 1
             running.kill()
             begun = time.monotonic()
-            for offset in range(0, len(CONTENT), SIZE):
+            for offset in range(0, 20 * SIZE, SIZE):
                 assert file.read_at(offset, SIZE) == CONTENT[offset : offset + SIZE]
-            assert time.monotonic() - begun < 6, "reads waited for a store that is away"
+            assert time.monotonic() - begun < 4, "reads waited for a store that is away"
             assert file.stats().store_failures > 0
             running.start()
             pages = file.stats().puts
@@ -261,7 +261,7 @@ def test_a_daemon_that_is_killed_and_comes_back(path: Path, slow: type[SlowSourc
 
 @pytest.mark.usefixtures("slow")
 def test_a_daemon_that_hangs_holds_up_one_read_only(path: Path) -> None:
-    with daemon("--memory", "32MiB") as running, tmem.connect(running.address, timeout=1) as store:
+    with daemon("--memory", "32MiB") as running, tmem.connect(running.address) as store:
         with cached(path, store, readahead=0) as file:
             file.read()
         with cached(path, store, readahead=0, patience=0.3) as file:
@@ -318,6 +318,8 @@ def test_bad_arguments_are_refused_and_leave_nothing_open(path: Path) -> None:
                 cached(path, store, **options)
         with pytest.raises(TypeError, match="settle must be a number"):
             cached(path, store, settle="2s")
+        with pytest.raises(TypeError, match="store must be a tmem"):
+            cached(path, store.pool("cache0"))  # type: ignore[arg-type]
         with pytest.raises(FileNotFoundError):
             cached(path.with_name("none"), store)
         assert len(os.listdir("/proc/self/fd")) == before

@@ -63,6 +63,7 @@ def test_every_part_of_an_identity_counts() -> None:
     oids = [here.oid(identity) for identity in (base, *others)]
     assert len({*oids, Origin(b"other", local=True, cacheable=True).oid(base)}) == 6
     assert {len(oid) for oid in oids} == {24}
+    assert here.oid(base._replace(mtime_ns=2**64)) != here.oid(base._replace(mtime_ns=2**65)), "years to come"
 
 
 def test_a_named_volume_does_not_depend_on_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,23 @@ def test_a_store_slower_than_the_file_is_gone_around() -> None:
     assert not slow_guard(Clock()).admits()
 
 
+def test_a_store_about_as_quick_as_the_file_is_used_and_spares_it() -> None:
+    guard = Guard(Clock())
+    for _ in range(20):
+        guard.answered(0.0015)
+        guard.disk_read(0.001)
+    assert guard.admits()
+
+
+def test_one_answer_that_was_held_up_is_no_reason_to_go_around() -> None:
+    guard = Guard(Clock())
+    for _ in range(20):
+        guard.answered(0.001)
+        guard.disk_read(0.001)
+    guard.answered(5.0)
+    assert guard.admits()
+
+
 def test_a_few_slow_answers_prove_nothing() -> None:
     guard = Guard(Clock())
     for _ in range(7):
