@@ -184,4 +184,8 @@ def stats_of(found: admin.Pool) -> dict[str, Any]:
     """What `Pool.stats` gives."""
     names = admin.SizeClass.DESCRIPTOR.fields_by_name
     classes = [{name: getattr(entry, name) for name in names} for entry in found.stats.classes]
-    return {**found.stats.values, "size_histogram": list(found.stats.size_histogram), "classes": classes}
+    return {
+        **dict(sorted(found.stats.values.items())),
+        "size_histogram": list(found.stats.size_histogram),
+        "classes": classes,
+    }

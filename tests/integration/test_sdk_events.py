@@ -180,3 +180,16 @@ def test_a_client_that_is_no_administrator_sees_its_own(tmp_path: Path) -> None:
             assert (denied.exit_code, denied.stderr.count("\n")) == (1, 1)
             assert "administrator" in denied.stderr or "does not allow" in denied.stderr
         assert "footprint_bytes" in cli("stat", "mine", **tls)
+
+
+def test_a_pool_is_restored_for_whoever_asks(server: str, store: tmem.Store, tmp_path: Path) -> None:
+    store.pool("swap").put(1, {7: page(7)})
+    Command(server)("save", "swap", tmp_path / "saved")
+    authority = Authority(tmp_path / "tls")
+    alice = authority.client("alice")
+    with daemon("--memory", "32MiB", "--admins", "root", *authority.flags(authority.server())) as running:
+        cli = Command(running.address)
+        tls = {"TMEM_CA": str(authority.file), "TMEM_CERT": str(alice.cert), "TMEM_KEY": str(alice.key)}
+        assert "put 1 page" in cli("restore", tmp_path / "saved", **tls)
+        shown = json.loads(cli("pool", "show", "swap", "--json", **tls))
+        assert (shown["settings"]["owner"], shown["stats"]["pages"]) == ("alice", 1)

@@ -84,7 +84,7 @@ class Root(Tree):
     envvar="TMEM_SERVER",
     default=DEFAULT_SERVER,
     show_default=True,
-    help="HOST:PORT of a tmemd, or shm://PATH, an arena of this machine.",
+    help="HOST:PORT of a tmemd (grpcs://HOST:PORT: TLS), or shm://PATH, an arena of this machine.",
 )
 @click.option(
     "--timeout",

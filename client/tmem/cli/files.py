@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from tmem._oid import oid
 from tmem.cli import text
 from tmem.cli.arguments import POOL
 from tmem.cli.failures import Failed, Misused, remedy
 from tmem.cli.session import Leaf, Session, pass_session
-from tmem.cli.stored import RefusedError, file_chunks, put_file, read_label
+from tmem.cli.stored import RefusedError, file_chunks, put_file, read_label, remove_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +38,7 @@ def put(session: Session, pool: str, name: str, file: str) -> None:
     with _source(file) as source:
         total = None if file == _STANDARD else -(-os.fstat(source.fileno()).st_size // opened.page_size)
         with session.output.progress(f"putting {text.printable(name)}", total) as done:
-            opened.flush_object(oid(name))
+            remove_file(opened, name)
             begun = session.target.pool(pool)
             try:
                 label = put_file(opened, name, source, done)
@@ -80,7 +79,7 @@ def get(session: Session, pool: str, name: str, output: str | None) -> None:
 @pass_session
 def flush(session: Session, pool: str, name: str) -> None:
     """Remove a file from a pool; that it was not there is no failure."""
-    found = session.target.store.find_pool(pool).flush_object(oid(name))
+    found = remove_file(session.target.store.find_pool(pool), name)
     if session.output.as_json:
         session.output.document({"pool": pool, "name": name, "flushed_pages": found})
     gone = f"flushed {text.quantity(found, 'page')} of {text.printable(name)!r}"

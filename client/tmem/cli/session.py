@@ -76,24 +76,15 @@ class Session:
         return target
 
     def _connect(self, timeout: float, **more: Any) -> tmem.Store:
-        store = tmem.connect(self.address, timeout=self.options.timeout or timeout, **more, **self._tls())
+        store = tmem.connect(self.address, timeout=self.options.timeout or timeout, tls=self._tls(), **more)
         self._opened.append(store)
         return store
 
-    def _tls(self) -> dict[str, Any]:
+    def _tls(self) -> tmem.Tls | None:
         options = self.options
-        if not (options.ca or options.cert or options.key) or options.server.startswith(_SHM):
-            return {}
-        if bool(options.cert) != bool(options.key):
-            raise ValueError("--cert and --key go together")
-        import grpc
-
-        def read(path: Path | None) -> bytes | None:
-            return path.read_bytes() if path else None
-
-        return {
-            "credentials": grpc.ssl_channel_credentials(read(options.ca), read(options.key), read(options.cert)),
-        }
+        if self.address.startswith(_SHM) or not (options.ca or options.cert or options.key):
+            return None
+        return tmem.Tls(ca=options.ca, cert=options.cert, key=options.key)
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)

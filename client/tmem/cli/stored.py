@@ -52,10 +52,14 @@ class Label:
         return -(-self.length // page_size)
 
 
+def remove_file(pool: Pool, name: str) -> int:
+    """Remove what has this name; how many pages it had."""
+    return pool.flush_object(oid(name))
+
+
 def put_file(pool: Pool, name: str, source: BinaryIO, done: Callable[[int], None]) -> Label:
-    """Store a file in place of what has its name. On any error nothing of it is left."""
+    """Store a file under a name that was removed before. On any error nothing of it is left."""
     key = oid(name)
-    pool.flush_object(key)
     try:
         label = _put_pages(pool, name, source, done)
         page = json.dumps({"tmem-file": _FORMAT, **asdict(label)}).encode()

@@ -46,10 +46,11 @@ def top(session: Session, interval: float, iterations: int | None, once: bool) -
 
 def look(session: Session) -> Sample:
     """How the store is now."""
+    target = session.target
     clock = time.monotonic()
-    pools = session.target.pools()
+    pools = target.pools()
     latency = time.monotonic() - clock
-    status = session.target.status()
+    status = target.status()
     return Sample(clock, time.time(), latency, status if status.store else of_pools(pools), pools)
 
 
