@@ -21,7 +21,7 @@ CALLS ?= 10000000
 export PYO3_PYTHON := $(CURDIR)/$(PY)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build test test-rust test-python proto proto-check lint format demo bench-engine bench-rpc soak-crash soak-rpc fuzz sanitize lock clean
+.PHONY: help setup build test test-rust test-python proto proto-check lint dashboard format demo bench-engine bench-rpc soak-crash soak-rpc fuzz sanitize lock clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  %-14s %s\n' "$$name" "$$what"; done
@@ -56,6 +56,9 @@ lint: build proto-check ## Check format, types and lints of Python and Rust; war
 	MYPYPATH=server/engine/python $(PY) -m mypy.stubtest tmem_engine._native
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+dashboard: $(VENV)/.deps ## Make the Grafana dashboard's JSON of deploy/grafana/panels.yml
+	$(PY) deploy/grafana/dashboard.py > deploy/grafana/dashboards/tmem.json
 
 format: $(VENV)/.deps ## Format Python and Rust in place
 	$(PY) -m ruff check --fix --silent . || true

@@ -1,4 +1,4 @@
-"""The dashboard, made of panels.yml: `python deploy/grafana/dashboard.py > deploy/grafana/dashboards/tmem.json`.
+"""The dashboard's JSON, made of panels.yml: `make dashboard`.
 
 Places and numbers of panels follow from their order.
 """

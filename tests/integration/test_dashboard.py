@@ -36,7 +36,7 @@ needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="pr
 def used() -> Iterator[Daemon]:
     """A daemon that has done a bit of everything."""
     with daemon(memory="128MiB") as running:
-        use(running, rounds=120)
+        use(running, rounds=60)
         yield running
 
 
@@ -45,7 +45,7 @@ def seen(used: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pro
     """Prometheus that has scraped it before and after more use."""
     with prometheus(used.metrics_url.split("/")[2], tmp_path_factory.mktemp("prometheus")) as running:
         assert running.until(lambda: running.query("tmem_build_info"))
-        use(used, rounds=120)
+        use(used, rounds=60)
         more = "min(count_over_time(tmem_build_info[1m])) >= 4"
         assert running.until(lambda: running.query(more))
         yield running
@@ -114,7 +114,7 @@ def test_panels_lie_side_by_side() -> None:
 
 def test_the_dashboard_is_what_its_source_makes() -> None:
     made = subprocess.run([sys.executable, DEPLOY / "grafana" / "dashboard.py"], capture_output=True, check=True)
-    assert json.loads(made.stdout) == DASHBOARD, "make it anew: python deploy/grafana/dashboard.py > ...tmem.json"
+    assert json.loads(made.stdout) == DASHBOARD, "make it anew: make dashboard"
 
 
 @needs_prometheus
