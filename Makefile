@@ -80,8 +80,9 @@ soak-crash: $(VENV)/.deps ## Kill writers at random KILLS times (1000) and check
 soak-rpc: build ## Make CALLS (10 million) calls of every kind and check that the daemon does not grow
 	CALLS=$(CALLS) $(PY) -m tests.bench.rpc --only soak
 
-fuzz: $(VENV)/.deps ## Fuzz the engine for FUZZ_SECONDS (60) a target
+fuzz: build ## Fuzz the engine and the wire for FUZZ_SECONDS (60) a target
 	TMEM_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release -p tmem-core --test fuzz
+	TMEM_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest -q tests/fuzz
 
 sanitize: ## Run the core's tests under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test -p tmem-core --lib --test model --test coherency --test fuzz --target-dir target/asan --target $$(rustc -vV | sed -n 's/host: //p')

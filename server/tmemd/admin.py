@@ -10,6 +10,7 @@ from tmem_proto.v1.admin_pb2_grpc import TmemAdminServicer
 from tmemd import __version__, wire
 from tmemd.calls import fail, identify, rpc
 from tmemd.errors import UnknownPoolError
+from tmemd.methods import sound
 from tmemd.roster import clients
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class AdminService(TmemAdminServicer):
         """Tell what happens until the client goes, the pool is gone, or the daemon stops."""
         client = await identify(self, "Watch", context)
         try:
+            sound(request)
             async with self._look_out.watching(self._watched(client, request.pool)) as watcher:
                 await context.send_initial_metadata(())
                 while (event := await watcher.next()) is not None:

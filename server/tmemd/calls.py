@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from tmemd.errors import InjectedError, status_of
+from tmemd.methods import sound
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -47,6 +48,7 @@ def rpc(
         start = time.perf_counter()
         try:
             client = self.identities.of(context)
+            sound(request)
             if self.injections.active:
                 response = await self.injections.around(method, lambda: handler(self, request, client))
             else:

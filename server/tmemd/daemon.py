@@ -19,6 +19,7 @@ from tmemd.counts import Counts
 from tmemd.errors import ConfigError
 from tmemd.identity import Identities
 from tmemd.inject import Injections
+from tmemd.methods import Methods
 from tmemd.null import NullStore
 from tmemd.service import TmemService
 from tmemd.sessions import Sessions
@@ -69,8 +70,9 @@ class Daemon:
             self.workers,
             self._look_out,
         )
-        tmem_pb2_grpc.add_TmemServicer_to_server(pages, self._server)
-        admin_pb2_grpc.add_TmemAdminServicer_to_server(admin, self._server)
+        methods: Any = Methods(self._server)
+        tmem_pb2_grpc.add_TmemServicer_to_server(pages, methods)
+        admin_pb2_grpc.add_TmemAdminServicer_to_server(admin, methods)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         Channelz(self.counts, identities, injections).add_to(self._server)
         shown = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME, CHANNELZ)

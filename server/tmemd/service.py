@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.v1.tmem_pb2_grpc import TmemServicer
 from tmemd import wire
-from tmemd.calls import explain, identify, rpc
+from tmemd.calls import explain, fail, identify, rpc
 from tmemd.errors import OtherPoolError, UnknownPoolError
+from tmemd.methods import Malformed
 from tmemd.sessions import Session, Taken
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ class TmemService(TmemServicer):
         async for command in request_iterator:
             if context.cancelled():
                 return
+            if isinstance(command, Malformed):
+                await fail(self, "Exchange", context, ValueError(command.why))
             yield await self._command(command, client, held)
 
     async def _command(self, command: pb.Command, client: Client, held: Unacknowledged) -> pb.Reply:

@@ -339,8 +339,10 @@ def test_a_message_that_is_too_large_is_refused(client: Client) -> None:
 
 def test_bytes_that_are_no_message(client: Client) -> None:
     call: Any = client.channel.unary_unary("/tmem.v1.Tmem/Put")
-    with pytest.raises(grpc.RpcError):
+    with pytest.raises(grpc.RpcError) as failed:
         call(b"\xff" * 100, timeout=10)
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "PutRequest" in str(failed.value.details())
     assert client.put({1: page(1)}) == STORED
 
 

@@ -31,11 +31,12 @@ DAEMON_LAYERS = {
     "child": {"control", "workers", "counts", "errors", "logs"},
     "worker": {"daemon", "control", "workers", "config", "counts", "errors", "logs", "signals", "values"},
     "daemon": {"service", "admin", "metrics", "access", "sessions", "identity", "tls", "inject", "store", "null"}
-    | {"channelz", "watch", "workers", "signals", "surface", "config", "counts", "values", "errors"},
+    | {"channelz", "methods", "watch", "workers", "signals", "surface", "config", "counts", "values", "errors"},
     "channelz": {"calls", "identity", "inject", "counts"},
-    "service": {"access", "sessions", "wire", "calls", "identity", "inject", "surface", "config", "counts", "errors"},
+    "service": {"access", "sessions", "wire", "calls", "methods", "identity", "inject", "surface", "config", "counts"}
+    | {"errors"},
     "admin": {"access", "roster", "sessions", "wire", "calls", "identity", "inject", "surface", "config", "counts"}
-    | {"watch", "workers", "errors"},
+    | {"methods", "watch", "workers", "errors"},
     "watch": {"events", "workers", "surface", "config", "errors"},
     "events": set(),
     "access": {"clients", "identity", "surface", "errors"},
@@ -45,7 +46,8 @@ DAEMON_LAYERS = {
     "families": {"surface", "errors"},
     "sessions": {"identity", "surface", "config", "counts", "errors"},
     "wire": {"inject", "surface", "errors"},
-    "calls": {"identity", "inject", "counts", "errors"},
+    "methods": set(),
+    "calls": {"methods", "identity", "inject", "counts", "errors"},
     "identity": {"clients", "config", "values", "errors"},
     "tls": {"config", "errors"},
     "store": {"surface", "threads", "config", "errors"},

@@ -1,0 +1,68 @@
+"""Registers services so that bytes which are no message are answered as the client's fault.
+
+gRPC itself answers them with UNKNOWN, as it does for faults of the server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from grpc import aio
+
+    Handlers = Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """What a handler is given in place of a message that cannot be read."""
+
+    why: str
+
+
+def sound(request: object) -> None:
+    """Raise ValueError for a request that could not be read."""
+    if isinstance(request, Malformed):
+        raise ValueError(request.why)
+
+
+class Methods:
+    """What generated code needs of a server that it adds a service to."""
+
+    def __init__(self, server: aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, _: Sequence[object]) -> None:
+        """The same methods once more, for servers that know no registered ones."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Handlers) -> None:
+        lenient = {name: _lenient(handler) for name, handler in handlers.items()}
+        self._server.add_registered_method_handlers(service, lenient)
+
+
+def _lenient(handler: Any) -> Any:
+    options = {
+        "request_deserializer": _reader(handler.request_deserializer),
+        "response_serializer": handler.response_serializer,
+    }
+    if handler.unary_unary:
+        return grpc.unary_unary_rpc_method_handler(handler.unary_unary, **options)
+    if handler.unary_stream:
+        return grpc.unary_stream_rpc_method_handler(handler.unary_stream, **options)
+    return grpc.stream_stream_rpc_method_handler(handler.stream_stream, **options)
+
+
+def _reader(parse: Callable[[bytes], object]) -> Callable[[bytes], object]:
+    def read(data: bytes) -> object:
+        try:
+            return parse(data)
+        except DecodeError as error:
+            return Malformed(str(error))
+
+    return read
