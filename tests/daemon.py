@@ -75,10 +75,15 @@ def daemon(*flags: str, memory: str = "64MiB") -> Iterator[Daemon]:
 class Client:
     """Raw stubs on one connection, and the session of one pool."""
 
-    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: Sequence[tuple[str, int]] = (),
+    ) -> None:
         self.address = address
         # Each client has a connection of its own, as another process would.
-        options = [("grpc.use_local_subchannel_pool", 1)]
+        options = [("grpc.use_local_subchannel_pool", 1), *options]
         self.channel = (
             grpc.insecure_channel(address, options)
             if credentials is None

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tmem._errors import UnavailableError, UnknownPoolError
 from tmem._link import backoff
 from tmem._steps import Send, Steps, Wait, note
-from tmem._wire import AMBIGUOUS, DEADLINE_EXCEEDED, NOT_FOUND, UNAVAILABLE, Failure, batch_pages, is_stale
+from tmem._wire import (
+    AMBIGUOUS,
+    DEADLINE_EXCEEDED,
+    NOT_FOUND,
+    RESOURCE_EXHAUSTED,
+    UNAVAILABLE,
+    Failure,
+    batch_pages,
+    is_stale,
+)
 from tmem_proto.v1 import tmem_pb2 as pb
 
 if TYPE_CHECKING:
@@ -202,7 +211,7 @@ class Session:
             if any(failure.code == NOT_FOUND for failure in failures):
                 self._forget(session)
             todo[:] = [at for at in todo if replies[at] is None]
-            raise _Failed(_worst(failures))
+            raise _Failed(_worst([_busy_is_away(failure) for failure in failures]))
         if stale:
             self._doubt(session, mutation)
         return stale
@@ -323,6 +332,11 @@ class Session:
 def batches(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
     """The items in their order, at most `size` together."""
     return [items[at : at + size] for at in range(0, len(items), size)]
+
+
+def _busy_is_away(failure: Failure) -> Failure:
+    """A server that is busy has done nothing of a call, and may do it later."""
+    return Failure(UNAVAILABLE, failure.details) if failure.code == RESOURCE_EXHAUSTED else failure
 
 
 def _worst(failures: list[Failure]) -> Failure:

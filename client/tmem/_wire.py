@@ -40,7 +40,7 @@ _KNOWN: dict[int, int] = {
 _CODES = bytes(_KNOWN.get(byte, _UNKNOWN) for byte in range(256))
 
 # google.rpc.Code, as far as it is treated in some way of its own.
-NOT_FOUND, DEADLINE_EXCEEDED, ABORTED, UNAVAILABLE, UNIMPLEMENTED = 5, 4, 10, 14, 12
+NOT_FOUND, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, UNIMPLEMENTED, UNAVAILABLE = 5, 4, 8, 10, 12, 14
 # After these a mutation may have happened, or may yet.
 AMBIGUOUS = frozenset({1, 2, DEADLINE_EXCEEDED, ABORTED, 13, UNAVAILABLE})
 # The table of gRPC codes and exceptions; the others are InternalError.

@@ -134,10 +134,11 @@ class AdminService(TmemAdminServicer):
         client = await identify(self, "Watch", context)
         try:
             sound(request)
-            async with self._look_out.watching(self._watched(client, request.pool)) as watcher:
-                await context.send_initial_metadata(())
-                while (event := await watcher.next()) is not None:
-                    yield event
+            with self.identities.flights.of(client.name):
+                async with self._look_out.watching(self._watched(client, request.pool)) as watcher:
+                    await context.send_initial_metadata(())
+                    while (event := await watcher.next()) is not None:
+                        yield event
         except Exception as error:
             await fail(self, "Watch", context, error)
         self.counts.answered("Watch", "OK", 0.0)

@@ -49,10 +49,11 @@ def rpc(
         try:
             client = self.identities.of(context)
             sound(request)
-            if self.injections.active:
-                response = await self.injections.around(method, lambda: handler(self, request, client))
-            else:
-                response = await handler(self, request, client)
+            with self.identities.flights.of(client.name):
+                if self.injections.active:
+                    response = await self.injections.around(method, lambda: handler(self, request, client))
+                else:
+                    response = await handler(self, request, client)
         except Exception as error:
             code, text = explain(method, error)
             self.counts.answered(method, code.name, time.perf_counter() - start)

@@ -58,8 +58,17 @@ class Config:
     inline_bytes: int = _option(size, "bytes of pages up to which a call runs on the event loop itself", 64 << 10)
     batch_pages: int = _option(number(1, 256), "pages a batch may have, of which at most 2 MiB", 256)
     max_message: int = _option(size, "bytes of the largest message taken", 4 << 20)
-    max_calls: int = _option(number(1, 100_000), "calls and streams under way, all clients together", 256)
+    max_waiting: int = _option(number(0, 100_000), "long engine calls that wait for a thread; more are refused", 256)
+    max_calls: int = _option(number(1, 100_000), "calls and streams under way with a worker, of all clients", 512)
+    max_client_calls: int = _option(number(1, 100_000), "calls and streams of one client under way with a worker", 384)
     max_streams: int = _option(number(1, 100_000), "calls and streams under way on one connection", 128)
+    keepalive: int = _option(
+        number(1, 10**6), "seconds of silence after which a client is asked for a sign of life", 60
+    )
+    keepalive_timeout: int = _option(number(1, 10**6), "seconds it has to give one, until its connection is closed", 20)
+    ping_interval: int = _option(number(0, 10**6), "seconds between a client's own such questions, at least", 10)
+    connection_idle: int = _option(number(1, 10**6), "seconds without a call after which a connection is closed", 1800)
+    exchange_idle: int = _option(number(1, 10**6), "seconds without a command after which a stream is ended", 1800)
     max_sessions: int = _option(number(1, 1_000_000), "sessions open at once", 16384)
     session_idle: int = _option(number(1, 10**9), "seconds after which an unused session may be ended", 3600)
     max_unacknowledged: int = _option(number(1, 100_000), "exclusive gets of a session that await acknowledgement", 256)

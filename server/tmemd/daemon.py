@@ -140,6 +140,12 @@ def _server(config: Config) -> aio.Server:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", config.max_streams),
         ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", config.keepalive * 1000),
+        ("grpc.keepalive_timeout_ms", config.keepalive_timeout * 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", config.ping_interval * 1000),
+        ("grpc.max_connection_idle_ms", config.connection_idle * 1000),
         ("grpc.enable_channelz", 1),
     ]
     return aio.server(options=options, maximum_concurrent_rpcs=config.max_calls)

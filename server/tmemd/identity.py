@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 from tmemd.clients import MOST_NAME_BYTES
 from tmemd.errors import DeniedError, UnauthenticatedError
+from tmemd.flights import Flights
 from tmemd.values import is_loopback
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Identities:
     """
 
     def __init__(self, config: Config) -> None:
+        self.flights = Flights(config.max_client_calls)
         self._administrators = config.administrators
         self._by_certificate = config.tls_client_ca is not None
         self._known: dict[bytes | str, Client] = {}

@@ -16,7 +16,8 @@ from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.v1.tmem_pb2_grpc import TmemServicer
 from tmemd import wire
 from tmemd.calls import explain, fail, identify, rpc
-from tmemd.errors import OtherPoolError, UnknownPoolError
+from tmemd.errors import LimitError, OtherPoolError, UnknownPoolError
+from tmemd.idle import Idle
 from tmemd.methods import Malformed
 from tmemd.sessions import Session, Taken
 
@@ -111,16 +112,35 @@ class TmemService(TmemServicer):
         """Carry out commands one after another.
 
         The next is read when the reply before it is on its way: a client that does not read its replies, or sends more
-        than the daemon can do, is held by the connection's flow control.
+        than the daemon can do, is held by the connection's flow control. A stream of which nothing is heard ends.
         """
         client = await identify(self, "Exchange", context)
+        try:
+            with self.identities.flights.of(client.name):
+                async for reply in self._exchange(request_iterator, context, client):
+                    yield reply
+        except LimitError as error:
+            await fail(self, "Exchange", context, error)
+
+    async def _exchange(
+        self, commands: AsyncIterator[pb.Command], context: ServicerContext[Any, Any], client: Client
+    ) -> AsyncIterator[pb.Reply]:
+        idle = Idle(self._config.exchange_idle)
         held: Unacknowledged = []
-        async for command in request_iterator:
-            if context.cancelled():
-                return
-            if isinstance(command, Malformed):
-                await fail(self, "Exchange", context, ValueError(command.why))
-            yield await self._command(command, client, held)
+        try:
+            async for command in commands:
+                if context.cancelled():
+                    return
+                if isinstance(command, Malformed):
+                    await fail(self, "Exchange", context, ValueError(command.why))
+                idle.heard()
+                yield await self._command(command, client, held)
+                idle.heard()
+        except asyncio.CancelledError:
+            if not idle.ended:
+                raise
+        finally:
+            idle.close()
 
     async def _command(self, command: pb.Command, client: Client, held: Unacknowledged) -> pb.Reply:
         start, known = time.perf_counter(), len(held)

@@ -34,7 +34,7 @@ DAEMON_LAYERS = {
     | {"channelz", "methods", "watch", "workers", "signals", "surface", "config", "counts", "values", "errors"},
     "channelz": {"calls", "identity", "inject", "counts"},
     "service": {"access", "sessions", "wire", "calls", "methods", "identity", "inject", "surface", "config", "counts"}
-    | {"errors"},
+    | {"idle", "errors"},
     "admin": {"access", "roster", "sessions", "wire", "calls", "identity", "inject", "surface", "config", "counts"}
     | {"methods", "watch", "workers", "errors"},
     "watch": {"events", "workers", "surface", "config", "errors"},
@@ -58,7 +58,7 @@ DAEMON_LAYERS = {
     "control": set(),
     "signals": set(),
     "logs": set(),
-    "threads": set(),
+    "threads": {"errors", "logs"},
     "config": {"clients", "inject", "values", "errors"},
     "inject": {"errors"},
     "counts": set(),

@@ -17,6 +17,7 @@ from tmem._wire import Failure
 from tmem_proto.v1 import tmem_pb2 as pb
 
 T = TypeVar("T")
+BUSY = Failure(8, "too many calls")
 AWAY, LATE, UNKNOWN = Failure(14, "connection refused"), Failure(4, "deadline exceeded"), Failure(5, "unknown session")
 
 
@@ -152,6 +153,19 @@ def test_a_large_call_is_split_at_the_servers_limit(client: Client, server: Serv
     assert client.put(pages) == bytes(10)
     assert server.log == ["Put"] * 3
     assert client.get(*range(12)) == pages
+
+
+def test_a_server_that_is_busy_is_asked_again_and_nothing_is_in_doubt(client: Client, server: Server) -> None:
+    server.script = {"Put": [BUSY], "Get": [BUSY]}
+    assert client.put({7: page(7)}) == b"\0"
+    assert client.get(7) == {7: page(7)}
+    assert server.log == ["Put", "Put", "Get", "Get"]
+
+
+def test_a_server_that_stays_busy_is_away(client: Client, server: Server) -> None:
+    server.script = {"Put": [BUSY] * 1000}
+    with pytest.raises(tmem.UnavailableError, match="too many calls"):
+        client.put({7: page(7)})
 
 
 def test_a_read_is_sent_again_at_once(client: Client, server: Server) -> None:

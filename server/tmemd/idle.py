@@ -1,0 +1,33 @@
+"""An end to streams of which nothing is heard."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Idle:
+    """Cancels the task it is made in when `heard` was not called for so many seconds; `ended` then says so."""
+
+    def __init__(self, seconds: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.ended = False
+        self._seconds = seconds
+        self._task = task
+        self._loop = asyncio.get_running_loop()
+        self._heard_at = self._loop.time()
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    def heard(self) -> None:
+        self._heard_at = self._loop.time()
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        left = self._heard_at + self._seconds - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        else:
+            self.ended = True
+            self._task.cancel()
