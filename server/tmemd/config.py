@@ -130,6 +130,12 @@ def dump(config: Config) -> str:
     return "\n".join([*lines, f"# {about}"]) + "\n" + dump_clients(config.clients)
 
 
+def restore(dumped: str) -> Config:
+    """The configuration that `dump` wrote."""
+    values: dict[str, Any] = _parsed(tomllib.loads(dumped), "", in_file=True)
+    return Config(**values)
+
+
 def _written(value: object) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_written(str(one)) for one in value) + "]"

@@ -13,13 +13,12 @@ import os
 import signal
 import socket
 import sys
-import tomllib
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 import uvloop
 
-from tmemd.config import load
+from tmemd.config import restore
 from tmemd.control import Control
 from tmemd.counts import Counts
 from tmemd.daemon import Daemon
@@ -68,7 +67,7 @@ async def _work(end: socket.socket) -> int:
 
 
 def _config(start: Message) -> Config:
-    config = load(tomllib.loads(start["start"]), {})
+    config = restore(start["start"])
     host, _ = split_address(config.listen)
     return replace(config, listen=join_address(host, start["port"]), metrics=None)
 

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 import tmem
+from tests.certificates import Authority
 from tests.daemon import Client, Daemon, daemon
 from tests.exposition import samples
 from tests.integration.putter import Putter
@@ -86,6 +87,23 @@ def test_workers_listen_on_ports_of_their_own_and_all_name_the_same(running: Dae
     assert [worker.number for worker in listed[0]] == [0, 1]
     assert running.process.pid not in {worker.process for worker in listed[0]}
     assert all(runs(worker.process) for worker in listed[0])
+
+
+def test_workers_have_every_setting(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "authority")
+    file = tmp_path / "tmemd.toml"
+    file.write_text('[clients.web]\nquota = "8MiB"\nweight = 2\n')
+    flags = authority.flags(authority.server())
+    with daemon("--workers=2", f"--config={file}", "--admins=boss", "--inject=", *flags) as running:
+        for address in running.addresses:
+            with closing(Client(address, authority.credentials(authority.client("boss")))) as boss:
+                stats = boss.admin.Stats(pb.StatsRequest())
+                assert (stats.client, stats.administrator) == ("boss", True)
+                (web,) = [
+                    each for each in boss.admin.ListClients(pb.ListClientsRequest()).clients if each.name == "web"
+                ]
+                assert (web.quota, web.weight) == (8 << 20, 2)
+                assert list(boss.admin.Inject(pb.InjectRequest()).before) == []
 
 
 def test_ports_follow_that_of_the_first() -> None:
