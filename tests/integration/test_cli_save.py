@@ -7,9 +7,10 @@ import mmap
 import struct
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.integration.commands import Command
 from tests.integration.daemons import daemon
 from tests.support import noise, page, run
 from tmem.cli.pagesfile import Pages, Reader, Writer
+from tmem.cli.restoring import LANES, restore
 from tmem.cli.saving import save
 from tmem.cli.target import Target
 
@@ -202,6 +204,57 @@ def cli_settings(store: tmem.Store) -> dict[str, object]:
     """Settings as a header has them."""
     pool = store.pool("template")
     return {name: getattr(pool.settings, name) for name in pool.settings.__slots__}
+
+
+class SlowAtFirst(tmem.Pool):
+    """A pool whose first put waits until other objects were put to."""
+
+    def __init__(self, pool: tmem.Pool) -> None:
+        super().__init__(pool._transport)
+        self._lock = threading.Lock()
+        self._first: object = None
+        self._go_on = threading.Event()
+
+    def put(self, oid: Any, pages: Any) -> dict[int, tmem.Outcome]:
+        with self._lock:
+            first = self._first is None
+            self._first = self._first or oid
+        if first:
+            self._go_on.wait(10)
+        elif oid != self._first:
+            self._go_on.set()
+        return super().put(oid, pages)
+
+
+def test_what_is_later_in_the_file_is_what_stays_though_records_are_put_at_once() -> None:
+    first = bytes(24)
+    other = next(one for one in (bytes([at]) * 24 for at in range(1, 255)) if (hash(one) - hash(first)) % LANES)
+    sink = io.BytesIO()
+    with tmem.open(memory="8MiB") as store:
+        writer = Writer(sink, {"pool": "copy", "settings": cli_settings(store)})
+        writer.pages(first, {7: page(1), 8: page(1)})
+        writer.pages(first, {7: page(2)})
+        writer.tombstones(first, [8])
+        writer.pages(other, {7: page(3)})
+        writer.end()
+        pool = SlowAtFirst(store.pool("copy"))
+        done = restore(Reader(sink, "saved"), pool, True, lambda _: None)
+        assert done.put == 4
+        assert pool.get(first, [7, 8]) == {7: page(2)}
+        assert pool.get(other, [7]) == {7: page(3)}
+
+
+def test_a_save_that_is_interrupted_leaves_no_file(store: tmem.Store, tmp_path: Path) -> None:
+    store.pool("swap").put_range(1, 0, run(0, 1000))
+    target = Target(store, "server")
+
+    def interrupt(_: int) -> None:
+        assert [path.name for path in tmp_path.iterdir()] == ["saved.part"]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save(target, target.pool("swap"), tmp_path / "saved", interrupt)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_restore_does_not_mix_pools_unless_told(cli: Command, store: tmem.Store, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,14 @@ from tmem._settings import PoolSettings
 from tmem.cli.pagesfile import Pages, PagesFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tmem._pool import Pool
     from tmem.cli.pagesfile import Reader, Record
     from tmem.cli.target import Target
+
+LANES = 8
+"""Records under way at once, each of at most a megabyte of pages where `tmem save` wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +50,43 @@ def pool_for(target: Target, reader: Reader, name: str, merge: bool) -> tuple[Po
 
 
 def restore(reader: Reader, pool: Pool, made: bool, progress: Callable[[int], None]) -> Restored:
-    """Put every page of the file, in its order, so that what was later is what stays."""
+    """Put every page of the file, so that what comes later in it is what stays."""
     refused: Counter[str] = Counter()
     put = 0
-    for record in reader.records():
-        reasons = _apply(reader, pool, record)
+    for count, reasons in _in_lanes(reader, pool):
         refused.update(reasons)
-        if isinstance(record, Pages):
-            put += len(record.entries)
-            progress(len(record.entries))
+        put += count
+        progress(count)
     return Restored(pool.name, made, put - refused.total(), dict(refused))
 
 
-def _apply(reader: Reader, pool: Pool, record: Record) -> list[str]:
-    """The reasons of refusals."""
+def _in_lanes(reader: Reader, pool: Pool) -> Iterator[tuple[int, list[str]]]:
+    """Carry the records out, several at once, those of one object in their order; the pages and refusals of each."""
+    lanes = [ThreadPoolExecutor(1) for _ in range(LANES)]
+    flying: deque[Future[tuple[int, list[str]]]] = deque()
+    try:
+        for record in reader.records():
+            flying.append(lanes[hash(record.oid) % LANES].submit(_apply, reader, pool, record))
+            if len(flying) == LANES:
+                yield flying.popleft().result()
+        while flying:
+            yield flying.popleft().result()
+    finally:
+        for lane in lanes:
+            lane.shutdown(cancel_futures=True)
+
+
+def _apply(reader: Reader, pool: Pool, record: Record) -> tuple[int, list[str]]:
+    """Carry out a record; its pages, and the reasons of refusals."""
     if not isinstance(record, Pages):
         pool.flush(record.oid, record.indices)
-        return []
+        return 0, []
     try:
         pages = record.decoded(reader.page_size)
     except ValueError as error:
         raise PagesFileError(f"{error}: the file was written from damaged memory") from None
-    return [str(outcome.reason) for outcome in pool.put(record.oid, pages).values() if not outcome]
+    outcomes = pool.put(record.oid, pages).values()
+    return len(outcomes), [str(outcome.reason) for outcome in outcomes if not outcome]
 
 
 def _settings(reader: Reader) -> PoolSettings:

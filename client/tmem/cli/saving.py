@@ -14,16 +14,18 @@ from __future__ import annotations
 import os
 import time
 from array import array
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import tmem
 from tmem._session import batches
 from tmem.cli.pagesfile import BATCH_BYTES, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tmem._pool import Pool
     from tmem.cli.target import PoolView, Target
@@ -35,7 +37,12 @@ ENOUGH = 0.001
 _STAMP_BITS = 32
 _SPAN_BITS = 16
 _TOMBSTONES = 65536
-_GET_BYTES = 4 << 20
+
+AHEAD = 8
+"""Calls under way at once, each of at most a megabyte of pages."""
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 Table: TypeAlias = dict[tuple[bytes, int], "array[int]"]
 """The pages of each span of an object, as index << 32 | stamp."""
@@ -86,6 +93,7 @@ class _Run:
         self._progress = progress
         self._corrupt: set[tuple[bytes, int]] = set()
         self._held: Table = {}
+        self._batch = BATCH_BYTES // view.page_size
 
     def passes(self, most: int) -> tuple[int, int, int, int, int]:
         changed = now = 0
@@ -101,42 +109,54 @@ class _Run:
     def _pass(self) -> int:
         """Write what is otherwise than it was written; how many pages."""
         seen = scan(self._target, self._view.name)
+        missed: dict[tuple[bytes, int], list[int]] = {}
         changed = 0
-        for key in [*seen, *(key for key in self._held if key not in seen)]:
-            old, new = _by_index(self._held.get(key)), _by_index(seen.get(key))
-            wanted = [index for index, stamp in new.items() if old.get(index) != stamp]
-            gone = [index for index in old if index not in new]
-            missed = self._get(key[0], wanted)
-            for index in missed:
-                del new[index]
-            self._tombstones(key[0], gone + [index for index in missed if index in old])
-            if missed:
-                seen[key] = _packed(new)
-            changed += len(wanted) + len(gone)
+        calls = ((key, call) for key in seen for call in batches(self._wanted(key, seen), self._batch))
+        for (key, call), (pages, corrupt) in ahead(calls, self._fetch):
+            changed += len(call)
+            gone = self._write(key[0], call, pages, corrupt)
+            if gone:
+                missed.setdefault(key, []).extend(gone)
+        changed += self._forget(seen, missed)
         self._held = seen
         return changed
 
-    def _get(self, oid: bytes, wanted: Sequence[int]) -> list[int]:
-        """Write pages; those that are not there any more."""
-        missed: list[int] = []
-        size = self._view.page_size
-        for call in batches(wanted, _GET_BYTES // size):
-            pages = self._sound(oid, call)
-            found = [index for index in call if index in pages]
-            missed += [index for index in call if index not in pages and (oid, index) not in self._corrupt]
-            for part in batches(found, BATCH_BYTES // size):
-                self._writer.pages(oid, {index: pages[index] for index in part})
-            self._progress(len(call))
-        return missed
+    def _wanted(self, key: tuple[bytes, int], seen: Table) -> list[int]:
+        old = _by_index(self._held.get(key))
+        return [index for index, stamp in _by_index(seen[key]).items() if old.get(index) != stamp]
 
-    def _sound(self, oid: bytes, indices: Sequence[int]) -> dict[int, bytes]:
-        """The pages that are there and sound. Damaged ones are known as such until they are replaced."""
-        self._corrupt.difference_update((oid, index) for index in indices)
+    def _fetch(self, job: tuple[tuple[bytes, int], Sequence[int]]) -> tuple[dict[int, bytes], Sequence[int]]:
+        """The pages that are there and sound, and those that are damaged. Runs in a thread."""
+        (oid, _), call = job
         try:
-            return self._pool.get(oid, indices)
+            return self._pool.get(oid, call), ()
         except tmem.CorruptPageError as error:
-            self._corrupt.update((oid, index) for index in error.indices)
-            return error.pages
+            return error.pages, error.indices
+
+    def _write(self, oid: bytes, call: Sequence[int], pages: dict[int, bytes], corrupt: Sequence[int]) -> list[int]:
+        """Write pages of one call; those that are not there any more. Damaged ones are known as such until replaced."""
+        self._corrupt.difference_update((oid, index) for index in call)
+        self._corrupt.update((oid, index) for index in corrupt)
+        if pages:
+            self._writer.pages(oid, pages)
+        self._progress(len(call))
+        return [] if len(pages) == len(call) else [index for index in call if index not in {*pages, *corrupt}]
+
+    def _forget(self, seen: Table, missed: dict[tuple[bytes, int], list[int]]) -> int:
+        """Write tombstones for what was written and is not there any more; how many pages went by the scan."""
+        count = 0
+        for key in {**self._held, **missed}:
+            old, new = _by_index(self._held.get(key)), _by_index(seen.get(key))
+            gone = [index for index in old if index not in new]
+            count += len(gone)
+            for index in missed.get(key, ()):
+                del new[index]
+                if index in old:
+                    gone.append(index)
+            if key in missed:
+                seen[key] = _packed(new)
+            self._tombstones(key[0], gone)
+        return count
 
     def _tombstones(self, oid: bytes, gone: Sequence[int]) -> None:
         self._corrupt.difference_update((oid, index) for index in gone)
@@ -158,6 +178,24 @@ def scan(target: Target, name: str) -> Table:
                 span = found[key] = array("Q")
             span.append(index << _STAMP_BITS | stamp)
     return found
+
+
+def ahead(jobs: Iterable[Job], work: Callable[[Job], Result]) -> Iterator[tuple[Job, Result]]:
+    """The jobs with what became of them, in their order, while the next are under way: small calls wait for latency."""
+    with ThreadPoolExecutor(AHEAD) as threads:
+        flying: deque[tuple[Job, Future[Result]]] = deque()
+        try:
+            for job in jobs:
+                flying.append((job, threads.submit(work, job)))
+                if len(flying) == AHEAD:
+                    first, future = flying.popleft()
+                    yield first, future.result()
+            while flying:
+                first, future = flying.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in flying:
+                future.cancel()
 
 
 def _by_index(span: array[int] | None) -> dict[int, int]:
