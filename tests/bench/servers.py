@@ -130,18 +130,18 @@ class Server:
 
 
 class Tmemd(Server):
-    """Our daemon, on an arena of its own in shared memory that goes with the `with` block."""
+    """Our daemon, on an arena of its own in shared memory that goes with the `with` block; or without a store."""
 
     name = "tmemd"
     program = sys.executable
     client = "tmem"
 
-    def __init__(self, *flags: str, memory: str = "1GiB") -> None:
+    def __init__(self, *flags: str, memory: str = "1GiB", null: bool = False) -> None:
         super().__init__()
-        self._flags = flags
-        self._memory = memory
         self._directory = tempfile.TemporaryDirectory(prefix="tmem-bench-", dir=_SHM if _SHM.is_dir() else None)
-        self.arena = Path(self._directory.name) / "arena"
+        self.arena = None if null else Path(self._directory.name) / "arena"
+        store = "--store=null" if null else f"--arena={self.arena}"
+        self._flags = (store, f"--memory={memory}", *flags)
 
     @staticmethod
     def knows(flag: str) -> bool:
@@ -157,8 +157,7 @@ class Tmemd(Server):
         return found[1]
 
     def command(self) -> list[str]:
-        listen, memory = f"--listen={self.address}", f"--memory={self._memory}"
-        return [sys.executable, "-m", "tmemd", listen, memory, f"--arena={self.arena}", *self._flags]
+        return [sys.executable, "-m", "tmemd", f"--listen={self.address}", *self._flags]
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()

@@ -41,7 +41,7 @@ def _setting(arguments: argparse.Namespace, corpus: corpora.Corpus) -> Setting:
         pages=Pages.of(corpus),
         pairs=3 if quick else arguments.pairs,
         quick=quick,
-        held_pages=int(os.environ.get("PAGES", 32_768 if quick else 262_144)),
+        held_pages=int(os.environ.get("PAGES", 32_768 if quick else 524_288)),
         calls=int(os.environ.get("CALLS", 40_000 if quick else 300_000)),
         gib=float(os.environ.get("GIB", 0.25 if quick else 2)),
     )

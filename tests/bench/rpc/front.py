@@ -17,7 +17,7 @@ _PEER = "the same with the store"
 
 def measure(setting: Setting) -> Iterator[Figure]:
     """Puts to `--store null`, which takes all and keeps none, against puts to a daemon that stores."""
-    with Tmemd("--store=null") as null, Tmemd() as stores, contextlib.ExitStack() as stack:
+    with Tmemd(null=True) as null, Tmemd() as stores, contextlib.ExitStack() as stack:
         pairs = []
         for name, daemon in (("null", null), ("stores", stores)):
             client = Tmem(daemon.address)
