@@ -104,7 +104,9 @@ def test_what_is_no_such_file_is_named(data: bytes, why: str) -> None:
     ("kind", "payload", "why"),
     [
         (b"P", bytes(20), "too short to name an object"),
-        (b"P", OID + struct.pack("<I", 2**32 - 1), "too short for their number"),
+        (b"P", OID + struct.pack("<I", 2**32 - 1), "more than any can"),
+        (b"P", OID + struct.pack("<I", LARGEST // 4096 + 1), "more than any can"),
+        (b"P", OID + struct.pack("<I", LARGEST // 4096), "too short for their number"),
         (b"P", OID + struct.pack("<IIII", 1, 7, 5, 0) + b"1234", "lengths do not agree"),
         (b"P", OID + struct.pack("<IIII", 1, 7, 5000, 0) + bytes(5000), "lengths do not agree"),
         (b"P", OID + struct.pack("<IIII", 1, 7, 0, 0), "lengths do not agree"),

@@ -8,7 +8,8 @@
     'E'     = records u64, pages u64, tombstones u64      the last record, and the end of the file
 
 A later record wins over an earlier one. What is cut, changed, or followed by anything is a `PagesFileError` that names
-the file, the place and the fault. A reader holds one record at a time, of at most `LARGEST` bytes.
+the file, the place and the fault. A reader holds one record at a time, of at most `LARGEST` bytes, and of pages
+that are as long together.
 """
 
 from __future__ import annotations
@@ -199,6 +200,8 @@ class Reader:
 
     def _pages(self) -> Pages:
         oid, count = self._object()
+        if count * self.page_size > LARGEST:
+            raise self._fault(f"a record of {count} pages has more than any can")
         blocks = _OBJECT.size + count * _PAGE.size
         if blocks > len(self._payload):
             raise self._fault("a record of pages is too short for their number")
