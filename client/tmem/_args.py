@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from typing_extensions import Buffer
+
+Page: TypeAlias = bytes | memoryview
 
 MAX_INDEX = 2**32 - 1
 _OID_BYTES = 24
@@ -43,7 +45,7 @@ def index_list(indices: Iterable[int]) -> list[int]:
     """Each index once, in the order they were given."""
     if isinstance(indices, int):
         raise TypeError("indices must be an iterable of ints, not an int")
-    return list(dict.fromkeys(number(index, "index") for index in indices))
+    return list(dict.fromkeys(_numbers(indices)))
 
 
 def span(first: object, count: object) -> range:
@@ -72,14 +74,16 @@ def view(buffer: object, name: str) -> memoryview:
     return whole if whole.ndim == 1 and whole.format == "B" else _flat(whole)
 
 
-def pages(batch: dict[int, Buffer], page_size: int) -> tuple[list[int], list[memoryview]]:
+def pages(batch: dict[int, Buffer], page_size: int) -> tuple[list[int], Sequence[Page]]:
     """Indices and pages of a put, each page as long as it must be."""
-    indices = [number(index, "index") for index in batch]
-    views = [view(page, "page") for page in batch.values()]
-    for index, page in zip(indices, views, strict=True):
-        if len(page) != page_size:
-            raise ValueError(f"page {index} is {len(page)} bytes long; the pool's pages are {page_size}")
-    return indices, views
+    indices = _numbers(batch)
+    found: list[Any] = list(batch.values())
+    if set(map(type, found)) != {bytes}:
+        found = [view(page, "page") for page in found]
+    if set(map(len, found)) - {page_size}:
+        index, page = next(pair for pair in zip(indices, found, strict=True) if len(pair[1]) != page_size)
+        raise ValueError(f"page {index} is {len(page)} bytes long; the pool's pages are {page_size}")
+    return indices, found
 
 
 def range_of(first: int, buffer: object, page_size: int) -> range:
@@ -106,6 +110,14 @@ def target(into: object, size: int) -> memoryview:
     if len(whole) != size:
         raise ValueError(f"into is {len(whole)} bytes long; the range takes {size}")
     return whole
+
+
+def _numbers(indices: Iterable[int]) -> list[int]:
+    """All of them checked: at once where they are plain ints, as they mostly are."""
+    given = list(indices)
+    if set(map(type, given)) == {int} and min(given) >= 0 and max(given) <= MAX_INDEX:
+        return given
+    return [number(index, "index") for index in given]
 
 
 def _flat(whole: memoryview) -> memoryview:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from tmem._args import Page
     from tmem._link import Link
     from tmem._oid import Oid
     from tmem._settings import PoolSettings
@@ -61,7 +62,7 @@ class RemotePool:
         pages: dict[int, bytes] = {}
         corrupt: list[int] = []
         for part, got in (yield from self._get(_args.oid_bytes(oid), wanted, _args.flag(exclusive, "exclusive"))):
-            pages.update((part[at], page) for at, page in got.pages)
+            pages.update([(part[at], page) for at, page in got.pages])
             corrupt += [part[at] for at in got.corrupt]
         self._complain(pages, corrupt)
         return pages
@@ -153,8 +154,8 @@ class RemotePool:
         self,
         oid: Oid,
         indices: Sequence[int],
-        views: list[memoryview],
-        request: Callable[[bytes, Sequence[int], Sequence[memoryview]], pb.PutRequest],
+        views: Sequence[Page],
+        request: Callable[[bytes, Sequence[int], Sequence[Page]], pb.PutRequest],
     ) -> Steps[bytes]:
         key, size = _args.oid_bytes(oid), self.session.batch
         parts = list(zip(batches(indices, size), batches(views, size), strict=True))
@@ -170,7 +171,7 @@ class RemotePool:
             return bytes([UNAVAILABLE_CODE]) * len(indices)
         return b"".join(_wire.put_codes(reply, len(part)) for reply, (part, _) in zip(replies, parts, strict=True))
 
-    def _pack(self, oid: bytes, indices: Sequence[int], views: Sequence[memoryview]) -> pb.PutRequest:
+    def _pack(self, oid: bytes, indices: Sequence[int], views: Sequence[Page]) -> pb.PutRequest:
         return _wire.put_request(oid, indices, views, self.link.options.encoding)
 
     def _get(self, oid: bytes, wanted: Sequence[int], exclusive: bool) -> Steps[list[tuple[Sequence[int], Got]]]:

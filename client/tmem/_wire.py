@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from tmem._args import Page
+
 Wire: TypeAlias = Literal["lz4", "raw"]
 
 BATCH_PAGES = 256
@@ -86,11 +88,15 @@ def batch_pages(page_size: int, limit: int = BATCH_PAGES) -> int:
     return max(1, min(BATCH_PAGES, limit or BATCH_PAGES, BATCH_BYTES // page_size))
 
 
-def put_request(oid: bytes, indices: Sequence[int], pages: Sequence[memoryview], encoding: Wire) -> pb.PutRequest:
+def put_request(oid: bytes, indices: Sequence[int], pages: Sequence[Page], encoding: Wire) -> pb.PutRequest:
     """A batch of pages; all have the same length."""
     if encoding == "raw":
         return pb.PutRequest(oid=oid, indices=indices, encoding=pb.ENCODING_RAW, pages=b"".join(pages))
-    return _lz4_request(oid, indices, [_block(page) for page in pages])
+    compress = lz4.block.compress
+    blocks = [compress(page, store_size=False) for page in pages]
+    if blocks and max(map(len, blocks)) >= len(pages[0]):
+        blocks = [block if len(block) < len(page) else page for block, page in zip(blocks, pages, strict=True)]
+    return _lz4_request(oid, indices, blocks)
 
 
 def put_lz4_request(oid: bytes, indices: Sequence[int], blocks: Sequence[memoryview], page_size: int) -> pb.PutRequest:
@@ -132,8 +138,11 @@ def get_request(oid: bytes, indices: Sequence[int], accept: Wire, exclusive: boo
 def got(reply: pb.GetResponse, count: int, page_size: int) -> Got:
     """The pages of a reply to a get of `count` pages."""
     found = reply.found
-    hits = [at for at, outcome in enumerate(found) if outcome == pb.GET_OUTCOME_HIT]
-    corrupt = [at for at, outcome in enumerate(found) if outcome == pb.GET_OUTCOME_CORRUPT]
+    hits: Sequence[int] = range(len(found))
+    corrupt: list[int] = []
+    if found.count(pb.GET_OUTCOME_HIT) != len(found):
+        hits = [at for at, outcome in enumerate(found) if outcome == pb.GET_OUTCOME_HIT]
+        corrupt = [at for at, outcome in enumerate(found) if outcome == pb.GET_OUTCOME_CORRUPT]
     if len(found) != count:
         raise _errors.InternalError(f"the server answered a get of {count} pages with {len(found)}")
     # Each look at a field of bytes copies it.
@@ -171,19 +180,14 @@ def settings_dict(message: pb.PoolSettings) -> dict[str, Any]:
     return {name: getattr(message, name) for name in PoolSettings.__slots__}
 
 
-def _lz4_request(oid: bytes, indices: Sequence[int], blocks: Sequence[bytes]) -> pb.PutRequest:
+def _lz4_request(oid: bytes, indices: Sequence[int], blocks: Sequence[Page]) -> pb.PutRequest:
     return pb.PutRequest(
         oid=oid,
         indices=indices,
         encoding=pb.ENCODING_LZ4,
-        lengths=[len(block) for block in blocks],
+        lengths=list(map(len, blocks)),
         pages=b"".join(blocks),
     )
-
-
-def _block(page: memoryview) -> bytes:
-    block: bytes = lz4.block.compress(page, store_size=False)
-    return block if len(block) < len(page) else bytes(page)
 
 
 def _shorter(block: memoryview, page_size: int) -> bytes:
@@ -193,26 +197,23 @@ def _shorter(block: memoryview, page_size: int) -> bytes:
     return page
 
 
-def _decoded(reply: pb.GetResponse, whole: bytes, hits: list[int], corrupt: list[int], page_size: int) -> Got:
-    if not len(reply.lengths) == len(reply.checksums) == len(hits) or sum(reply.lengths) != len(whole):
-        raise _errors.InternalError(f"the server sent {len(reply.lengths)} blocks for {len(hits)} pages")
+def _decoded(reply: pb.GetResponse, whole: bytes, hits: Sequence[int], corrupt: list[int], page_size: int) -> Got:
+    lengths, checksums = list(reply.lengths), list(reply.checksums)
+    if not len(lengths) == len(checksums) == len(hits) or sum(lengths) != len(whole):
+        raise _errors.InternalError(f"the server sent {len(lengths)} blocks for {len(hits)} pages")
+    decompress, checksum_of = lz4.block.decompress, google_crc32c.value
     pages = []
     start = 0
-    for at, length, checksum in zip(hits, reply.lengths, reply.checksums, strict=True):
-        page = _page(whole[start : start + length], page_size)
+    for at, length, checksum in zip(hits, lengths, checksums, strict=True):
+        page = whole[start : start + length]
         start += length
-        if len(page) == page_size and google_crc32c.value(page) == checksum:
+        if length != page_size:
+            try:
+                page = decompress(page, uncompressed_size=page_size)
+            except (lz4.block.LZ4BlockError, ValueError):
+                page = b""
+        if checksum_of(page) == checksum and len(page) == page_size:
             pages.append((at, page))
         else:
             corrupt.append(at)
     return Got(pages, sorted(corrupt))
-
-
-def _page(block: bytes, page_size: int) -> bytes:
-    if len(block) == page_size:
-        return block
-    try:
-        page: bytes = lz4.block.decompress(block, uncompressed_size=page_size)
-    except (lz4.block.LZ4BlockError, ValueError):
-        return b""
-    return page
