@@ -7,6 +7,7 @@ next command opens another: a reply that comes late goes nowhere.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -30,13 +31,15 @@ class Exchange:
     def __init__(self, channel: grpc.Channel, timeout: float) -> None:
         self._method: Any = channel.stream_stream(_exchange.EXCHANGE, response_deserializer=pb.Reply.FromString)
         self._timeout = timeout
+        self._process = os.getpid()
         self._busy = threading.Lock()
         self._open: _Stream | None = None
         self._supported = True
 
     def carry_out(self, method: str, request: Message) -> Any:
         """The response, or a Failure; None where the call is to be made in another way."""
-        if not self._supported or not self._busy.acquire(blocking=False):
+        # A forked child has neither the stream's threads nor, perhaps, its lock free.
+        if not self._supported or os.getpid() != self._process or not self._busy.acquire(blocking=False):
             return None
         try:
             stream = self._open

@@ -1,7 +1,8 @@
 """Pages to messages and back (`tmem.v1`): no socket, no clock, no state.
 
-A call of any size becomes batches of at most 256 pages and 1 MiB of pages. Pages go as LZ4 blocks or as they are; a
-block that came out as long as a page is sent as the page itself. What cannot be read in a reply is `InternalError`.
+A call of any size becomes batches of at most 128 pages and 512 KiB of pages, so that one is compressed while those
+before it are at the server. Pages go as LZ4 blocks or as they are; a block that came out as long as a page is sent as
+the page itself. What cannot be read in a reply is `InternalError`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 Wire: TypeAlias = Literal["lz4", "raw"]
 
-BATCH_PAGES = 256
-BATCH_BYTES = 1 << 20
+BATCH_PAGES = 128
+BATCH_BYTES = 1 << 19
 HAS_PAGES = 65536
 
 # The code of `_outcome` for each PutOutcome byte; what has none is `_UNKNOWN`.

@@ -22,6 +22,8 @@ MAY_IMPORT = {
 }
 # The files that may import the engine: the SDK's shm and embedded transport, and the daemon's store.
 ENGINE_USERS = {"tmem/_local.py", "tmemd/store.py"}
+# Modules that Windows does not have: the SDK may use them inside functions only.
+POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty", "uvloop"}
 # Inside the daemon: cli -> daemon -> {service, admin, metrics} -> surface, of which store and null are the two kinds;
 # with workers cli -> supervisor -> child, whose process is worker -> daemon. config, counts and errors are leaves.
 DAEMON_LAYERS = {
@@ -130,3 +132,12 @@ def test_the_daemon_keeps_its_layers() -> None:
             continue
         used = {name.split(".")[1] for name, _ in imports(ast.parse(path.read_text())) if name.startswith("tmemd.")}
         assert used & DAEMON_LAYERS.keys() <= allowed, path.name
+
+
+def test_the_sdk_can_be_imported_on_any_system() -> None:
+    for path in files("tmem"):
+        tree = ast.parse(path.read_text())
+        lazy = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        inside = {child for node in lazy for child in ast.walk(node)}
+        for name, statement in imports(tree):
+            assert name not in POSIX_ONLY or statement in inside, f"{path.name}:{statement.lineno}"

@@ -1,0 +1,25 @@
+"""The build switch `TMEM_PURE=1`: the SDK alone, in pure Python, for any system. All else is in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from setuptools import Distribution, setup
+
+PURE = os.environ.get("TMEM_PURE", "") not in ("", "0")
+
+
+class PureDistribution(Distribution):
+    """Without the engine, which is native, and the daemon, which needs it."""
+
+    def parse_config_files(self, *args: Any, **options: Any) -> None:
+        super().parse_config_files(*args, **options)
+        self.packages = [name for name in self.packages if name.partition(".")[0] in ("tmem", "tmem_proto")]
+        scripts = self.entry_points["console_scripts"]
+        self.entry_points["console_scripts"] = [script for script in scripts if not script.startswith("tmemd")]
+        self.rust_extensions: list[object] = []
+        self.has_ext_modules = lambda: False
+
+
+setup(distclass=PureDistribution if PURE else Distribution)
