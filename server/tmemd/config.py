@@ -55,7 +55,11 @@ class Config:
     mlock: bool = _option(flag, "keep the arena from being swapped out", False)
     huge_pages: bool = _option(flag, "ask for transparent huge pages", False)
     threads: int = _option(number(1, 256), "threads for long engine calls", lambda: min(8, os.cpu_count() or 1))
-    inline_bytes: int = _option(size, "bytes of pages up to which a call runs on the event loop itself", 64 << 10)
+    inline_bytes: int = _option(
+        size,
+        "bytes of pages up to which a call runs on the event loop itself; those to be compressed count 4 times",
+        1 << 20,
+    )
     batch_pages: int = _option(number(1, 256), "pages a batch may have, of which at most 2 MiB", 256)
     max_message: int = _option(size, "bytes of the largest message taken", 4 << 20)
     max_waiting: int = _option(number(0, 100_000), "long engine calls that wait for a thread; more are refused", 256)

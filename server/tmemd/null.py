@@ -48,6 +48,7 @@ class NullPool:
         self.owner = settings.owner
         self.page_size = settings.page_size
         self.keeps = settings.keeps
+        self.dense = settings.dense
         self._settings = settings
         self._frozen = False
         self._destroyed = False

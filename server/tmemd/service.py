@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.v1.tmem_pb2_grpc import TmemServicer
-from tmemd import wire
+from tmemd import cost, wire
 from tmemd.calls import explain, fail, identify, rpc
 from tmemd.errors import LimitError, OtherPoolError, UnknownPoolError
 from tmemd.idle import Idle
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tmemd.identity import Client, Identities
     from tmemd.inject import Injections
     from tmemd.sessions import Sessions
-    from tmemd.surface import Batch, Store, StorePool
+    from tmemd.surface import Store, StorePool
 
 T = TypeVar("T")
 
@@ -186,13 +186,14 @@ class TmemService(TmemServicer):
         if self._drop(session, request.session):
             return wire.stale_put(len(batch.indices))
         self.counts.bytes_in[_ENCODINGS[request.encoding]] += len(batch.pages)
-        return wire.outcomes(await self._mutate(session, held, lambda: pool.put(batch), self._is_short(batch)))
+        short = cost.of_put(batch, pool) <= self._config.inline_bytes
+        return wire.outcomes(await self._mutate(session, held, lambda: pool.put(batch), short))
 
     async def _get(self, request: pb.GetRequest, client: Client, held: Unacknowledged) -> pb.GetResponse:
         session = self._sessions.find(request.session.id, client)
         pool = session.pool
         lz4, oid, indices = wire.wants_lz4(request), wire.oid(request.oid), wire.indices(request, self._limit(session))
-        if len(indices) * pool.page_size <= self._config.inline_bytes:
+        if cost.of_get(len(indices), pool, lz4) <= self._config.inline_bytes:
             fetched = pool.fetch(oid, indices, lz4)
         else:
             fetched = await self._store.call(lambda: pool.fetch(oid, indices, lz4))
@@ -260,9 +261,6 @@ class TmemService(TmemServicer):
         stale = session.is_stale(given.epoch)
         self.counts.late_messages += stale
         return stale
-
-    def _is_short(self, batch: Batch) -> bool:
-        return len(batch.pages) <= self._config.inline_bytes
 
     def _limit(self, session: Session) -> int:
         return wire.batch_limit(session.pool.page_size, self._config.batch_pages)

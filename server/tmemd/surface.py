@@ -42,6 +42,11 @@ class Settings:
         """Whether a get leaves the page in the pool."""
         return self.kind == "persistent" or self.shared or self.inclusive
 
+    @property
+    def dense(self) -> bool:
+        """Whether the codec is denser than LZ4, and slower."""
+        return self.codec.startswith("zstd")
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -86,6 +91,10 @@ class StorePool(Protocol):
     @property
     def keeps(self) -> bool:
         """Whether a get leaves the page in the pool."""
+
+    @property
+    def dense(self) -> bool:
+        """Whether its codec is denser than LZ4, and slower."""
 
     def put(self, batch: Batch) -> bytes:
         """One code a page, as `EnginePool` says. A block that is no page is a `ValueError`, and nothing was stored."""

@@ -36,7 +36,7 @@ DAEMON_LAYERS = {
     | {"channelz", "methods", "watch", "workers", "signals", "surface", "config", "counts", "values", "errors"},
     "channelz": {"calls", "identity", "inject", "counts"},
     "service": {"access", "sessions", "wire", "calls", "methods", "identity", "inject", "surface", "config", "counts"}
-    | {"idle", "errors"},
+    | {"cost", "idle", "errors"},
     "admin": {"access", "roster", "sessions", "wire", "calls", "identity", "inject", "surface", "config", "counts"}
     | {"methods", "watch", "workers", "errors"},
     "watch": {"events", "workers", "surface", "config", "errors"},
@@ -49,6 +49,7 @@ DAEMON_LAYERS = {
     "sessions": {"identity", "surface", "config", "counts", "errors"},
     "wire": {"inject", "surface", "errors"},
     "methods": set(),
+    "cost": {"surface"},
     "calls": {"methods", "identity", "inject", "counts", "errors"},
     "identity": {"clients", "config", "values", "errors"},
     "tls": {"config", "errors"},
