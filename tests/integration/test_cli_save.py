@@ -18,10 +18,10 @@ import tmem
 from tests.integration.busy_writer import OBJECTS, PAGES, flushed, round_of
 from tests.integration.commands import Command
 from tests.integration.daemons import daemon
-from tests.support import noise, page, run
-from tmem.cli.pagesfile import Pages, Reader, Writer
+from tests.support import PAGE, noise, page, run
+from tmem.cli.pagesfile import BATCH_BYTES, Pages, Reader, Writer
 from tmem.cli.restoring import LANES, restore
-from tmem.cli.saving import save
+from tmem.cli.saving import AHEAD, save
 from tmem.cli.target import Target
 
 if TYPE_CHECKING:
@@ -116,15 +116,16 @@ def test_what_changes_during_the_save_is_seen_by_a_further_pass(store: tmem.Stor
 
 
 def test_a_page_that_goes_between_scan_and_get_is_left_out(store: tmem.Store, tmp_path: Path) -> None:
+    asked_for_by_then = AHEAD * BATCH_BYTES // PAGE
     pool = store.pool("swap")
-    pool.put_range(1, 0, run(0, 3000))
+    pool.put_range(1, 0, run(0, asked_for_by_then + 1000))
     target = Target(store, "server")
 
     def meanwhile(_: int) -> None:
-        pool.flush(1, range(2000, 3000))
+        pool.flush(1, range(asked_for_by_then, asked_for_by_then + 1000))
 
     done = save(target, target.pool("swap"), tmp_path / "saved", meanwhile, passes=1)
-    assert done.pages == len(saved(tmp_path / "saved")) == 2000
+    assert done.pages == len(saved(tmp_path / "saved")) == asked_for_by_then
 
 
 @contextmanager
