@@ -87,12 +87,13 @@ def _crash(story: Story) -> list[str]:
 
 def _cost(story: Story) -> list[str]:
     metrics = story.metrics
+    empty = _mib(story.resident_empty)
     held, used = metrics["tmem_uncompressed_bytes"], metrics["tmem_used_bytes"]
     return [
         _head("What it costs", "/metrics, and the kernel's accounts of the daemon"),
         _row("pages held now", f"{metrics['tmem_pages']:,.0f}", f"{_mib(held)} of pages"),
         _row("memory they take, all metadata counted", _mib(used), f"{held / max(used, 1):.2f} times smaller"),
-        _row("memory of the daemon, arena included", _mib(story.resident), f"{_mib(story.resident_empty)} when empty"),
+        _row("memory of the daemon, arena included", _mib(story.resident), f"{empty} of it when empty: Python"),
         _row("processor time of the daemon", _us(story.cpu / story.page_calls * 1e6), "for each page put or asked for"),
     ]
 
