@@ -36,6 +36,9 @@ class Config:
         number(1, 64), "processes that serve, each on a port of its own from that of listen upwards", 1
     )
     metrics: str | None = _option(address, "address of the Prometheus exposition; none unless given")
+    metrics_clients: tuple[str, ...] = _option(
+        names, "clients that may read the metrics besides admins, where certificates tell who they are", ()
+    )
     tls_cert: str | None = _option(
         text, "file of the certificate of the address, PEM, with its chain; plain text unless given"
     )

@@ -99,12 +99,12 @@ class Daemon:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
         if self._config.metrics is not None:
-            self.metrics_url, self._exposition = await asyncio.to_thread(self._expose, self._config.metrics)
+            self.metrics_url, self._exposition = await asyncio.to_thread(self._expose)
 
-    def _expose(self, address: str) -> tuple[str, Any]:
+    def _expose(self) -> tuple[str, Any]:
         from tmemd.metrics import expose
 
-        return expose(self._store, lambda: self.counts, address)
+        return expose(self._store, lambda: self.counts, self._config)
 
     async def stop(self) -> None:
         await self._health.enter_graceful_shutdown()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import HistogramMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -13,12 +13,15 @@ from prometheus_client.registry import Collector
 from tmemd import __version__
 from tmemd.counts import BOUNDS
 from tmemd.errors import ConfigError
+from tmemd.exposition import Exposition
 from tmemd.families import family, store_families
-from tmemd.values import join_address, split_address
+from tmemd.tls import certificates
+from tmemd.values import is_loopback, join_address, split_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tmemd.config import Config
     from tmemd.counts import Counts
     from tmemd.surface import Store
 
@@ -59,17 +62,26 @@ class StoreCollector(Collector):
         yield latency
 
 
-def expose(store: Store, counts: Callable[[], Counts], address: str) -> tuple[str, Any]:
-    """Serve the exposition in a thread of its own; its URL and the server, to be shut down."""
+def expose(store: Store, counts: Callable[[], Counts], config: Config) -> tuple[str, Exposition]:
+    """Serve the exposition where the configuration says; its URL and the server, to be shut down.
+
+    On loopback it is plain text; on another address TLS, if the daemon has it.
+    """
+    address = config.metrics or ""
     host, port = split_address(address)
+    secured = None if is_loopback(address) else certificates(config)
+    readers = config.administrators | {*config.metrics_clients} if secured and config.tls_client_ca else None
     registry = CollectorRegistry()
     registry.register(StoreCollector(store, counts))
     ProcessCollector(registry=registry)
+    if secured is not None:
+        secured.load()
     try:
-        server, _ = start_http_server(int(port), host, registry)
+        server = Exposition((host, int(port)), registry, secured.context if secured else None, readers)
     except OSError as error:
         raise ConfigError(f"metrics cannot be served on {address}: {error.strerror}") from error
-    return f"http://{join_address(host, server.server_port)}/metrics", server
+    server.start()
+    return f"{'https' if secured else 'http'}://{join_address(host, server.server_port)}/metrics", server
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:

@@ -95,7 +95,7 @@ class Supervisor:
         if not ready.done():
             return
         if self._config.metrics is not None:
-            self.metrics_url, self._exposition = await asyncio.to_thread(self._expose, store, self._config.metrics)
+            self.metrics_url, self._exposition = await asyncio.to_thread(self._expose, store)
         announce(self)
         self._task(self._look())
         await asyncio.wait((*held, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -121,11 +121,11 @@ class Supervisor:
         """What a worker is to serve with: the arena as it is by now."""
         return dump(replace(self._config, memory=store.info()["memory"]))
 
-    def _expose(self, store: Store, address: str) -> tuple[str, Any]:
+    def _expose(self, store: Store) -> tuple[str, Any]:
         from tmemd.metrics import expose
 
         return expose(
-            store, lambda: asyncio.run_coroutine_threadsafe(self.counts(), self._loop).result(_LONGEST), address
+            store, lambda: asyncio.run_coroutine_threadsafe(self.counts(), self._loop).result(_LONGEST), self._config
         )
 
     async def _look(self) -> NoReturn:

@@ -1,4 +1,4 @@
-"""TLS of the daemon's port, with credentials that follow their files.
+"""TLS of the daemon's ports, with credentials that follow their files.
 
 Before each handshake the files are looked at, and read again where they have changed: connections that are there go on
 as they are, new ones see what the files say now. Files that cannot be used change nothing, and are logged once. gRPC
@@ -12,7 +12,7 @@ import os
 import ssl
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import grpc
 
@@ -29,28 +29,46 @@ Stamp = tuple[tuple[int, int, int, int], ...] | str
 """Changes when a file does; text where the files cannot be looked at."""
 
 
+class Sound(NamedTuple):
+    """What files said that could be used."""
+
+    configuration: grpc.ServerCertificateConfiguration
+    context: ssl.SSLContext
+
+
 class Certificates:
-    """The daemon's certificate with its key, and the certificates that vouch for clients."""
+    """The daemon's certificate with its key, and the certificates that vouch for clients; one object for each port."""
 
     def __init__(self, cert: str, key: str, client_ca: str | None) -> None:
         self._cert, self._key, self._client_ca = cert, key, client_ca
         self._lock = threading.Lock()
         self._seen: Stamp | None = None
+        self._sound: Sound | None = None
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """Credentials for a port.
+    def load(self) -> Sound:
+        """Read the files for the first time.
 
         Raises:
-            ConfigError: The files cannot be used.
+            ConfigError: They cannot be used.
         """
         self._seen = self._stamp()
         try:
-            now = self._read()
+            self._sound = self._read()
         except ValueError as error:
             raise ConfigError(f"TLS: {error}") from error
+        return self._sound
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For a port of gRPC. Raises as `load` does."""
+        sound = self.load()
         # The stub says that the function always returns a configuration; gRPC's own text says None is no change.
         fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._changed)
-        return grpc.dynamic_ssl_server_credentials(now, fetch, self._client_ca is not None)
+        return grpc.dynamic_ssl_server_credentials(sound.configuration, fetch, self._client_ca is not None)
+
+    def context(self) -> ssl.SSLContext:
+        """For the next connection of another server."""
+        self._changed()
+        return (self._sound or self.load()).context
 
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
         """What new connections are to see from now on; None is what they saw before."""
@@ -66,9 +84,9 @@ class Certificates:
                 return None
             if self._stamp() != stamp:
                 return None  # they are being changed at this moment: the next handshake looks again
-            self._seen = stamp
+            self._seen, self._sound = stamp, now
         log.info("TLS: the certificates are new")
-        return now
+        return now.configuration
 
     def _stamp(self) -> Stamp:
         try:
@@ -77,7 +95,7 @@ class Certificates:
             return str(error)
         return tuple((at.st_dev, at.st_ino, at.st_mtime_ns, at.st_size) for at in found)
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
+    def _read(self) -> Sound:
         cert, key = _bytes(self._cert), _bytes(self._key)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
@@ -87,13 +105,14 @@ class Certificates:
                 f"{self._cert} and {self._key} are not a certificate and its key: {_why(error)}"
             ) from error
         if self._client_ca is None:
-            return grpc.ssl_server_certificate_configuration([(key, cert)])
+            return Sound(grpc.ssl_server_certificate_configuration([(key, cert)]), context)
         roots = _bytes(self._client_ca)
         try:
             context.load_verify_locations(cadata=roots.decode())
         except (OSError, ValueError) as error:
             raise ValueError(f"{self._client_ca} has no good certificates: {_why(error)}") from error
-        return grpc.ssl_server_certificate_configuration([(key, cert)], roots)
+        context.verify_mode = ssl.CERT_REQUIRED
+        return Sound(grpc.ssl_server_certificate_configuration([(key, cert)], roots), context)
 
 
 def certificates(config: Config) -> Certificates | None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import datetime
 import os
+import select
 import socket
-from contextlib import contextmanager
+import ssl
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -239,3 +244,65 @@ def test_files_of_the_sdk_that_cannot_be_used(authority: Authority, tmp_path: Pa
         tmem.Tls(ca=authority.file.read_bytes())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="exclude each other"):
         connect(tls=tmem.Tls(), credentials=authority.credentials(None))
+
+
+def scrape(url: str, context: ssl.SSLContext) -> str:
+    with urllib.request.urlopen(url.replace("0.0.0.0", "127.0.0.1"), timeout=10, context=context) as response:
+        body: str = response.read().decode()
+    return body
+
+
+def test_metrics_that_others_reach_are_for_those_who_are_named(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server = authority.server()
+    flags = ["--metrics=0.0.0.0:0", "--admins=ops", "--metrics-clients=prometheus,web.example"]
+    context = partial(ssl.create_default_context, cafile=str(authority.file))
+    with daemon(*authority.flags(server), *flags) as running, ExitStack() as stack:
+        assert running.metrics_url.startswith("https://0.0.0.0:")
+        for pair in map(authority.client, ("prometheus", "ops")):
+            (reader := context()).load_cert_chain(pair.cert, pair.key)
+            assert "tmem_pages" in scrape(running.metrics_url, reader)
+        pair = authority.client("", also=("web.example",))
+        (reader := context()).load_cert_chain(pair.cert, pair.key)
+        assert "tmem_pages" in scrape(running.metrics_url, reader)
+        pair = authority.client("alice")
+        (reader := context()).load_cert_chain(pair.cert, pair.key)
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            scrape(running.metrics_url, reader)
+        with pytest.raises(OSError, match=r"(?i)certificate|reset|eof"):
+            scrape(running.metrics_url, context())
+        address = ("127.0.0.1", int(running.metrics_url.split("/")[2].rpartition(":")[2]))
+        silent = [stack.enter_context(socket.create_connection(address)) for _ in range(10)]
+        for one in silent:
+            one.sendall(b"\x16")
+        fresh = authority.server("fresh")
+        replace(fresh.key, server.key)
+        replace(fresh.cert, server.cert)
+        pair = authority.client("ops")
+        (reader := context()).load_cert_chain(pair.cert, pair.key)
+        assert "tmem_pages" in scrape(running.metrics_url, reader)
+        raw = stack.enter_context(socket.create_connection(address))
+        seen = stack.enter_context(reader.wrap_socket(raw, server_hostname="localhost")).getpeercert()
+        assert seen
+        assert (("commonName", "fresh"),) in seen["subject"]
+
+
+def test_metrics_take_few_requests_at_once(mutual: Daemon) -> None:
+    """Beyond sixteen connections are closed; when these end the metrics go on."""
+    host, _, port = mutual.metrics_url.split("/")[2].rpartition(":")
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(40)]
+        while len(waiting) > 16:
+            ended, _, _ = select.select(waiting, [], [], 10)
+            assert ended, "too many are served at once"
+            assert [one.recv(1) for one in ended] == [b""] * len(ended)
+            waiting = [one for one in waiting if one not in ended]
+        assert select.select(waiting, [], [], 0.2)[0] == []
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with urllib.request.urlopen(mutual.metrics_url, timeout=10) as response:
+                assert response.status == 200
+            return
+        except OSError:
+            assert time.monotonic() < deadline
