@@ -56,11 +56,12 @@ class Store:
             allocator: `"zsmalloc"` or `"zbud"`; None is zsmalloc for persistent pools and zbud for ephemeral ones.
             page_size: Bytes a page: 4096, 8192, 16384, 32768 or 65536.
             quota: The most memory the pool may use, in bytes of footprint; None or 0 is no quota.
-            weight: Share of the memory relative to other ephemeral pools, at least 1.
+            weight: Share of the memory relative to other ephemeral pools, at least 1. Where it is 1 a server may give
+                this client's new pools another.
             shared: An ephemeral pool used by many clients: a get keeps the page.
             inclusive: An ephemeral pool of one client in which a get keeps the page all the same.
             max_zpage: Refuse pages that compress to more bytes than this; 0 refuses none.
-            owner: The client the pool belongs to, at most 64 bytes of UTF-8.
+            owner: The client the pool belongs to, at most 64 bytes of UTF-8; on a server this client, if empty.
 
         Raises:
             MismatchError: The pool exists with other settings; the message names the difference.

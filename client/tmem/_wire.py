@@ -168,12 +168,17 @@ def settings_message(settings: PoolSettings) -> pb.PoolSettings:
         allocator=settings.allocator,
         page_size=_args.number(settings.page_size, "page_size", low=1),
         quota=_args.number(settings.quota, "quota", high=2**64 - 1),
-        weight=_args.number(settings.weight, "weight", low=1),
+        weight=_weight(_args.number(settings.weight, "weight", low=1)),
         shared=_args.flag(settings.shared, "shared"),
         inclusive=_args.flag(settings.inclusive, "inclusive"),
         max_zpage=_args.number(settings.max_zpage, "max_zpage"),
         owner=settings.owner,
     )
+
+
+def _weight(weight: int) -> int:
+    """The usual weight is left to the server, which may have another for this client's pools."""
+    return 0 if weight == 1 else weight
 
 
 def settings_dict(message: pb.PoolSettings) -> dict[str, Any]:

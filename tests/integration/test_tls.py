@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import select
+import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -31,8 +36,8 @@ from tmem_proto.v1 import tmem_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 UNAVAILABLE, UNAUTHENTICATED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -306,3 +311,43 @@ def test_metrics_take_few_requests_at_once(mutual: Daemon) -> None:
             return
         except OSError:
             assert time.monotonic() < deadline
+
+
+def test_files_of_the_daemon_that_cannot_be_used(authority: Authority, tmp_path: Path) -> None:
+    server, other = authority.server("one"), authority.server("two")
+    junk = tmp_path / "junk"
+    junk.write_text("no certificate")
+    for cert, key, roots, why in (
+        (server.cert, other.key, authority.file, "are not a certificate and its key"),
+        (junk, server.key, authority.file, "are not a certificate and its key"),
+        (tmp_path / "nowhere", server.key, authority.file, "No such file"),
+        (server.cert, server.key, junk, "has no good certificates"),
+    ):
+        flags = [f"--tls-cert={cert}", f"--tls-key={key}", f"--tls-client-ca={roots}"]
+        command = [sys.executable, "-m", "tmemd", "--listen=127.0.0.1:0", "--memory=8MiB", *flags]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        assert ended.returncode == 2
+        assert ended.stderr.startswith("tmemd: TLS: ")
+        assert why in ended.stderr
+
+
+def test_the_commands_of_the_operations_text_make_certificates(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    found = re.search(
+        r"<!-- run by tests/integration/test_tls.py -->\n```sh\n(.*?)```\n\n```toml\n(.*?)```", text, re.DOTALL
+    )
+    assert found
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl")
+    made = subprocess.run(["sh", "-euc", found[1]], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    settings = re.sub(r'= "(\w+\.(?:pem|key))"', rf'= "{tmp_path}/\1"', found[2])
+    (tmp_path / "tmemd.toml").write_text(settings)
+    tls = tmem.Tls(ca=tmp_path / "ca.pem", cert=tmp_path / "alice.pem", key=tmp_path / "alice.key")
+    with daemon(f"--config={tmp_path}/tmemd.toml") as running, tmem.connect(running.address, tls=tls) as store:
+        settings_of_a_pool = store.pool("made").settings
+        assert (settings_of_a_pool.owner, settings_of_a_pool.weight) == ("alice", 2)
+        assert settings_of_a_pool.quota == 1 << 30
+        server = (tmp_path / "server.pem").read_bytes(), (tmp_path / "server.key").read_bytes()
+        posing = grpc.ssl_channel_credentials((tmp_path / "ca.pem").read_bytes(), server[1], server[0])
+        assert refusal(running.address, posing) == UNAVAILABLE, "a server's certificate is no client's"

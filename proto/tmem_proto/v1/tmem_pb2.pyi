@@ -155,9 +155,9 @@ class PoolSettings(_message.Message):
     page_size: _builtins.int
     """Bytes: 4096, 8192, 16384, 32768 or 65536; 0 is 4096."""
     quota: _builtins.int
-    """Bytes of footprint; 0 is no quota."""
+    """Bytes of footprint; 0 is no quota, or what is left of the client's where it has one."""
     weight: _builtins.int
-    """Share of the memory among ephemeral pools; 0 is 1."""
+    """Share of the memory among ephemeral pools; 0 is the client's own weight, which is 1 unless the daemon says otherwise."""
     shared: _builtins.bool
     """Ephemeral only: many clients, and a get keeps the page."""
     inclusive: _builtins.bool
