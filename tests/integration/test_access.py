@@ -311,3 +311,27 @@ def test_a_watch_does_not_pass_to_the_next_owner_of_a_name(tenants: Tenants) -> 
     tenants.alice.admin.DestroyPool(admin.DestroyPoolRequest(name="passed"))
     tenants.bob.open("passed")
     assert [event.kind for event in stream] == [admin.EVENT_KIND_POOL_DESTROYED]
+
+
+def test_a_clients_quota_is_one_among_workers(tmp_path: Path) -> None:
+    """All workers make pools for one client at once; together they give out its quota and not a byte more."""
+    authority = Authority(tmp_path)
+    config = tmp_path / "tmemd.toml"
+    config.write_text(CONFIG)
+    flags = [f"--config={config}", "--workers=2", *authority.flags(authority.server())]
+    part, most = MIB // 8, 32
+    with daemon(*flags) as running, ExitStack() as stack:
+        alice = authority.credentials(authority.client("alice"))
+        clients = [Client(address, alice) for address in running.addresses]
+        assert len(clients) == 2
+        for client in clients:
+            stack.callback(client.close)
+        settings = pb.PoolSettings(kind="persistent", quota=part)
+        requests = [pb.OpenPoolRequest(name=f"part-{at}", settings=settings) for at in range(most + 20)]
+        calls = [clients[at % 2].tmem.OpenPool.future(request, timeout=30) for at, request in enumerate(requests)]
+        codes = [call.code() for call in calls]
+        assert codes.count(grpc.StatusCode.OK) == most
+        assert codes.count(EXHAUSTED) == 20
+        pools = clients[0].admin.ListPools(admin.ListPoolsRequest(), timeout=10).pools
+        assert sum(pool.settings.quota for pool in pools) == 4 * MIB
+        assert {pool.settings.owner for pool in pools} == {"alice"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tmemd.clients import ClientSettings
-from tmemd.config import dump, load
+from tmemd.config import dump, load, restore
 from tmemd.errors import ConfigError
 
 TLS = {"tls_cert": "cert.pem", "tls_key": "key.pem"}
@@ -44,7 +44,7 @@ def test_clients_have_quota_weight_and_shared_pools(tmp_path: Path) -> None:
 def test_what_is_printed_is_read_again(tmp_path: Path) -> None:
     config = load({**TLS, "tls_client_ca": 'odd "name"\\.pem'}, {}, written(tmp_path, CLIENTS))
     again = load({}, {}, written(tmp_path, dump(config)))
-    assert again == config
+    assert again == restore(dump(config)) == config
     assert dump(again) == dump(config)
 
 
