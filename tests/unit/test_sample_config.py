@@ -8,7 +8,18 @@ from tmemd.config import OPTIONS, Config, load
 
 SAMPLE = Path(__file__).parents[2] / "deploy" / "tmemd.toml"
 # Examples, for these have no default or one that follows the machine.
-EXAMPLES = {"metrics", "tls_cert", "tls_key", "tls_client_ca", "admins", "memory", "arena", "shards", "threads"}
+EXAMPLES = {
+    "metrics_clients",
+    "metrics",
+    "tls_cert",
+    "tls_key",
+    "tls_client_ca",
+    "admins",
+    "memory",
+    "arena",
+    "shards",
+    "threads",
+}
 EXAMPLES |= {"inject", "clients"}
 
 
