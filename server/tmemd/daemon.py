@@ -58,7 +58,7 @@ class Daemon:
         self._server = _server(config)
         identities, injections = Identities(config), Injections(config.inject)
         self._access, sessions = Access(self._store, config.clients), Sessions(config, self.counts)
-        pages = TmemService(self._store, config, self.counts, identities, injections, self._access, sessions)
+        self._pages = TmemService(self._store, config, self.counts, identities, injections, self._access, sessions)
         admin = AdminService(
             self._store,
             self.counts,
@@ -71,7 +71,7 @@ class Daemon:
             self._look_out,
         )
         methods: Any = Methods(self._server)
-        tmem_pb2_grpc.add_TmemServicer_to_server(pages, methods)
+        tmem_pb2_grpc.add_TmemServicer_to_server(self._pages, methods)
         admin_pb2_grpc.add_TmemAdminServicer_to_server(admin, methods)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         Channelz(self.counts, identities, injections).add_to(self._server)
@@ -109,7 +109,11 @@ class Daemon:
     async def stop(self) -> None:
         await self._health.enter_graceful_shutdown()
         self._look_out.close()
-        await self._server.stop(self._config.drain)
+        stopped = asyncio.ensure_future(self._server.stop(self._config.drain))
+        # The connections are told first, so that no client opens another stream here.
+        await asyncio.sleep(0)
+        self._pages.end_streams()
+        await stopped
         self.close()
 
     def close(self) -> None:

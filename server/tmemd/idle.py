@@ -1,4 +1,4 @@
-"""An end to streams of which nothing is heard."""
+"""An end to streams of which nothing is heard, or that the daemon no longer has time for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ class Idle:
         task = asyncio.current_task()
         assert task is not None
         self.ended = False
+        self.at_work = False
+        """Whether the stream has a command, which is to be answered."""
         self._seconds = seconds
         self._task = task
         self._loop = asyncio.get_running_loop()
@@ -20,6 +22,12 @@ class Idle:
 
     def heard(self) -> None:
         self._heard_at = self._loop.time()
+
+    def end(self) -> None:
+        """Cancel the task now, unless it is at work."""
+        if not self.at_work:
+            self.ended = True
+            self._task.cancel()
 
     def close(self) -> None:
         self._timer.cancel()

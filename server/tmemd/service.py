@@ -62,6 +62,14 @@ class TmemService(TmemServicer):
         self._config = config
         self._access = access
         self._sessions = sessions
+        self._streams: set[Idle] = set()
+        self._ending = False
+
+    def end_streams(self) -> None:
+        """End all streams: now, or when the command that one has is answered. Those it did not take are not done."""
+        self._ending = True
+        for stream in tuple(self._streams):
+            stream.end()
 
     @rpc
     async def OpenPool(self, request: pb.OpenPoolRequest, client: Client) -> pb.OpenPoolResponse:  # noqa: N802
@@ -127,6 +135,7 @@ class TmemService(TmemServicer):
     ) -> AsyncIterator[pb.Reply]:
         idle = Idle(self._config.exchange_idle)
         held: Unacknowledged = []
+        self._streams.add(idle)
         try:
             async for command in commands:
                 if context.cancelled():
@@ -134,12 +143,17 @@ class TmemService(TmemServicer):
                 if isinstance(command, Malformed):
                     await fail(self, "Exchange", context, ValueError(command.why))
                 idle.heard()
+                idle.at_work = True
                 yield await self._command(command, client, held)
+                idle.at_work = False
                 idle.heard()
+                if self._ending:
+                    return
         except asyncio.CancelledError:
             if not idle.ended:
                 raise
         finally:
+            self._streams.discard(idle)
             idle.close()
 
     async def _command(self, command: pb.Command, client: Client, held: Unacknowledged) -> pb.Reply:

@@ -158,6 +158,33 @@ def test_tasks_go_on_after_their_stream_broke(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_daemon_that_stops_does_not_wait_for_clients_that_go_on(tmp_path: Path) -> None:
+    with (
+        daemon("--memory", "32MiB", "--arena", str(tmp_path / "arena"), "--drain", "15") as running,
+        tmem.connect(running.address) as store,
+    ):
+        pool, ending, done = store.pool("swap"), threading.Event(), threading.Event()
+
+        def go_on() -> None:
+            at = 0
+            while not ending.is_set():
+                at += 1
+                assert pool.put(1, {at % 100: page(at % 100)})[at % 100].stored
+            done.set()
+
+        busy = threading.Thread(target=go_on)
+        busy.start()
+        while not streams():
+            threading.Event().wait(0.01)
+        start = time.monotonic()
+        running.stop()
+        assert time.monotonic() - start < 7
+        running.start()
+        ending.set()
+        busy.join(20)
+        assert done.is_set()
+
+
 def test_closing_ends_a_command_under_way(server: Daemon, inject: Callable[..., None]) -> None:
     store = tmem.connect(server.address)
     pool = store.pool("swap")
