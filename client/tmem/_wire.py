@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import google_crc32c
 import lz4.block
 
 from tmem import _args, _errors
+from tmem._codec import codec
 from tmem._settings import PoolSettings
 from tmem_proto.v1 import tmem_pb2 as pb
 
@@ -93,16 +93,14 @@ def put_request(oid: bytes, indices: Sequence[int], pages: Sequence[Page], encod
     """A batch of pages; all have the same length."""
     if encoding == "raw":
         return pb.PutRequest(oid=oid, indices=indices, encoding=pb.ENCODING_RAW, pages=b"".join(pages))
-    compress = lz4.block.compress
-    blocks = [compress(page, store_size=False) for page in pages]
-    if blocks and max(map(len, blocks)) >= len(pages[0]):
-        blocks = [block if len(block) < len(page) else page for block, page in zip(blocks, pages, strict=True)]
-    return _lz4_request(oid, indices, blocks)
+    lengths, blob = codec().pack(pages, len(pages[0])) if pages else ([], b"")
+    return _lz4_request(oid, indices, lengths, blob)
 
 
 def put_lz4_request(oid: bytes, indices: Sequence[int], blocks: Sequence[memoryview], page_size: int) -> pb.PutRequest:
     """A batch of pages that are LZ4 blocks already."""
-    return _lz4_request(oid, indices, [_shorter(block, page_size) for block in blocks])
+    shorter = [_shorter(block, page_size) for block in blocks]
+    return _lz4_request(oid, indices, list(map(len, shorter)), b"".join(shorter))
 
 
 def check_block(index: int, block: memoryview, page_size: int) -> None:
@@ -186,14 +184,8 @@ def settings_dict(message: pb.PoolSettings) -> dict[str, Any]:
     return {name: getattr(message, name) for name in PoolSettings.__slots__}
 
 
-def _lz4_request(oid: bytes, indices: Sequence[int], blocks: Sequence[Page]) -> pb.PutRequest:
-    return pb.PutRequest(
-        oid=oid,
-        indices=indices,
-        encoding=pb.ENCODING_LZ4,
-        lengths=list(map(len, blocks)),
-        pages=b"".join(blocks),
-    )
+def _lz4_request(oid: bytes, indices: Sequence[int], lengths: list[int], blob: bytes) -> pb.PutRequest:
+    return pb.PutRequest(oid=oid, indices=indices, encoding=pb.ENCODING_LZ4, lengths=lengths, pages=blob)
 
 
 def _shorter(block: memoryview, page_size: int) -> bytes:
@@ -207,19 +199,10 @@ def _decoded(reply: pb.GetResponse, whole: bytes, hits: Sequence[int], corrupt: 
     lengths, checksums = list(reply.lengths), list(reply.checksums)
     if not len(lengths) == len(checksums) == len(hits) or sum(lengths) != len(whole):
         raise _errors.InternalError(f"the server sent {len(lengths)} blocks for {len(hits)} pages")
-    decompress, checksum_of = lz4.block.decompress, google_crc32c.value
     pages = []
-    start = 0
-    for at, length, checksum in zip(hits, lengths, checksums, strict=True):
-        page = whole[start : start + length]
-        start += length
-        if length != page_size:
-            try:
-                page = decompress(page, uncompressed_size=page_size)
-            except (lz4.block.LZ4BlockError, ValueError):
-                page = b""
-        if checksum_of(page) == checksum and len(page) == page_size:
-            pages.append((at, page))
-        else:
+    for at, page in zip(hits, codec().unpack(whole, lengths, checksums, page_size), strict=True):
+        if page is None:
             corrupt.append(at)
+        else:
+            pages.append((at, page))
     return Got(pages, sorted(corrupt))

@@ -2,7 +2,7 @@
 //!
 //! What each part is for: `engine` and `pool` are the two classes; `args` turns Python values into the core's and
 //! names what is wrong with them; `buffers` is the only file with `unsafe`; `errors` holds the exception classes the
-//! opener brought along and the guard that turns a panic into one of them.
+//! opener brought along and the guard that turns a panic into one of them; `packing` is the codec of batches that travel.
 //!
 //! Every call that touches pages converts its arguments, releases the GIL once, calls the core once, and converts the
 //! answer. The module imports nothing of ours: SDK and daemon each bring their own error tree.
@@ -11,6 +11,7 @@ mod args;
 mod buffers;
 mod engine;
 mod errors;
+mod packing;
 mod pool;
 
 #[pyo3::pymodule(gil_used = true)]
@@ -20,6 +21,8 @@ mod _native {
 
     #[pymodule_export]
     use crate::engine::Engine;
+    #[pymodule_export]
+    use crate::packing::{pack, unpack};
     #[pymodule_export]
     use crate::pool::EnginePool;
 

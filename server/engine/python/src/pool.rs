@@ -12,6 +12,7 @@ use crate::args;
 use crate::buffers::{FreshPages, Source, Target};
 use crate::engine::numbers;
 use crate::errors::Errors;
+use crate::packing::cut;
 
 /// Where a pool handle finds its pool, until the engine is closed.
 pub struct Cell(Mutex<Option<Arc<Pool>>>);
@@ -74,7 +75,14 @@ impl EnginePool {
         let indices = args::indices(indices)?;
         let source = Source::of(blob, "blob")?;
         let lengths = lengths.unwrap_or_else(|| vec![self.page_size; indices.len()]);
-        let batch = cut(&indices, &lengths, source.as_slice())?;
+        let blocks = cut(&lengths, source.as_slice())?;
+        if blocks.len() != indices.len() {
+            let (n, m) = (blocks.len(), indices.len());
+            return Err(PyValueError::new_err(format!(
+                "there are {n} blocks for {m} indices"
+            )));
+        }
+        let batch: Vec<_> = indices.into_iter().zip(blocks).collect();
         let outcomes = self.run(py, |pool| pool.put_packed(&oid, &batch))?;
         Ok(codes(py, &outcomes))
     }
@@ -413,35 +421,6 @@ impl Cell {
     pub fn take(&self) -> Option<Arc<Pool>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
-}
-
-/// A blob cut into the blocks of a batch.
-fn cut<'b>(
-    indices: &[u32],
-    lengths: &[usize],
-    mut blob: &'b [u8],
-) -> PyResult<Vec<(u32, &'b [u8])>> {
-    let total = lengths
-        .iter()
-        .try_fold(0usize, |sum, length| sum.checked_add(*length));
-    if lengths.len() != indices.len() || total != Some(blob.len()) {
-        let (n, bytes) = (indices.len(), blob.len());
-        let why = format!(
-            "{} lengths for {n} indices do not make up {bytes} bytes",
-            lengths.len()
-        );
-        return Err(PyValueError::new_err(why));
-    }
-    let mut next = |length| {
-        let (block, rest) = blob.split_at(length);
-        blob = rest;
-        block
-    };
-    Ok(indices
-        .iter()
-        .zip(lengths)
-        .map(|(&index, &length)| (index, next(length)))
-        .collect())
 }
 
 /// One byte a page: the reason times two (0 is stored), plus one when an older page was replaced or flushed.

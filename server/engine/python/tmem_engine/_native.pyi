@@ -10,13 +10,13 @@ here holds a lock while the GIL is released.
 A buffer handed to a call must not be written to by another thread until the call returns.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any, Protocol, final, type_check_only
 
 from typing_extensions import Buffer
 
-__all__ = ["Engine", "EnginePool", "__version__"]
+__all__ = ["Engine", "EnginePool", "__version__", "pack", "unpack"]
 
 __version__: str
 
@@ -82,6 +82,12 @@ class _Settings(Protocol):
     @property
     def owner(self) -> str:
         """The client the pool belongs to, at most 64 bytes of UTF-8."""
+
+def pack(pages: Sequence[Buffer], page_size: int) -> tuple[list[int], bytes]:
+    """Pages as LZ4 blocks one after another, and the length of each; one that would not shrink is the page itself."""
+
+def unpack(blob: Buffer, lengths: Sequence[int], checksums: Sequence[int], page_size: int) -> list[bytes | None]:
+    """The pages of such blocks; None for one that does not have its checksum (CRC-32C)."""
 
 @final
 class Engine:
