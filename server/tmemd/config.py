@@ -76,7 +76,11 @@ class Config:
     ping_interval: int = _option(number(0, 10**6), "seconds between a client's own such questions, at least", 10)
     connection_idle: int = _option(number(1, 10**6), "seconds without a call after which a connection is closed", 1800)
     exchange_idle: int = _option(number(1, 10**6), "seconds without a command after which a stream is ended", 1800)
-    max_sessions: int = _option(number(1, 1_000_000), "sessions open at once", 16384)
+    max_sessions: int = _option(
+        number(1, 1_000_000),
+        "sessions open at once; beyond it the client with the most loses its longest unused",
+        16384,
+    )
     session_idle: int = _option(number(1, 10**9), "seconds after which an unused session may be ended", 3600)
     max_unacknowledged: int = _option(number(1, 100_000), "exclusive gets of a session that await acknowledgement", 256)
     max_watchers: int = _option(number(1, 10_000), "watchers of events at once", 16)

@@ -267,8 +267,8 @@ class TmemService(TmemServicer):
         if short:
             return call()
         work = self._store.run(call)
-        session.mutating(work)
-        return await asyncio.shield(work)
+        session.mutating(work.ended)
+        return await work.result()
 
     def _drop(self, session: Session, given: pb.Session) -> bool:
         """Whether a mutation comes too late; if so it is counted."""

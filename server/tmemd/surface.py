@@ -119,11 +119,25 @@ class StorePool(Protocol):
     def stats(self) -> dict[str, Any]: ...
 
 
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Work(Protocol[T_co]):
+    """A long call that is to be made in a thread."""
+
+    @property
+    def ended(self) -> asyncio.Future[Any]:
+        """Done once nothing of the call happens any more. Not to be cancelled."""
+
+    async def result(self) -> T_co:
+        """What came of it. Where its caller is cancelled, a call that has not begun never does."""
+
+
 class Store(Protocol):
     """The daemon's store."""
 
-    def run(self, call: Callable[[], T]) -> asyncio.Future[T]:
-        """Make a long call in a thread. Await it through `asyncio.shield`, as the work goes on without its caller."""
+    def run(self, call: Callable[[], T]) -> Work[T]:
+        """Make a long call in a thread."""
 
     async def call(self, call: Callable[[], T]) -> T:
         """Make a long call and wait for it."""

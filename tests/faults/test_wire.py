@@ -6,6 +6,7 @@ A message that arrives late comes from a connection that its client gave up; the
 from __future__ import annotations
 
 import random
+import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 OLD, NEW, LATE = b"o" * 4096, b"n" * 4096, b"l" * 4096
 TIMEOUT = 0.4
+PATIENCE = 20.0
 # Bytes of replies that pass before the cut: within the connection's preface, within and after a reply's headers.
 CUTS = (0, 1, 9, 30, 60, 90, 130, 200)
 
@@ -190,8 +192,10 @@ def _late(server: Daemon) -> int:
 
 def _until_served(call: Callable[[], Any]) -> Any:
     """The answer, once there is one: a client that lost its server tries again by and by."""
+    end = time.monotonic() + PATIENCE
     while True:
         try:
             return call()
         except tmem.UnavailableError:
-            continue
+            if time.monotonic() > end:
+                raise
