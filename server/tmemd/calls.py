@@ -49,11 +49,15 @@ def rpc(
         try:
             client = self.identities.of(context)
             sound(request)
-            with self.identities.flights.of(client.name):
+            flights = self.identities.flights
+            flights.begin(client.name)
+            try:
                 if self.injections.active:
                     response = await self.injections.around(method, lambda: handler(self, request, client))
                 else:
                     response = await handler(self, request, client)
+            finally:
+                flights.end(client.name)
         except Exception as error:
             code, text = explain(method, error)
             self.counts.answered(method, code.name, time.perf_counter() - start)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from tmemd.errors import LimitError
 from tmemd.logs import Seldom
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import Iterator
+
+_MOST_WARNINGS = 64
 
 
 class Flights:
@@ -16,36 +19,41 @@ class Flights:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.by_client: dict[str, _Flying] = {}
+        self.by_client: dict[str, int] = {}
+        self._warnings: dict[str, Seldom] = {}
 
-    def of(self, client: str) -> _Flying:
-        """What a call of a client is within, while it is under way. To enter raises `LimitError` where many are."""
-        return self.by_client.get(client) or _Flying(self, client)
+    def begin(self, client: str) -> None:
+        """Count one more. It is to be ended, unless this raises.
 
+        Raises:
+            LimitError: The client has as many under way as it may.
+        """
+        count = self.by_client.get(client, 0)
+        if count >= self.most:
+            self._warn(client)
+            raise LimitError(f"{count} calls of client {client!r} are under way, which is the limit")
+        self.by_client[client] = count + 1
 
-class _Flying:
-    """Those of one client; there while there are any."""
+    def end(self, client: str) -> None:
+        count = self.by_client[client] - 1
+        if count:
+            self.by_client[client] = count
+        else:
+            del self.by_client[client]
 
-    __slots__ = ("_all", "_client", "_count", "_limit")
+    @contextmanager
+    def of(self, client: str) -> Iterator[None]:
+        """One, while it is under way."""
+        self.begin(client)
+        try:
+            yield
+        finally:
+            self.end(client)
 
-    def __init__(self, all_flights: Flights, client: str) -> None:
-        self._all = all_flights
-        self._client = client
-        self._count = 0
-        self._limit = Seldom(f"client {client!r} has {all_flights.most} calls under way, which is the limit")
-
-    def __enter__(self) -> Self:
-        if self._count >= self._all.most:
-            self._limit.warn()
-            raise LimitError(f"{self._count} calls of client {self._client!r} are under way, which is the limit")
-        if not self._count:
-            self._all.by_client[self._client] = self
-        self._count += 1
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._count -= 1
-        if not self._count:
-            del self._all.by_client[self._client]
+    def _warn(self, client: str) -> None:
+        if client not in self._warnings:
+            if len(self._warnings) >= _MOST_WARNINGS:
+                self._warnings.clear()
+            text = f"client {client!r} has {self.most} calls under way, which is the limit"
+            self._warnings[client] = Seldom(text)
+        self._warnings[client].warn()

@@ -7,7 +7,7 @@ long call in a thread.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
@@ -48,8 +48,7 @@ class Settings:
         return self.codec.startswith("zstd")
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Pages of one object to store. `lengths` is None where they are pages, else they are blocks of these lengths."""
 
     oid: bytes
@@ -58,8 +57,7 @@ class Batch:
     pages: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(NamedTuple):
     """What a fetch found: a byte for each page (0 miss, 1 hit, 2 corrupt), and of each hit the rest."""
 
     found: bytes
