@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from tmem_proto.v1 import admin_pb2, admin_pb2_grpc, tmem_pb2, tmem_pb2_grpc
 from tmemd.access import Access
 from tmemd.admin import AdminService
+from tmemd.allocator import keep_freed_memory
 from tmemd.channelz import SERVICE_NAME as CHANNELZ
 from tmemd.channelz import Channelz
 from tmemd.counts import Counts
@@ -48,6 +49,7 @@ class Daemon:
     """One daemon on one store. `start`, then `stop`: NOT_SERVING, the calls under way end, the arena is closed."""
 
     def __init__(self, config: Config) -> None:
+        keep_freed_memory()
         self._config = config
         self.counts = Counts()
         self.workers = Workers(self.counts)

@@ -33,7 +33,19 @@ DAEMON_LAYERS = {
     "child": {"control", "workers", "counts", "errors", "logs"},
     "worker": {"daemon", "control", "workers", "config", "counts", "errors", "logs", "signals", "values"},
     "daemon": {"service", "admin", "metrics", "access", "sessions", "identity", "tls", "inject", "store", "null"}
-    | {"channelz", "methods", "watch", "workers", "signals", "surface", "config", "counts", "values", "errors"},
+    | {
+        "allocator",
+        "channelz",
+        "methods",
+        "watch",
+        "workers",
+        "signals",
+        "surface",
+        "config",
+        "counts",
+        "values",
+        "errors",
+    },
     "channelz": {"calls", "identity", "inject", "counts"},
     "service": {"access", "sessions", "wire", "calls", "methods", "identity", "inject", "surface", "config", "counts"}
     | {"cost", "idle", "errors"},
@@ -51,6 +63,7 @@ DAEMON_LAYERS = {
     "wire": {"inject", "surface", "errors"},
     "methods": set(),
     "cost": {"surface"},
+    "allocator": set(),
     "calls": {"methods", "identity", "inject", "counts", "errors"},
     "identity": {"clients", "config", "values", "errors"},
     "tls": {"config", "errors"},
