@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tmemd.polling  # noqa: F401 - before anything that imports gRPC
 from tmemd import __version__
 from tmemd.config import OPTIONS, dump, load
 from tmemd.errors import ConfigError, TmemdError, WorkerError

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import uvloop
 
+import tmemd.polling  # noqa: F401 - before anything that imports gRPC
 from tmemd.config import restore
 from tmemd.control import Control
 from tmemd.counts import Counts

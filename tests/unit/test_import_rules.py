@@ -27,11 +27,12 @@ POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "term
 # Inside the daemon: cli -> daemon -> {service, admin, metrics} -> surface, of which store and null are the two kinds;
 # with workers cli -> supervisor -> child, whose process is worker -> daemon. config, counts and errors are leaves.
 DAEMON_LAYERS = {
-    "cli": {"supervisor", "daemon", "config", "errors", "logs", "notify"},
+    "polling": set(),
+    "cli": {"polling", "supervisor", "daemon", "config", "errors", "logs", "notify"},
     "supervisor": {"child", "shared_arena", "metrics", "store", "surface", "workers", "config", "counts"}
     | {"control", "logs", "signals", "values"},
     "child": {"control", "workers", "counts", "errors", "logs"},
-    "worker": {"daemon", "control", "workers", "config", "counts", "errors", "logs", "signals", "values"},
+    "worker": {"polling", "daemon", "control", "workers", "config", "counts", "errors", "logs", "signals", "values"},
     "daemon": {"service", "admin", "metrics", "access", "sessions", "identity", "tls", "inject", "store", "null"}
     | {
         "allocator",

@@ -1,7 +1,7 @@
 """A server that does nothing: `grpc.aio` on uvloop, handlers that give back a prepared reply.
 
 `python -m tests.bench.rpc.empty PORT FILE`: the reply to every get is the GetResponse in FILE. It is what gRPC and
-Python cost by themselves, with tmemd's messages and options.
+Python cost by themselves, with tmemd's messages and options, and streams read and written as tmemd does.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tests.bench.servers import Server
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.v1.tmem_pb2_grpc import TmemServicer, add_TmemServicer_to_server
 
+_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
 _OPTIONS = [
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.max_send_message_length", -1),
@@ -37,7 +38,8 @@ class Empty(Server):
         self._reply = reply
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "tests.bench.rpc.empty", str(self.port), str(self._reply)]
+        serve = [sys.executable, "-m", "tests.bench.rpc.empty", str(self.port), str(self._reply)]
+        return ["env", f"GRPC_EXPERIMENTS={_EXPERIMENTS}", *serve]
 
 
 class _Service(TmemServicer):
@@ -47,13 +49,9 @@ class _Service(TmemServicer):
     async def Get(self, request: pb.GetRequest, context: Any) -> pb.GetResponse:  # noqa: N802, ARG002
         return self._reply
 
-    async def Exchange(  # noqa: N802
-        self,
-        request_iterator: AsyncIterator[pb.Command],
-        context: Any,  # noqa: ARG002
-    ) -> AsyncIterator[pb.Reply]:
-        async for command in request_iterator:
-            yield pb.Reply(id=command.id, get=self._reply)
+    async def Exchange(self, _: AsyncIterator[pb.Command], context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        while (command := await context.read()) is not aio.EOF:
+            await context.write(pb.Reply(id=command.id, get=self._reply))
 
 
 async def _serve(port: int, reply: pb.GetResponse) -> None:
