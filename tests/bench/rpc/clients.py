@@ -1,7 +1,8 @@
 """Synchronous clients of tmemd and of its peers, with one face: pages by number, in batches or in one large call.
 
-The peers' clients compress and decompress each page with the very calls that ours uses, and keep a page that does not
-shrink as it is. Their keys are short. They have no checksums; ours verifies each page.
+The peers' clients compress and decompress page by page with the `lz4` package, as their users do, and keep a page that
+does not shrink as it is. Ours does so a batch at a time in its native part. Their keys are short. They have no
+checksums; ours verifies each page.
 """
 
 from __future__ import annotations
