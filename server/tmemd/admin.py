@@ -18,13 +18,9 @@ if TYPE_CHECKING:
 
     from grpc.aio import ServicerContext
 
-    from tmemd.access import Access
-    from tmemd.config import Config
-    from tmemd.counts import Counts
-    from tmemd.identity import Client, Identities
-    from tmemd.inject import Injections
-    from tmemd.sessions import Sessions
-    from tmemd.surface import Store, StorePool
+    from tmemd.identity import Client
+    from tmemd.parts import Parts
+    from tmemd.surface import StorePool
     from tmemd.watch import LookOut
     from tmemd.workers import Workers
 
@@ -35,26 +31,15 @@ SCAN_PAGES = 8192
 class AdminService(TmemAdminServicer):
     """Serves the care of a store. Calls that look at much run in a thread."""
 
-    def __init__(
-        self,
-        store: Store,
-        counts: Counts,
-        identities: Identities,
-        injections: Injections,
-        access: Access,
-        sessions: Sessions,
-        config: Config,
-        workers: Workers,
-        look_out: LookOut,
-    ) -> None:
-        self.counts = counts
-        self.identities = identities
-        self.injections = injections
-        self._store = store
+    def __init__(self, parts: Parts, workers: Workers, look_out: LookOut) -> None:
+        self.counts = parts.counts
+        self.identities = parts.identities
+        self.injections = parts.injections
+        self._store = parts.store
+        self._access = parts.access
+        self._sessions = parts.sessions
+        self._config = parts.config
         self._workers = workers
-        self._access = access
-        self._sessions = sessions
-        self._config = config
         self._look_out = look_out
 
     @rpc

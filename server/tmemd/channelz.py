@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
     from grpc.aio import Server, ServicerContext
 
-    from tmemd.counts import Counts
-    from tmemd.identity import Identities
-    from tmemd.inject import Injections
+    from tmemd.parts import Parts
 
 _SERVICE: Any = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"]
 SERVICE_NAME: str = _SERVICE.full_name
@@ -30,10 +28,10 @@ SERVICE_NAME: str = _SERVICE.full_name
 class Channelz:
     """Answers what gRPC itself knows, once the client is known to be an administrator."""
 
-    def __init__(self, counts: Counts, identities: Identities, injections: Injections) -> None:
-        self.counts = counts
-        self.identities = identities
-        self.injections = injections
+    def __init__(self, parts: Parts) -> None:
+        self.counts = parts.counts
+        self.identities = parts.identities
+        self.injections = parts.injections
 
     def add_to(self, server: Server) -> None:
         """Serve it."""

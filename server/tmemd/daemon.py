@@ -22,6 +22,7 @@ from tmemd.identity import Identities
 from tmemd.inject import Injections
 from tmemd.methods import Methods
 from tmemd.null import NullStore
+from tmemd.parts import Parts
 from tmemd.service import TmemService
 from tmemd.sessions import Sessions
 from tmemd.signals import on_signals
@@ -58,25 +59,23 @@ class Daemon:
         self._look_out = LookOut(self._store, self.workers, config)
         self._health = health.aio.HealthServicer()
         self._server = _server(config)
-        identities, injections = Identities(config), Injections(config.inject)
-        self._access, sessions = Access(self._store, config.clients), Sessions(config, self.counts)
-        self._pages = TmemService(self._store, config, self.counts, identities, injections, self._access, sessions)
-        admin = AdminService(
-            self._store,
-            self.counts,
-            identities,
-            injections,
-            self._access,
-            sessions,
-            config,
-            self.workers,
-            self._look_out,
+        self._access = Access(self._store, config.clients)
+        parts = Parts(
+            config=config,
+            store=self._store,
+            counts=self.counts,
+            identities=Identities(config),
+            injections=Injections(config.inject),
+            access=self._access,
+            sessions=Sessions(config, self.counts),
         )
+        self._pages = TmemService(parts)
+        admin = AdminService(parts, self.workers, self._look_out)
         methods: Any = Methods(self._server)
         tmem_pb2_grpc.add_TmemServicer_to_server(self._pages, methods)
         admin_pb2_grpc.add_TmemAdminServicer_to_server(admin, methods)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        Channelz(self.counts, identities, injections).add_to(self._server)
+        Channelz(parts).add_to(self._server)
         shown = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME, CHANNELZ)
         reflection.enable_server_reflection(shown, self._server)
         self._exposition: Any = None

@@ -28,13 +28,9 @@ if TYPE_CHECKING:
 
     from grpc.aio import ServicerContext
 
-    from tmemd.access import Access
-    from tmemd.config import Config
-    from tmemd.counts import Counts
-    from tmemd.identity import Client, Identities
-    from tmemd.inject import Injections
-    from tmemd.sessions import Sessions
-    from tmemd.surface import Store, StorePool
+    from tmemd.identity import Client
+    from tmemd.parts import Parts
+    from tmemd.surface import StorePool
 
 T = TypeVar("T")
 
@@ -49,23 +45,14 @@ _ENCODINGS = {pb.ENCODING_RAW: "raw", pb.ENCODING_LZ4: "lz4"}
 class TmemService(TmemServicer):
     """Serves the pages of a store."""
 
-    def __init__(
-        self,
-        store: Store,
-        config: Config,
-        counts: Counts,
-        identities: Identities,
-        injections: Injections,
-        access: Access,
-        sessions: Sessions,
-    ) -> None:
-        self.counts = counts
-        self.identities = identities
-        self.injections = injections
-        self._store = store
-        self._config = config
-        self._access = access
-        self._sessions = sessions
+    def __init__(self, parts: Parts) -> None:
+        self.counts = parts.counts
+        self.identities = parts.identities
+        self.injections = parts.injections
+        self._store = parts.store
+        self._config = parts.config
+        self._access = parts.access
+        self._sessions = parts.sessions
         self._operations: dict[str, Callable[[Any, Client, Unacknowledged], Awaitable[Any]]] = {
             "put": self._put,
             "get": self._get,

@@ -33,25 +33,13 @@ DAEMON_LAYERS = {
     | {"control", "logs", "signals", "values"},
     "child": {"control", "workers", "counts", "errors", "logs"},
     "worker": {"polling", "daemon", "control", "workers", "config", "counts", "errors", "logs", "signals", "values"},
-    "daemon": {"service", "admin", "metrics", "access", "sessions", "identity", "tls", "inject", "store", "null"}
-    | {
-        "allocator",
-        "channelz",
-        "methods",
-        "watch",
-        "workers",
-        "signals",
-        "surface",
-        "config",
-        "counts",
-        "values",
-        "errors",
-    },
-    "channelz": {"calls", "identity", "inject", "counts"},
-    "service": {"access", "sessions", "wire", "calls", "methods", "identity", "inject", "surface", "config", "counts"}
-    | {"cost", "idle", "errors"},
-    "admin": {"access", "roster", "sessions", "wire", "calls", "identity", "inject", "surface", "config", "counts"}
-    | {"methods", "watch", "workers", "errors"},
+    "daemon": {"service", "admin", "channelz", "metrics", "parts", "access", "sessions", "identity", "tls", "inject"}
+    | {"store", "null", "watch", "workers", "surface", "allocator", "methods", "signals", "config", "counts", "values"}
+    | {"errors"},
+    "parts": {"access", "sessions", "identity", "inject", "surface", "config", "counts"},
+    "channelz": {"calls", "identity", "parts"},
+    "service": {"parts", "sessions", "wire", "calls", "methods", "identity", "surface", "cost", "idle", "errors"},
+    "admin": {"parts", "roster", "wire", "calls", "methods", "identity", "surface", "watch", "workers", "errors"},
     "watch": {"events", "workers", "surface", "config", "errors"},
     "events": set(),
     "access": {"clients", "identity", "surface", "errors"},
