@@ -37,7 +37,7 @@ _PAGES = 4096
 _UNDER_WAY = 256
 _PER_STREAM = 2000
 _UNARY = 40
-_ENCODED = 2000
+_ENCODED = 10_000
 _EXCHANGE = "/tmem.v1.Tmem/Exchange"
 
 
