@@ -57,6 +57,9 @@ class Config:
     accept_threshold: int = _option(number(1, 100), "per cent of memory below which a full store accepts again", 90)
     mlock: bool = _option(flag, "keep the arena from being swapped out", False)
     huge_pages: bool = _option(flag, "ask for transparent huge pages", False)
+    compact_every: int = _option(
+        number(0, 10**6), "seconds between looks whether moving pages together would free memory; 0 is never", 10
+    )
     threads: int = _option(number(1, 256), "threads for long engine calls", lambda: min(8, os.cpu_count() or 1))
     inline_bytes: int = _option(
         size,

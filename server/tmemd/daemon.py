@@ -28,6 +28,7 @@ from tmemd.sessions import Sessions
 from tmemd.signals import on_signals
 from tmemd.store import EngineStore
 from tmemd.tls import certificates
+from tmemd.upkeep import Upkeep
 from tmemd.values import join_address, split_address
 from tmemd.watch import LookOut
 from tmemd.workers import Workers
@@ -56,6 +57,7 @@ class Daemon:
         self.workers = Workers(self.counts)
         self._certificates = certificates(config)
         self._store = STORES[config.store](config)
+        self._upkeep = Upkeep(self._store, config.compact_every)
         self._look_out = LookOut(self._store, self.workers, config)
         self._health = health.aio.HealthServicer()
         self._server = _server(config)
@@ -99,6 +101,7 @@ class Daemon:
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
+        self._upkeep.start()
         if self._config.metrics is not None:
             self.metrics_url, self._exposition = await asyncio.to_thread(self._expose)
 
@@ -110,6 +113,7 @@ class Daemon:
     async def stop(self) -> None:
         await self._health.enter_graceful_shutdown()
         self._look_out.close()
+        await self._upkeep.stop()
         stopped = asyncio.ensure_future(self._server.stop(self._config.drain))
         # The connections are told first, so that no client opens another stream here.
         await asyncio.sleep(0)

@@ -34,12 +34,26 @@ DAEMON_LAYERS = {
     "child": {"control", "workers", "counts", "errors", "logs"},
     "worker": {"polling", "daemon", "control", "workers", "config", "counts", "errors", "logs", "signals", "values"},
     "daemon": {"service", "admin", "channelz", "metrics", "parts", "access", "sessions", "identity", "tls", "inject"}
-    | {"store", "null", "watch", "workers", "surface", "allocator", "methods", "signals", "config", "counts", "values"}
+    | {
+        "store",
+        "null",
+        "upkeep",
+        "watch",
+        "workers",
+        "surface",
+        "allocator",
+        "methods",
+        "signals",
+        "config",
+        "counts",
+        "values",
+    }
     | {"errors"},
     "parts": {"access", "sessions", "identity", "inject", "surface", "config", "counts"},
     "channelz": {"calls", "identity", "parts"},
     "service": {"parts", "sessions", "wire", "calls", "methods", "identity", "surface", "cost", "idle", "errors"},
     "admin": {"parts", "roster", "wire", "calls", "methods", "identity", "surface", "watch", "workers", "errors"},
+    "upkeep": {"surface", "errors"},
     "watch": {"events", "workers", "surface", "config", "errors"},
     "events": set(),
     "access": {"clients", "identity", "surface", "errors"},
