@@ -1,0 +1,56 @@
+"""The servers under test, each started once, and clients of their export, which each test finds empty."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.block import servers
+from tests.block.wire import opened
+from tests.block.words import Cmd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.block.servers import Server
+    from tests.block.transmission import Client
+
+
+@pytest.fixture(scope="session")
+def tmemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers.ours(tmp_path_factory.mktemp("tmemd")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def nbdkit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers.reference(tmp_path_factory.mktemp("nbdkit")) as running:
+        yield running
+
+
+@pytest.fixture(params=["tmemd", "nbdkit"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each server in turn."""
+    running: Server = request.getfixturevalue(request.param)
+    return running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """A client that agreed on structured replies and base:allocation."""
+    with cleared(server) as connected:
+        yield connected
+
+
+@pytest.fixture
+def disk(server: Server) -> Callable[[], Client]:
+    """Makes another client of the same export."""
+    return lambda: opened(server.address, server.name)
+
+
+def cleared(server: Server) -> Client:
+    """A client of the export, which is empty now."""
+    connected = opened(server.address, server.name)
+    connected.do(Cmd.TRIM, 0, servers.SIZE)
+    return connected
