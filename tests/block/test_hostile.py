@@ -1,4 +1,4 @@
-"""Clients that mean harm, or are merely slow or dying: the server stays up, others go on, and nothing of theirs stays."""
+"""Clients that mean harm, or are merely slow or dying: the server stays up, others go on, nothing stays."""
 
 from __future__ import annotations
 
