@@ -2,9 +2,22 @@
 //!
 //! `server` speaks the NBD protocol to kernels, virtual machines and tools, and knows an export only as its backend.
 //! It knows no Python; what it serves is chosen by who starts it.
+//!
+//! Layers, lower first: `protocol <- backend <- exports <- server`, with the bytes of `socket` under `backend`; `pool` is a backend and knows no server.
 
 #![deny(unsafe_code)]
+#![allow(dead_code)]
 
 mod backend;
+mod exports;
+pub mod protocol;
+mod server;
+mod socket;
 
-pub use backend::{Errno, ExportInfo, Extent, Request, Served};
+pub use backend::{
+    Backend, Client, Context, Contexts, ExportInfo, Later, Refusal, Reply, Request, Resolver,
+    Served, Ticket,
+};
+pub use exports::{Access, ExportCounters, ExportError, ExportStatus, Exports};
+pub use protocol::Errno;
+pub use server::{Listen, Server, ServerCounters, Settings};

@@ -1,0 +1,536 @@
+//! The table of exports: what is served under which name, and to whom.
+//!
+//! An export without multi-conn has one connection at a time. Its seat is free once the old connection's thread is done with
+//! all that came over it, so that nothing of it lands after what a new connection writes.
+//! Locking: the table's lock is held for no I/O, and a backend is asked nothing but its `info` under it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::backend::{Backend, Client, ExportInfo, Link, Refusal, Resolver};
+use crate::protocol::{MAX_DATA, MAX_STRING};
+
+/// How long a client waits for the seat of a connection whose other end is gone.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+/// Why a change of the table was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExportError {
+    #[error("there is no export {0:?}")]
+    Unknown(String),
+    #[error("there is an export {0:?} already")]
+    Exists(String),
+    #[error("{0}")]
+    Invalid(String),
+    #[error("export {name:?} is in use by {clients} connections")]
+    InUse { name: String, clients: usize },
+}
+
+/// Who may see and open an export.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    #[default]
+    Everybody,
+    /// Clients that showed a certificate with one of these names.
+    Identities(Vec<String>),
+}
+
+impl Access {
+    fn admits(&self, client: &Client) -> bool {
+        match self {
+            Access::Everybody => true,
+            Access::Identities(names) => client.identity.iter().any(|name| names.contains(name)),
+        }
+    }
+}
+
+/// What passed through an export since it was added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExportCounters {
+    pub reads: u64,
+    pub read_bytes: u64,
+    pub writes: u64,
+    pub written_bytes: u64,
+    /// Trims and zeroes.
+    pub trims: u64,
+    pub trimmed_bytes: u64,
+    /// Flushes, hints and questions.
+    pub others: u64,
+    /// Replies with an error.
+    pub errors: u64,
+    /// Of these, writes for which there was no room.
+    pub no_space: u64,
+    /// Of these, pages that were corrupt and other failures of the backend.
+    pub io_errors: u64,
+    /// Connections let in, and refused because of the one that was there.
+    pub attached: u64,
+    pub refused: u64,
+}
+
+/// The same, while they are counted.
+#[derive(Default)]
+pub struct Counts {
+    pub reads: AtomicU64,
+    pub read_bytes: AtomicU64,
+    pub writes: AtomicU64,
+    pub written_bytes: AtomicU64,
+    pub trims: AtomicU64,
+    pub trimmed_bytes: AtomicU64,
+    pub others: AtomicU64,
+    pub errors: AtomicU64,
+    pub no_space: AtomicU64,
+    pub io_errors: AtomicU64,
+    pub attached: AtomicU64,
+    pub refused: AtomicU64,
+}
+
+impl Counts {
+    fn read(&self) -> ExportCounters {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ExportCounters {
+            reads: get(&self.reads),
+            read_bytes: get(&self.read_bytes),
+            writes: get(&self.writes),
+            written_bytes: get(&self.written_bytes),
+            trims: get(&self.trims),
+            trimmed_bytes: get(&self.trimmed_bytes),
+            others: get(&self.others),
+            errors: get(&self.errors),
+            no_space: get(&self.no_space),
+            io_errors: get(&self.io_errors),
+            attached: get(&self.attached),
+            refused: get(&self.refused),
+        }
+    }
+}
+
+/// An export as it is now.
+#[derive(Clone, Debug)]
+pub struct ExportStatus {
+    pub name: String,
+    pub info: ExportInfo,
+    pub size: u64,
+    /// No new client is let in.
+    pub draining: bool,
+    pub clients: Vec<Client>,
+    pub counters: ExportCounters,
+}
+
+/// The exports of a process. Shared by its servers.
+#[derive(Default)]
+pub struct Exports {
+    table: Mutex<Table>,
+    /// A seat became free.
+    freed: Condvar,
+}
+
+#[derive(Default)]
+struct Table {
+    named: BTreeMap<String, Entry>,
+    /// Exports under a prefix come and go with their clients; what is counted is counted together.
+    prefixes: BTreeMap<String, Prefix>,
+}
+
+struct Entry {
+    backend: Arc<dyn Backend>,
+    access: Access,
+    draining: bool,
+    counts: Arc<Counts>,
+    seats: Vec<Seat>,
+}
+
+struct Prefix {
+    resolver: Arc<dyn Resolver>,
+    counts: Arc<Counts>,
+    seats: Vec<Seat>,
+}
+
+struct Seat {
+    client: Client,
+    link: Arc<Link>,
+}
+
+impl Table {
+    fn seats(&mut self, key: &Key) -> Option<&mut Vec<Seat>> {
+        match key {
+            Key::Named(name) => self.named.get_mut(name).map(|entry| &mut entry.seats),
+            Key::Prefix(prefix) => self.prefixes.get_mut(prefix).map(|found| &mut found.seats),
+        }
+    }
+}
+
+/// Where a seat is.
+#[derive(Clone)]
+enum Key {
+    Named(String),
+    Prefix(String),
+}
+
+/// An export that a client has open. Dropped when all that came from the client is done.
+pub struct Opened {
+    pub backend: Arc<dyn Backend>,
+    pub counts: Arc<Counts>,
+    exports: Arc<Exports>,
+    key: Key,
+    client: Client,
+    attached: bool,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if self.attached {
+            self.backend.detach(&self.client);
+        }
+        self.exports.leave(&self.key, self.client.id);
+    }
+}
+
+impl Exports {
+    pub fn new() -> Arc<Exports> {
+        Arc::default()
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serve `backend` as `name`.
+    pub fn add(
+        &self,
+        name: &str,
+        backend: Arc<dyn Backend>,
+        access: Access,
+    ) -> Result<(), ExportError> {
+        check_name(name)?;
+        check_info(&backend.info())?;
+        let mut table = self.table();
+        if table.named.contains_key(name) {
+            return Err(ExportError::Exists(name.into()));
+        }
+        let entry = Entry {
+            backend,
+            access,
+            draining: false,
+            counts: Arc::default(),
+            seats: Vec::new(),
+        };
+        table.named.insert(name.into(), entry);
+        Ok(())
+    }
+
+    /// Have `resolver` open the exports whose names begin with `prefix`. They are not listed.
+    pub fn add_prefix(&self, prefix: &str, resolver: Arc<dyn Resolver>) -> Result<(), ExportError> {
+        check_name(prefix)?;
+        let entry = Prefix {
+            resolver,
+            counts: Arc::default(),
+            seats: Vec::new(),
+        };
+        match self.table().prefixes.insert(prefix.into(), entry) {
+            None => Ok(()),
+            Some(_) => Err(ExportError::Exists(prefix.into())),
+        }
+    }
+
+    /// Serve `name` no more. Refused while it has clients; with `force` they are cut off, and their requests done, first.
+    pub fn remove(&self, name: &str, force: bool) -> Result<Arc<dyn Backend>, ExportError> {
+        let mut table = self.table();
+        loop {
+            let entry = table
+                .named
+                .get_mut(name)
+                .ok_or_else(|| ExportError::Unknown(name.into()))?;
+            entry.draining |= force;
+            let clients = entry.seats.len();
+            if clients == 0 {
+                let entry = table.named.remove(name).expect("found just now");
+                return Ok(entry.backend);
+            }
+            if !force {
+                let name = name.into();
+                return Err(ExportError::InUse { name, clients });
+            }
+            entry.seats.iter().for_each(|seat| seat.link.socket.close());
+            table = self.wait(table, Duration::from_millis(100));
+        }
+    }
+
+    fn wait<'t>(&self, table: MutexGuard<'t, Table>, limit: Duration) -> MutexGuard<'t, Table> {
+        let waited = self.freed.wait_timeout(table, limit);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Change an export's size. Clients learn of it when they connect anew; beyond a new end they get errors at once.
+    pub fn resize(&self, name: &str, bytes: u64) -> Result<(), ExportError> {
+        let backend = self.backend(name)?;
+        let resized = backend.resize(bytes);
+        resized.map_err(|refusal| ExportError::Invalid(refusal.to_string()))
+    }
+
+    /// Let no new client in, or let them in again. Those that are connected go on.
+    pub fn drain(&self, name: &str, draining: bool) -> Result<(), ExportError> {
+        let mut table = self.table();
+        let entry = table.named.get_mut(name);
+        let entry = entry.ok_or_else(|| ExportError::Unknown(name.into()))?;
+        entry.draining = draining;
+        Ok(())
+    }
+
+    /// Wait until an export has no client; whether that came to be in time.
+    pub fn wait_idle(&self, name: &str, limit: Duration) -> Result<bool, ExportError> {
+        let deadline = Instant::now() + limit;
+        let mut table = self.table();
+        loop {
+            let entry = table.named.get(name);
+            let entry = entry.ok_or_else(|| ExportError::Unknown(name.into()))?;
+            if entry.seats.is_empty() {
+                return Ok(true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            table = self.wait(table, left);
+        }
+    }
+
+    pub fn backend(&self, name: &str) -> Result<Arc<dyn Backend>, ExportError> {
+        let table = self.table();
+        let entry = table.named.get(name);
+        entry
+            .map(|entry| entry.backend.clone())
+            .ok_or_else(|| ExportError::Unknown(name.into()))
+    }
+
+    /// Every export by name; those of a resolver under their prefix.
+    pub fn list(&self) -> Vec<ExportStatus> {
+        let table = self.table();
+        let named: Vec<_> = table.named.iter().map(status).collect();
+        drop(table);
+        named
+            .into_iter()
+            .map(|(mut status, backend)| {
+                (status.info, status.size) = (backend.info(), backend.size());
+                status
+            })
+            .collect()
+    }
+
+    /// Who is connected to exports under a prefix, and what they did together.
+    pub fn prefix_status(&self, prefix: &str) -> Option<(Vec<Client>, ExportCounters)> {
+        let table = self.table();
+        let found = table.prefixes.get(prefix)?;
+        Some((clients(&found.seats), found.counts.read()))
+    }
+
+    /// The names a client may see.
+    pub(crate) fn names(&self, client: &Client) -> Vec<String> {
+        let table = self.table();
+        let seen = table
+            .named
+            .iter()
+            .filter(|(_, entry)| entry.access.admits(client));
+        seen.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// What an export is, without opening it. An empty name is that of the only export, if there is but one.
+    pub(crate) fn probe(
+        &self,
+        name: &str,
+        client: &Client,
+    ) -> Result<(String, Arc<dyn Backend>), Refusal> {
+        let table = self.table();
+        let name = table.full_name(name, client);
+        if let Some(entry) = table.named.get(&name) {
+            entry.admit(&name, client)?;
+            return Ok((name, entry.backend.clone()));
+        }
+        let (_, resolver) = table.resolver(&name)?;
+        drop(table);
+        let backend = resolver.open(&name, client, true)?;
+        Ok((name, backend))
+    }
+
+    /// Let a client in.
+    pub(crate) fn open(
+        self: &Arc<Exports>,
+        name: &str,
+        client: &Client,
+        link: &Arc<Link>,
+    ) -> Result<Opened, Refusal> {
+        let name = self.table().full_name(name, client);
+        let known = self.table().named.contains_key(&name);
+        let mut opened = if known {
+            self.take_seat(name, client, link)?
+        } else {
+            self.resolve(&name, client, link)?
+        };
+        let attached = opened.backend.attach(client);
+        opened.attached = attached.is_ok();
+        let counts = &opened.counts;
+        let counter = if opened.attached {
+            &counts.attached
+        } else {
+            &counts.refused
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        attached.map(|()| opened)
+    }
+
+    fn take_seat(
+        self: &Arc<Exports>,
+        name: String,
+        client: &Client,
+        link: &Arc<Link>,
+    ) -> Result<Opened, Refusal> {
+        let deadline = Instant::now() + HANDOVER;
+        let mut table = self.table();
+        loop {
+            let entry = table.named.get_mut(&name);
+            let entry = entry.ok_or_else(|| Refusal::Unknown(name.clone()))?;
+            entry.admit(&name, client)?;
+            if entry.seats.is_empty() || entry.backend.info().multi_conn {
+                let (client, link) = (client.clone(), link.clone());
+                entry.seats.push(Seat {
+                    client: client.clone(),
+                    link,
+                });
+                return Ok(Opened {
+                    backend: entry.backend.clone(),
+                    counts: entry.counts.clone(),
+                    exports: self.clone(),
+                    key: Key::Named(name),
+                    client,
+                    attached: false,
+                });
+            }
+            let gone = entry.seats.iter().all(|seat| {
+                let gone = seat.link.socket.is_hung_up();
+                if gone {
+                    seat.link.socket.close();
+                }
+                gone
+            });
+            if !gone || Instant::now() >= deadline {
+                entry.counts.refused.fetch_add(1, Ordering::Relaxed);
+                let holder = &entry.seats[0].client.address;
+                return Err(Refusal::Policy(format!(
+                    "export {name:?} is in use by {holder}, and allows one connection at a time"
+                )));
+            }
+            table = self.wait(table, Duration::from_millis(100));
+        }
+    }
+
+    fn resolve(
+        self: &Arc<Exports>,
+        name: &str,
+        client: &Client,
+        link: &Arc<Link>,
+    ) -> Result<Opened, Refusal> {
+        let (prefix, resolver) = self.table().resolver(name)?;
+        let backend = resolver.open(name, client, false)?;
+        let mut table = self.table();
+        let entry = table.prefixes.get_mut(&prefix);
+        let entry = entry.ok_or_else(|| Refusal::Unknown(name.into()))?;
+        entry.seats.push(Seat {
+            client: client.clone(),
+            link: link.clone(),
+        });
+        Ok(Opened {
+            backend,
+            counts: entry.counts.clone(),
+            exports: self.clone(),
+            key: Key::Prefix(prefix),
+            client: client.clone(),
+            attached: false,
+        })
+    }
+
+    fn leave(&self, key: &Key, client: u64) {
+        if let Some(seats) = self.table().seats(key) {
+            seats.retain(|seat| seat.client.id != client);
+        }
+        self.freed.notify_all();
+    }
+}
+
+impl Table {
+    fn full_name(&self, name: &str, client: &Client) -> String {
+        let mut seen = self.named.iter().filter(|(_, e)| e.access.admits(client));
+        match (name, seen.next(), seen.next()) {
+            ("", Some((only, _)), None) => only.clone(),
+            _ => name.into(),
+        }
+    }
+
+    fn resolver(&self, name: &str) -> Result<(String, Arc<dyn Resolver>), Refusal> {
+        let found = self
+            .prefixes
+            .iter()
+            .rfind(|(prefix, _)| name.starts_with(*prefix));
+        found
+            .map(|(prefix, entry)| (prefix.clone(), entry.resolver.clone()))
+            .ok_or_else(|| Refusal::Unknown(name.into()))
+    }
+}
+
+impl Entry {
+    fn admit(&self, name: &str, client: &Client) -> Result<(), Refusal> {
+        if !self.access.admits(client) {
+            return Err(Refusal::Unknown(name.into()));
+        }
+        if self.draining {
+            return Err(Refusal::Shutdown(format!(
+                "export {name:?} is being drained, and lets no new client in"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn clients(seats: &[Seat]) -> Vec<Client> {
+    seats.iter().map(|seat| seat.client.clone()).collect()
+}
+
+/// What the table knows of an export; its backend is asked for the rest with the table released.
+fn status((name, entry): (&String, &Entry)) -> (ExportStatus, Arc<dyn Backend>) {
+    let status = ExportStatus {
+        name: name.clone(),
+        info: ExportInfo::default(),
+        size: 0,
+        draining: entry.draining,
+        clients: clients(&entry.seats),
+        counters: entry.counts.read(),
+    };
+    (status, entry.backend.clone())
+}
+
+fn check_name(name: &str) -> Result<(), ExportError> {
+    if name.is_empty() || name.len() > MAX_STRING {
+        return Err(ExportError::Invalid(format!(
+            "an export's name has 1 to {MAX_STRING} bytes, not {}",
+            name.len()
+        )));
+    }
+    Ok(())
+}
+
+fn check_info(info: &ExportInfo) -> Result<(), ExportError> {
+    let (least, liked) = (info.minimum_block, info.preferred_block);
+    let good = least.is_power_of_two()
+        && least <= 65536
+        && liked.is_power_of_two()
+        && liked >= least.max(512)
+        && liked <= MAX_DATA
+        && info.piece.is_multiple_of(liked);
+    if good {
+        return Ok(());
+    }
+    Err(ExportError::Invalid(format!(
+        "an export cannot have blocks of {least} (least), {liked} (preferred) and pieces of {} bytes",
+        info.piece
+    )))
+}

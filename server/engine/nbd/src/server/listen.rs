@@ -1,0 +1,253 @@
+//! Where a server listens: Unix sockets, and TCP over IPv4 and IPv6.
+
+use std::fmt;
+use std::io;
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::net::sockopt;
+
+/// How long a listener rests that cannot accept, as where there are no file descriptors left.
+const REST: Duration = Duration::from_millis(50);
+
+/// One address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    Unix(PathBuf),
+    /// A host's name stands for all its addresses.
+    Tcp {
+        host: String,
+        port: u16,
+    },
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    /// `unix:PATH`, `tcp:HOST:PORT`; an IPv6 address in brackets.
+    fn from_str(text: &str) -> Result<Listen, String> {
+        let bad = || format!("{text:?} is neither unix:PATH nor tcp:HOST:PORT");
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            return Ok(Listen::Unix(path.into()));
+        }
+        let (host, port) = text
+            .strip_prefix("tcp:")
+            .and_then(|rest| rest.rsplit_once(':'))
+            .ok_or_else(bad)?;
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        if host.is_empty() || (bare.is_none() && host.contains(':')) {
+            return Err(bad());
+        }
+        Ok(Listen::Tcp {
+            host: bare.unwrap_or(host).into(),
+            port: port.parse().map_err(|_| bad())?,
+        })
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+            Listen::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
+            Listen::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
+        }
+    }
+}
+
+/// A connection just accepted.
+pub struct Accepted {
+    pub stream: OwnedFd,
+    pub address: String,
+    pub local: bool,
+}
+
+enum Bound {
+    Unix(UnixListener, PathBuf),
+    Tcp(TcpListener),
+}
+
+/// All listening sockets of a server.
+pub struct Listener {
+    bound: Vec<Bound>,
+    wake: OwnedFd,
+}
+
+impl Listener {
+    pub fn bind(addresses: &[Listen]) -> io::Result<Listener> {
+        let mut listener = Listener {
+            bound: Vec::new(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        };
+        for address in addresses {
+            let named = |e: io::Error| io::Error::new(e.kind(), format!("{address}: {e}"));
+            match address {
+                Listen::Unix(path) => listener.bound.push(bind_unix(path).map_err(named)?),
+                Listen::Tcp { host, port } => {
+                    let sockets = bind_tcp(host, *port).map_err(named)?;
+                    listener.bound.extend(sockets.into_iter().map(Bound::Tcp));
+                }
+            }
+        }
+        Ok(listener)
+    }
+
+    pub fn addresses(&self) -> Vec<String> {
+        let of = |bound: &Bound| match bound {
+            Bound::Unix(_, path) => format!("unix:{}", path.display()),
+            Bound::Tcp(socket) => socket.local_addr().map_or_else(
+                |e| format!("tcp:? ({e})"),
+                |address| format!("tcp:{address}"),
+            ),
+        };
+        self.bound.iter().map(of).collect()
+    }
+
+    pub fn wake(&self) {
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Wait for connections, or to be woken.
+    pub fn accept(&self, peer_timeout: Duration) -> Vec<Accepted> {
+        let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
+        fds.extend(self.bound.iter().map(|bound| {
+            let socket = match bound {
+                Bound::Unix(socket, _) => socket.as_fd(),
+                Bound::Tcp(socket) => socket.as_fd(),
+            };
+            PollFd::from_borrowed_fd(socket, PollFlags::IN)
+        }));
+        if poll(&mut fds, None).is_err() {
+            return Vec::new();
+        }
+        let ready = self.bound.iter().zip(&fds[1..]);
+        let ready = ready.filter(|(_, fd)| !fd.revents().is_empty());
+        ready
+            .filter_map(|(bound, _)| match accept(bound, peer_timeout) {
+                Ok(accepted) => Some(accepted),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
+                Err(_) => {
+                    std::thread::sleep(REST);
+                    None
+                }
+            })
+            .collect()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        for bound in &self.bound {
+            if let Bound::Unix(_, path) = bound {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+fn bind_unix(path: &Path) -> io::Result<Bound> {
+    // A socket that nobody listens on is left over from a server that was killed.
+    let left_over = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_socket())
+        && UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+    if left_over {
+        std::fs::remove_file(path)?;
+    }
+    let socket = UnixListener::bind(path)?;
+    socket.set_nonblocking(true)?;
+    Ok(Bound::Unix(socket, path.into()))
+}
+
+/// Every address of the host; the port that the first got, where none was asked for.
+fn bind_tcp(host: &str, port: u16) -> io::Result<Vec<TcpListener>> {
+    let mut sockets: Vec<TcpListener> = Vec::new();
+    for mut address in (host, port).to_socket_addrs()? {
+        if let (0, Some(first)) = (port, sockets.first()) {
+            address.set_port(first.local_addr()?.port());
+        }
+        let socket = TcpListener::bind(address)?;
+        socket.set_nonblocking(true)?;
+        sockets.push(socket);
+    }
+    if sockets.is_empty() {
+        return Err(io::Error::other("the host has no address"));
+    }
+    Ok(sockets)
+}
+
+fn accept(bound: &Bound, peer_timeout: Duration) -> io::Result<Accepted> {
+    match bound {
+        Bound::Unix(socket, _) => {
+            let stream = socket.accept()?.0;
+            let process = sockopt::socket_peercred(&stream).map(|who| who.pid.as_raw_nonzero());
+            Ok(Accepted {
+                address: process.map_or("unix".into(), |pid| format!("unix (process {pid})")),
+                stream: stream.into(),
+                local: true,
+            })
+        }
+        Bound::Tcp(socket) => {
+            let (stream, address) = socket.accept()?;
+            tune(&stream, peer_timeout)?;
+            Ok(Accepted {
+                stream: stream.into(),
+                address: address.to_string(),
+                local: address.ip().to_canonical().is_loopback(),
+            })
+        }
+    }
+}
+
+/// Send at once, and notice a peer that is gone.
+fn tune(stream: &TcpStream, peer_timeout: Duration) -> io::Result<()> {
+    let interval = (peer_timeout / 4).max(Duration::from_secs(1));
+    let milliseconds = u32::try_from(peer_timeout.as_millis()).unwrap_or(u32::MAX);
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, interval)?;
+    sockopt::set_tcp_keepintvl(stream, interval)?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    sockopt::set_tcp_user_timeout(stream, milliseconds)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_they_are_shown() {
+        for text in ["unix:/run/a b.sock", "tcp:localhost:10809", "tcp:[::1]:0"] {
+            assert_eq!(text.parse::<Listen>().unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            "unix:",
+            "tcp:host",
+            "tcp::1",
+            "tcp:::1:1",
+            "tcp:h:70000",
+            "/run/x",
+        ] {
+            let error = text.parse::<Listen>().unwrap_err();
+            assert!(error.contains("neither"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_socket_left_over_is_taken_over_and_one_in_use_is_not() {
+        let path = std::env::temp_dir().join(format!("tmem-nbd-{}.sock", std::process::id()));
+        drop(UnixListener::bind(&path).unwrap());
+        let listen = [Listen::Unix(path.clone())];
+        let first = Listener::bind(&listen).unwrap();
+        assert!(Listener::bind(&listen).is_err());
+        assert!(path.exists());
+        drop(first);
+        assert!(!path.exists());
+    }
+}

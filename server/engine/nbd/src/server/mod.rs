@@ -1,0 +1,245 @@
+//! The NBD server: listeners, and a thread for each connection.
+//!
+//! Stopping: no new connections; those that are there finish what was received and are closed; what is not done within the
+//! grace is cut off.
+
+mod connection;
+mod listen;
+
+pub use listen::Listen;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::backend::{Client, Link};
+use crate::exports::Exports;
+use crate::socket::Socket;
+use listen::{Accepted, Listener};
+
+/// After the grace, how long threads have to notice that their sockets are closed.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
+/// How a server behaves.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Connections at once; more are closed at once.
+    pub max_connections: usize,
+    /// How long a client may take from connecting to opening an export.
+    pub handshake_timeout: Duration,
+    /// How long a connection looks for the next request before it sleeps: fewer wake-ups for more CPU. Zero: never.
+    pub poll: Duration,
+    /// After this long without a sign of life a TCP peer is taken for gone.
+    pub peer_timeout: Duration,
+    /// Requests of a connection that wait for their backend at once, and bytes of them.
+    pub max_waiting: usize,
+    pub max_waiting_bytes: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            max_connections: 256,
+            handshake_timeout: Duration::from_secs(10),
+            poll: Duration::ZERO,
+            peer_timeout: Duration::from_secs(20),
+            max_waiting: 256,
+            max_waiting_bytes: 64 << 20,
+        }
+    }
+}
+
+/// What a server did since it was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerCounters {
+    pub connections: u64,
+    /// Connections there are now.
+    pub connected: u64,
+    /// Closed at once, being too many.
+    pub turned_away: u64,
+    /// That ended in the handshake: time-outs, nonsense, clients that only asked.
+    pub not_opened: u64,
+    /// That ended otherwise than by the client's farewell or a stop.
+    pub broken: u64,
+}
+
+/// A running server. Dropped, it stops without grace.
+pub struct Server {
+    shared: Arc<Shared>,
+    addresses: Vec<String>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+/// What the threads of a server share.
+pub struct Shared {
+    pub exports: Arc<Exports>,
+    pub settings: Settings,
+    pub stopping: AtomicBool,
+    pub not_opened: AtomicU64,
+    pub broken: AtomicU64,
+    accepted: AtomicU64,
+    turned_away: AtomicU64,
+    links: Mutex<HashMap<u64, Arc<Link>>>,
+    ended: Condvar,
+    listener: Listener,
+}
+
+impl Server {
+    /// Listen, and serve `exports`.
+    pub fn start(
+        listen: &[Listen],
+        exports: Arc<Exports>,
+        settings: Settings,
+    ) -> io::Result<Server> {
+        let listener = Listener::bind(listen)?;
+        let addresses = listener.addresses();
+        let shared = Arc::new(Shared {
+            exports,
+            settings,
+            stopping: AtomicBool::new(false),
+            not_opened: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
+            turned_away: AtomicU64::new(0),
+            links: Mutex::default(),
+            ended: Condvar::new(),
+            listener,
+        });
+        let its = shared.clone();
+        let acceptor = std::thread::Builder::new().name("nbd-accept".into());
+        let acceptor = acceptor.spawn(move || its.accept())?;
+        Ok(Server {
+            shared,
+            addresses,
+            acceptor: Some(acceptor),
+        })
+    }
+
+    /// Where it listens, as `unix:PATH` or `tcp:HOST:PORT`, ports that were 0 as they became.
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
+    pub fn exports(&self) -> &Arc<Exports> {
+        &self.shared.exports
+    }
+
+    pub fn counters(&self) -> ServerCounters {
+        let shared = &self.shared;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ServerCounters {
+            connections: get(&shared.accepted),
+            connected: shared.links().len() as u64,
+            turned_away: get(&shared.turned_away),
+            not_opened: get(&shared.not_opened),
+            broken: get(&shared.broken),
+        }
+    }
+
+    /// Stop; whether every connection came to its end within the grace.
+    pub fn stop(mut self, grace: Duration) -> bool {
+        self.shut_down(grace)
+    }
+
+    fn shut_down(&mut self, grace: Duration) -> bool {
+        let Some(acceptor) = self.acceptor.take() else {
+            return true;
+        };
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        self.shared.listener.wake();
+        let _ = acceptor.join();
+        self.shared.each(|link| link.socket.stop_receiving());
+        let graceful = self.shared.wait_for_end(grace);
+        if !graceful {
+            self.shared.each(|link| link.socket.close());
+            self.shared.wait_for_end(LAST_CALL);
+        }
+        graceful
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shut_down(Duration::ZERO);
+    }
+}
+
+impl Shared {
+    fn links(&self) -> MutexGuard<'_, HashMap<u64, Arc<Link>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn each(&self, body: impl Fn(&Link)) {
+        self.links().values().for_each(|link| body(link));
+    }
+
+    fn wait_for_end(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut links = self.links();
+        while !links.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.ended.wait_timeout(links, left);
+            links = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Accept until the server stops.
+    fn accept(self: &Arc<Shared>) {
+        while !self.stopping.load(Ordering::SeqCst) {
+            for accepted in self.listener.accept(self.settings.peer_timeout) {
+                let id = self.accepted.fetch_add(1, Ordering::Relaxed);
+                if self.links().len() >= self.settings.max_connections
+                    || self.welcome(id, accepted).is_err()
+                {
+                    self.turned_away.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Give a connection its thread.
+    fn welcome(self: &Arc<Shared>, id: u64, accepted: Accepted) -> io::Result<()> {
+        let client = Client {
+            id,
+            address: accepted.address,
+            local: accepted.local,
+            tls: false,
+            identity: None,
+        };
+        let link = Arc::new(Link::new(Socket::new(accepted.stream)?));
+        self.links().insert(id, link.clone());
+        let shared = self.clone();
+        let thread = std::thread::Builder::new().name(format!("nbd-{id}"));
+        let ended = Ended {
+            shared: self.clone(),
+            id,
+        };
+        let thread = thread.spawn(move || {
+            let _ended = ended;
+            connection::run(&shared, &link, client);
+        });
+        thread.map(drop)
+    }
+}
+
+/// Takes a connection off the table, however its thread ended.
+struct Ended {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(link) = self.shared.links().remove(&self.id) {
+            link.socket.close();
+        }
+        self.shared.ended.notify_all();
+    }
+}
