@@ -29,6 +29,8 @@ class _Common(TypedDict):
     footprint_frames: int
     same_filled_pages: int
     raw_pages: int
+    promised_bytes: int
+    """Kept for a pool with a reserve and not used by it yet, index included: nobody else may use it."""
     # Puts, by outcome and reason.
     puts_stored: int
     puts_replaced: int

@@ -35,6 +35,7 @@ POOL = (
     ("tmem_same_filled_pages", "Pages held as an 8-byte pattern.", "same_filled_pages"),
     ("tmem_raw_pages", "Pages held uncompressed.", "raw_pages"),
     ("tmem_quota_bytes", "Most bytes of frames the pool may take; 0 is no quota.", "quota"),
+    ("tmem_promised_bytes", "Bytes kept for the pool by its reserve and not used yet.", "promised_bytes"),
     ("tmem_weight", "Share of the memory relative to other ephemeral pools.", "weight"),
     ("tmem_frozen", "1 while the pool is frozen.", "frozen"),
     ("tmem_put_stored_pages_total", "Pages put and stored.", "puts_stored"),

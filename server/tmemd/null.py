@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 MOST_POOLS = 1024
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
-_HELD = ("pages", "payload_bytes", "footprint_frames", "footprint_bytes", "same_filled_pages", "raw_pages")
+_HELD = (
+    *("pages", "payload_bytes", "footprint_frames", "footprint_bytes", "same_filled_pages", "raw_pages"),
+    "promised_bytes",
+)
 _PUT = ("puts_stored", "puts_replaced", "puts_old_flushed")
 _REFUSED = ("refused_quota", "refused_frozen", "refused_poor_compression", "refused_memory", "refused_no_space")
 _GOT = ("gets_hit", "gets_miss", "gets_corrupt")

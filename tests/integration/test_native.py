@@ -1,7 +1,11 @@
 """The native module by itself: what it promises to the SDK and the daemon."""
 
 import gc
+import signal
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +17,7 @@ from tests.support import PAGE, page
 from tmem import _errors
 from tmem._settings import PoolSettings
 
+RESERVE = 4 << 20
 SETTINGS = PoolSettings(
     kind="persistent",
     codec="lz4",
@@ -111,3 +116,23 @@ def test_an_engine_lets_go_of_all_it_held() -> None:
     del native, pools, own, OwnError
     gc.collect()
     assert gone() is None
+
+
+def test_a_reserve_survives_a_killed_process(arena: Path) -> None:
+    script = f"""
+import os, signal, tmem_engine
+from tests.integration.test_native import SETTINGS, RESERVE
+from tmem import _errors
+engine = tmem_engine.Engine.open(errors=_errors, memory=8 << 20, accept_threshold=90, arena={str(arena)!r})
+pool = engine.pool("swap0", SETTINGS)
+pool.set_reserve(RESERVE)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    native = tmem_engine.Engine.attach(arena, errors=_errors)
+    pool = native.find_pool("swap0")
+    assert pool is not None
+    assert pool.reserve() == RESERVE
+    assert pool.stats()["promised_bytes"] >= RESERVE
+    with pytest.raises(tmem.ExhaustedError, match=f"{8 << 20} bytes of memory"):
+        native.pool("swap1", SETTINGS).set_reserve(2 * RESERVE)

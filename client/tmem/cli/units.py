@@ -13,6 +13,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "table_bytes": ("bytes", "of these, tables"),
         "slot_header_bytes": ("bytes", "headers of stored pages"),
         "reserve_bytes": ("bytes", "freed, kept for the next put"),
+        "promised_bytes": ("bytes", "reserved for pools and not used yet"),
         "full": ("yes/no", "new persistent pages are refused"),
         "limit_hits": ("times", "the limit was reached"),
     },

@@ -290,6 +290,7 @@ impl<'a> Frames<'a> {
         debug_assert!((1..=MAX_RUN).contains(&frames));
         let kept = &self.head.reserve[frames as usize];
         if kept.get() != 0 {
+            self.budget.allow_committed()?;
             return Ok(self.pop_reserve(frames));
         }
         let listed = self.head.available[frames as usize].get();

@@ -4,7 +4,8 @@
 //! commit. Heaps are made when a pool first stores something in a shard and stay for the next pool of that slot.
 
 use crate::arena::{
-    Arena, Budget, CLASS_WORDS, COUNTERS, Counter, Full, GAUGES, HEAP_FRAMES, HeapHead, TABLES, W32,
+    Arena, Budget, CLASS_WORDS, COUNTERS, Counter, Full, GAUGES, HEAP_FRAMES, HeapHead, TABLES,
+    W32, heap_at, pool_frames,
 };
 use crate::codec::Form;
 use crate::frames::{Frames, Run, RunKind};
@@ -107,13 +108,23 @@ impl<'a> Heap<'a> {
     /// Commit a run's frames up to `frames`, within the pool's quota.
     pub fn commit(&self, run: Run, frames: u32) -> Result<(), Full> {
         let more = frames.saturating_sub(self.frames.committed(run));
-        if more > 0 {
-            self.charge(more)?;
-            self.frames
-                .commit(run, frames)
-                .inspect_err(|_| self.credit(more))?;
+        if more == 0 {
+            return Ok(());
         }
-        Ok(())
+        if self.arena.pool(self.pool).reserve.get() != 0 {
+            return self.commit_promised(run, frames, more);
+        }
+        self.charge(more)?;
+        self.frames
+            .commit(run, frames)
+            .inspect_err(|_| self.credit(more))
+    }
+
+    /// The same for a pool with a reserve: counted once committed, so that what leaves the promise is used already.
+    fn commit_promised(&self, run: Run, frames: u32, more: u32) -> Result<(), Full> {
+        self.frames.commit(run, frames)?;
+        self.charge(more)
+            .inspect_err(|_| self.frames.decommit(run, frames - more))
     }
 
     /// Give back a run's frames beyond the first `frames`.
@@ -202,24 +213,6 @@ impl<'a> Heap<'a> {
             .map()
             .zero(self.at + PAGE, ((HEAP_FRAMES - 1) * PAGE) as usize);
     }
-}
-
-fn heap_at(arena: &Arena, shard: u32, pool: u32) -> u64 {
-    arena.shard_at(shard) + arena.shard_map().heaps + u64::from(pool) * HEAP_FRAMES * PAGE
-}
-
-/// One shard's heap counters of a pool, without its lock.
-pub fn heap_head(arena: &Arena, shard: u32, pool: u32) -> Option<&HeapHead> {
-    let word = arena.shard(shard).heaps[pool as usize / 32].get();
-    (word & 1 << (pool % 32) != 0).then(|| arena.map().view(heap_at(arena, shard, pool)))
-}
-
-/// Frames committed for a pool in all shards.
-pub fn pool_frames(arena: &Arena, pool: u32) -> u64 {
-    let heads = (0..arena.shards()).filter_map(|shard| heap_head(arena, shard, pool));
-    heads
-        .map(|head| head.counters[Counter::Frames as usize].get_ordered())
-        .sum()
 }
 
 const _: () = assert!(COUNTERS > GAUGES && TABLES == 12);

@@ -19,6 +19,7 @@ mod pool;
 mod pools;
 mod put;
 mod recovery;
+mod reserve;
 mod shard;
 mod slot;
 mod stats;

@@ -24,7 +24,7 @@ const RUNS_AT_ONCE: u32 = 64;
 /// A named set of pages. Cheap to clone; keeps the store attached.
 #[derive(Clone)]
 pub struct Pool {
-    arena: Arc<Arena>,
+    pub(crate) arena: Arc<Arena>,
     id: PoolId,
     name: Arc<str>,
     page_size: usize,
@@ -299,6 +299,12 @@ impl Pool {
 
     /// Limit the pool's footprint to `bytes`, 0 for no limit. What is over it already stays.
     pub fn set_quota(&self, bytes: u64) -> Result<()> {
+        let reserve = self.reserve()?;
+        if bytes != 0 && bytes < reserve {
+            return Err(Error::Invalid(format!(
+                "a quota of {bytes} bytes is less than the pool's reserve of {reserve} bytes"
+            )));
+        }
         self.set(|record| record.quota.set(bytes))
     }
 
@@ -309,7 +315,11 @@ impl Pool {
         self.set(|record| record.weight.set(weight))
     }
 
-    fn record(&self) -> Result<&crate::arena::PoolRecord> {
+    pub(crate) fn slot(&self) -> u32 {
+        self.id.slot
+    }
+
+    pub(crate) fn record(&self) -> Result<&crate::arena::PoolRecord> {
         pools::record(&self.arena, self.id).ok_or_else(|| self.unknown())
     }
 

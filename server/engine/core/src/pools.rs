@@ -3,12 +3,10 @@
 //! A record is written under the admin lock and read without it: its uid is written last when it is made and never
 //! given again, so a handle that remembers (slot, uid) can tell whether the pool is still its own.
 
-use crate::arena::{Arena, PoolRecord, W64};
+use crate::arena::{Arena, POOL_LIVE as LIVE, PoolRecord, W64, pool_frames};
 use crate::error::{Error, Result};
-use crate::heap::pool_frames;
 use crate::types::{AllocatorKind, Codec, Kind, MAX_NAME, MAX_POOLS, PoolSettings};
 
-const LIVE: u32 = 1;
 const DESTROYING: u32 = 2;
 
 /// Which pool a handle means.
@@ -72,6 +70,14 @@ pub fn ephemeral_frames(arena: &Arena) -> u64 {
         .filter(ephemeral)
         .map(|slot| pool_frames(arena, slot))
         .sum()
+}
+
+/// The sum of the reserves of all pools but one.
+pub fn reserves(arena: &Arena, except: Option<u32>) -> u64 {
+    let others = (0..arena.pool_slots()).filter(|&slot| Some(slot) != except);
+    let live = others.filter(|&slot| is_live(arena, slot));
+    live.map(|slot| arena.pool(slot).reserve.get())
+        .fold(0, u64::saturating_add)
 }
 
 /// Whether a pool is being destroyed by somebody, and its pages are to go.
@@ -139,6 +145,7 @@ pub fn create(arena: &Arena, name: &str, settings: &PoolSettings) -> Result<Pool
     record.inclusive.set(settings.inclusive.into());
     record.max_zpage.set(settings.max_zpage);
     record.frozen.set(0);
+    record.reserve.set(0);
     record.state.set(LIVE);
     let uid = sb.last_uid.get();
     record.uid.publish(uid);
@@ -175,6 +182,7 @@ pub fn end_destroy(arena: &Arena, id: PoolId) {
     let record = arena.pool(id.slot);
     if record.uid.get() == id.uid {
         record.uid.publish(0);
+        arena.superblock().reserves.publish(reserves(arena, None));
     }
 }
 
@@ -213,6 +221,7 @@ pub fn fault(arena: &Arena, slot: u32) -> Option<String> {
         && record.codec.get() <= 2
         && record.name_len.get() as usize <= MAX_NAME
         && record.owner_len.get() as usize <= MAX_NAME
+        && record.reserve.get() <= arena.superblock().memory.get()
         && settings(arena, slot).validate().is_ok();
     (!known).then(|| format!("damaged: the record of pool {slot} makes no sense"))
 }

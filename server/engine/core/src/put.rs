@@ -3,7 +3,7 @@
 //! A refused put leaves no older page: it is flushed, and its place tried once more, before the put is refused for want of
 //! room. Room is made in bounded rounds; what this shard cannot find is asked of the others, with the lock released.
 
-use crate::arena::{Counter, Full};
+use crate::arena::{Counter, Full, promised, promised_to};
 use crate::codec::Form;
 use crate::evict::TRIES;
 use crate::heap::{Allocator, Heap};
@@ -51,20 +51,22 @@ impl<'a> Shard<'a> {
         if pool.max_zpage != 0 && item.bytes.len() > pool.max_zpage as usize {
             return Some(Reason::PoorCompression);
         }
-        (new && pool.persistent && self.is_full()).then_some(Reason::Memory)
+        (new && pool.persistent && self.is_full(pool.slot)).then_some(Reason::Memory)
     }
 
-    /// Full, and not yet below the accept threshold again. Ephemeral pages do not count: they give way.
-    fn is_full(&self) -> bool {
+    /// Full for a pool, and not yet below the accept threshold again. Ephemeral pages do not count: they give way. What is
+    /// promised to others counts, and what is promised to the pool it may use.
+    fn is_full(&self, pool: u32) -> bool {
         let sb = self.arena.superblock();
-        if sb.full.get() == 0 {
+        if sb.full.get() == 0 || promised_to(self.arena, pool) > 0 {
             return false;
         }
         let accept = sb.memory.get() / 100 * u64::from(sb.accept_threshold.get());
         let held = self
             .arena
             .used()
-            .saturating_sub(pools::ephemeral_frames(self.arena) * FRAME as u64);
+            .saturating_sub(pools::ephemeral_frames(self.arena) * FRAME as u64)
+            .saturating_add(promised(self.arena, Some(pool)));
         let full = held >= accept && sb.accept_threshold.get() < 100;
         if !full {
             sb.full.set(0);

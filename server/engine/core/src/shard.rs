@@ -73,8 +73,27 @@ impl ObjectKey {
 ///
 /// A panic in `body` is taken for a crash: the shard is left dirty for its next user, and the caller gets an error.
 pub fn with_shard<T>(arena: &Arena, id: u32, body: impl FnOnce(&Shard<'_>) -> T) -> Result<T> {
+    within(arena, id, Budget::new(arena, id), body)
+}
+
+/// The same on behalf of a pool, which may use what it was promised.
+pub fn with_shard_for<T>(
+    arena: &Arena,
+    id: u32,
+    pool: u32,
+    body: impl FnOnce(&Shard<'_>) -> T,
+) -> Result<T> {
+    within(arena, id, Budget::new(arena, id).for_pool(pool), body)
+}
+
+fn within<T>(
+    arena: &Arena,
+    id: u32,
+    budget: Budget<'_>,
+    body: impl FnOnce(&Shard<'_>) -> T,
+) -> Result<T> {
     let held = Held::acquire(arena, id)?;
-    let shard = Shard::new(arena, id, Budget::new(arena, id));
+    let shard = Shard::new(arena, id, budget);
     catch_unwind(AssertUnwindSafe(|| {
         if held.must_rebuild {
             recovery::rebuild(arena, id, held.deep)?;

@@ -1,9 +1,11 @@
 //! Statistics, read from the arena's own counters without taking a lock: sums of words, each of them whole.
 
-use crate::arena::{Arena, COUNTER_NAMES, COUNTERS, Counter, HeapHead};
+use crate::arena::{
+    Arena, COUNTER_NAMES, COUNTERS, Counter, HeapHead, heap_head, promised, promised_to,
+};
 use crate::error::Result;
 use crate::frames::Frames;
-use crate::heap::{Heap, heap_bytes, heap_head};
+use crate::heap::{Heap, heap_bytes};
 use crate::pools;
 use crate::shard::with_shard;
 use crate::slot::HEADER;
@@ -14,6 +16,8 @@ use crate::zsmalloc::{CLASSES, Zsmalloc};
 #[derive(Clone, Debug)]
 pub struct PoolStats {
     counters: [u64; COUNTERS],
+    /// Of its reserve, what is not used, with its index.
+    promised: u64,
     /// Pages ever stored, by compressed size: bucket i is (i, i+1] 64ths of a page.
     pub size_histogram: Vec<u64>,
     /// Size classes with any zspage, smallest first.
@@ -44,6 +48,7 @@ impl PoolStats {
     pub(crate) fn read(arena: &Arena, pool: u32) -> PoolStats {
         let mut stats = PoolStats {
             counters: [0; COUNTERS],
+            promised: promised_to(arena, pool),
             size_histogram: vec![0; 64],
             classes: Vec::new(),
         };
@@ -109,6 +114,7 @@ impl PoolStats {
         let mut fields: Vec<_> = COUNTER_NAMES.into_iter().zip(self.counters).collect();
         fields.push(("footprint_bytes", self.get(Counter::Frames) * FRAME as u64));
         fields.push(("evicted_pages", self.evicted()));
+        fields.push(("promised_bytes", self.promised));
         fields
     }
 }
@@ -148,6 +154,7 @@ impl StoreStats {
             ("table_bytes", sb.committed.get() + sums.tables),
             ("slot_header_bytes", headers),
             ("reserve_bytes", sums.reserve),
+            ("promised_bytes", promised(arena, None)),
             ("objects", sums.objects),
             ("pools", pools.len() as u64),
             ("shards", arena.shards().into()),

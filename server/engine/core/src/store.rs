@@ -107,6 +107,10 @@ impl Store {
                 });
             }
         }
+        self.arena.with_admin(|| {
+            let reserves = pools::reserves(&self.arena, None);
+            self.arena.superblock().reserves.publish(reserves);
+        })?;
         (0..self.arena.shards()).try_for_each(|shard| with_shard(&self.arena, shard, |_| ()))?;
         self.finish_destroys()
     }

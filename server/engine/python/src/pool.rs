@@ -274,6 +274,15 @@ impl EnginePool {
         self.run(py, |pool| pool.set_quota(size))
     }
 
+    fn reserve(&self, py: Python<'_>) -> PyResult<u64> {
+        self.run(py, Pool::reserve)
+    }
+
+    fn set_reserve(&self, py: Python<'_>, size: &Bound<'_, PyAny>) -> PyResult<()> {
+        let size = args::number(size, "reserve", 0, u64::MAX)?;
+        self.run(py, |pool| pool.set_reserve(size))
+    }
+
     fn set_weight(&self, py: Python<'_>, weight: &Bound<'_, PyAny>) -> PyResult<()> {
         let weight = args::number(weight, "weight", 1, u32::MAX.into())?;
         self.run(py, |pool| pool.set_weight(weight))

@@ -214,6 +214,10 @@ class EnginePool:
         """Whether the pool is frozen."""
     def set_quota(self, size: int) -> None:
         """Set the quota in bytes of footprint; 0 is none."""
+    def reserve(self) -> int:
+        """Bytes of footprint the pool is sure of; 0 where it has no reserve."""
+    def set_reserve(self, size: int) -> None:
+        """Keep so many bytes of memory for this pool, or refuse with the numbers; for persistent pools."""
     def set_weight(self, weight: int) -> None:
         """Set the weight, at least 1."""
     def settings(self) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 //!
 //! Each shard counts its own bytes. To commit is to add to one's own count, then to sum all of them: two that race for
 //! the last frame may both be refused, but never both admitted. Counts follow from what is committed, so a shard's
-//! rebuild corrects its own and there is no global counter to go wrong.
+//! rebuild corrects its own and there is no global counter to go wrong. What is promised to a pool counts as used for all
+//! others (see `promise`).
 
 use super::file::Arena;
 use super::map::NoSpace;
+use super::promise::is_over;
 
 /// Why memory could not be committed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +31,8 @@ impl From<NoSpace> for Full {
 pub struct Budget<'a> {
     arena: &'a Arena,
     shard: u32,
+    /// The pool for which it is, which may use what it was promised.
+    pool: Option<u32>,
     /// A rebuild may pass the limit: it commits again what was committed before.
     unlimited: bool,
 }
@@ -38,7 +42,15 @@ impl<'a> Budget<'a> {
         Budget {
             arena,
             shard,
+            pool: None,
             unlimited: false,
+        }
+    }
+
+    pub fn for_pool(self, pool: u32) -> Budget<'a> {
+        Budget {
+            pool: Some(pool),
+            ..self
         }
     }
 
@@ -53,7 +65,7 @@ impl<'a> Budget<'a> {
     pub fn commit(&self, offset: u64, len: u64) -> Result<(), Full> {
         let count = &self.arena.shard(self.shard).committed;
         count.fetch_add(len);
-        if !self.unlimited && self.arena.used() > self.arena.superblock().memory.get() {
+        if !self.unlimited && is_over(self.arena, self.pool) {
             count.fetch_sub(len);
             return Err(Full::Memory);
         }
@@ -61,6 +73,16 @@ impl<'a> Budget<'a> {
             count.fetch_sub(len);
             no_space.into()
         })
+    }
+
+    /// Whether frames that are committed already may become the pool's: not where they are promised to another.
+    pub fn allow_committed(&self) -> Result<(), Full> {
+        let none = self.arena.superblock().reserves.get() == 0;
+        if none || self.unlimited || !is_over(self.arena, self.pool) {
+            Ok(())
+        } else {
+            Err(Full::Memory)
+        }
     }
 
     /// Give `len` bytes at `offset` back to the system.

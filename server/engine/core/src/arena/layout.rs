@@ -20,7 +20,7 @@ use crate::types::{FRAME, MAX_POOLS};
 /// "tmemarna" in a file's first eight bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"tmemarna");
 /// Bumped whenever any layout here changes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const PAGE: u64 = FRAME as u64;
 /// Frames to a segment.
@@ -43,6 +43,9 @@ pub const CLASS_WORDS: u64 = 6;
 pub const MAX_SEGMENTS: u64 = (1 << 31) * 16 / (SEGMENT_FRAMES as u64 * PAGE);
 /// How far upward an arena can be resized: times its first size.
 pub const CEILING: u64 = 4;
+
+/// `PoolRecord::state` of a pool that is in use.
+pub const POOL_LIVE: u32 = 1;
 
 /// The first frame of the file.
 #[repr(C)]
@@ -72,7 +75,8 @@ pub struct Superblock {
     pub limit_hits: W64,
     /// Random, so that nobody can choose keys that collide.
     pub seed: W64,
-    pub _room: W64,
+    /// At least the sum of all pools' reserves, in bytes; 0 where no pool has one.
+    pub reserves: W64,
     /// Guards the pool table and `memory`.
     pub admin: LockWord,
 }
@@ -96,7 +100,10 @@ pub struct PoolRecord {
     pub max_zpage: W32,
     pub name_len: W32,
     pub owner_len: W32,
-    pub _room: [W32; 15],
+    pub _room: W32,
+    /// Footprint the pool is sure of, in bytes.
+    pub reserve: W64,
+    pub _more_room: [W32; 12],
     pub name: [W64; 8],
     pub owner: [W64; 8],
 }
@@ -186,8 +193,10 @@ unsafe impl Overlay for HeapHead {}
 const _: () = {
     assert!(size_of::<Superblock>() == 192);
     assert!(offset_of!(Superblock, memory) == 40);
+    assert!(offset_of!(Superblock, reserves) == 112);
     assert!(offset_of!(Superblock, admin) == 128);
     assert!(size_of::<PoolRecord>() == 256);
+    assert!(offset_of!(PoolRecord, reserve) == 72);
     assert!(offset_of!(PoolRecord, name) == 128);
     assert!(size_of::<ShardHeader>() == 704 && size_of::<ShardHeader>() <= FRAME);
     assert!(offset_of!(ShardHeader, tables) == 80);

@@ -10,6 +10,7 @@ mod file;
 mod layout;
 mod lock;
 mod map;
+mod promise;
 mod table;
 
 pub use budget::{Budget, Full};
@@ -19,4 +20,5 @@ pub use cell::{W32, W64};
 pub use file::{Arena, Attach};
 pub use layout::*;
 pub use lock::{Acquired, Level};
+pub use promise::{heap_at, heap_head, pool_frames, promised, promised_to, with_index};
 pub use table::Table;

@@ -19,7 +19,7 @@ use crate::arena::{Arena, Counter};
 use crate::codec::Compressor;
 use crate::error::{Error, Result};
 use crate::pools::{PoolId, PoolView};
-use crate::shard::{ObjectKey, Shard, with_shard};
+use crate::shard::{ObjectKey, Shard, with_shard_for};
 use crate::slot::HEADER;
 use crate::types::{CLUSTER, Codec};
 use crate::zbud::Zbud;
@@ -121,7 +121,9 @@ impl Target<'_> {
 
     /// Run `body` on a shard with what it needs of the pool.
     fn with<T>(&self, shard: u32, body: impl FnOnce(&Shard<'_>, &PoolView) -> T) -> Result<T> {
-        with_shard(self.arena, shard, |shard| Ok(body(shard, &self.view()?)))?
+        with_shard_for(self.arena, shard, self.id.slot, |shard| {
+            Ok(body(shard, &self.view()?))
+        })?
     }
 
     /// Which of `count` pages from `first` on are held.

@@ -1,9 +1,8 @@
 //! Relief: room made in shards other than the one that needs it, one lock at a time.
 
-use crate::arena::Arena;
+use crate::arena::{Arena, pool_frames};
 use crate::error::Result;
 use crate::evict::TRIES;
-use crate::heap::pool_frames;
 use crate::pools;
 use crate::shard::{Shard, with_shard};
 use crate::types::{Cause, FRAME};

@@ -1,0 +1,75 @@
+//! Promises: memory kept for one pool and refused to all others, for as long as the pool has not used it.
+//!
+//! A pool's *reserve* is the footprint it is sure of. What of it is not used is *promised*: with room for the index of
+//! its pages it counts as used for everybody but the pool itself. The promise shrinks as the pool's frames grow, so there
+//! is no counter of its own that a crash could leave wrong.
+//!
+//! Order, so that no frame on its way is free for a moment: a pool with a reserve commits a frame before it counts it,
+//! and counts it off before it gives it back. Whoever asks sums what is used, then the promises, then what is used
+//! once more, and believes the larger of the two.
+
+use super::file::Arena;
+use super::layout::{Counter, HEAP_FRAMES, HeapHead, POOL_LIVE};
+use crate::types::FRAME;
+
+const PAGE: u64 = FRAME as u64;
+/// Of the promised bytes, what is kept beside them for the index: one part in so many.
+const INDEX_PART: u64 = 16;
+
+/// Where a pool's heap lies in a shard.
+pub fn heap_at(arena: &Arena, shard: u32, pool: u32) -> u64 {
+    arena.shard_at(shard) + arena.shard_map().heaps + u64::from(pool) * HEAP_FRAMES * PAGE
+}
+
+/// One shard's heap counters of a pool, without its lock.
+pub fn heap_head(arena: &Arena, shard: u32, pool: u32) -> Option<&HeapHead> {
+    let word = arena.shard(shard).heaps[pool as usize / 32].get();
+    (word & 1 << (pool % 32) != 0).then(|| arena.map().view(heap_at(arena, shard, pool)))
+}
+
+/// Frames committed for a pool in all shards.
+pub fn pool_frames(arena: &Arena, pool: u32) -> u64 {
+    let heads = (0..arena.shards()).filter_map(|shard| heap_head(arena, shard, pool));
+    heads
+        .map(|head| head.counters[Counter::Frames as usize].get_ordered())
+        .sum()
+}
+
+/// What keeping `reserve` bytes for a pool that has none of them takes from the others.
+pub fn with_index(reserve: u64) -> u64 {
+    reserve.saturating_add(reserve / INDEX_PART)
+}
+
+/// What of a pool's reserve is not used, with its index.
+pub fn promised_to(arena: &Arena, pool: u32) -> u64 {
+    let record = arena.pool(pool);
+    let reserve = record.reserve.get_ordered();
+    if reserve == 0 || record.uid.get() == 0 || record.state.get() != POOL_LIVE {
+        return 0;
+    }
+    with_index(reserve.saturating_sub(pool_frames(arena, pool) * PAGE))
+}
+
+/// What is promised to all pools but one.
+pub fn promised(arena: &Arena, except: Option<u32>) -> u64 {
+    if arena.superblock().reserves.get_ordered() == 0 {
+        return 0;
+    }
+    let others = (0..arena.pool_slots()).filter(|&pool| Some(pool) != except);
+    others.map(|pool| promised_to(arena, pool)).sum()
+}
+
+/// Whether more is used, or promised to others than `pool`, than there may be.
+pub fn is_over(arena: &Arena, pool: Option<u32>) -> bool {
+    let sb = arena.superblock();
+    let (memory, used) = (sb.memory.get(), arena.used());
+    if used > memory {
+        return true;
+    }
+    let most = sb.reserves.get_ordered();
+    if used.saturating_add(with_index(most)) <= memory {
+        return false;
+    }
+    let promised = promised(arena, pool);
+    used.max(arena.used()).saturating_add(promised) > memory
+}
