@@ -21,7 +21,7 @@ CALLS ?= 10000000
 export PYO3_PYTHON := $(CURDIR)/$(PY)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build test test-rust test-python proto proto-check lint dashboard format demo bench-engine bench-rpc soak-crash soak-rpc fuzz sanitize lock clean
+.PHONY: help setup build test test-rust test-python proto proto-check lint dashboard format demo bench-engine bench-rpc bench-block soak-crash soak-rpc fuzz sanitize lock clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  %-14s %s\n' "$$name" "$$what"; done
@@ -73,6 +73,9 @@ bench-engine: build ## Measure the engine against its bounds, each with its rati
 
 bench-rpc: build ## Measure the daemon and its clients against their bounds, each with its ratio
 	$(PY) -m tests.bench.rpc
+
+bench-block: build ## Measure block devices and the SAN gateway against nbdkit and no cache, each with its ratio
+	$(PY) -m tests.bench.block
 
 soak-crash: $(VENV)/.deps ## Kill writers at random KILLS times (1000) and check that nothing acknowledged is lost
 	TMEM_KILLS=$(KILLS) cargo test --release -p tmem-core --test processes -- --exact --nocapture crash_soak

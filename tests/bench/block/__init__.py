@@ -1,0 +1,1 @@
+"""The block front and the SAN gateway, measured."""

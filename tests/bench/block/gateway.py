@@ -1,0 +1,27 @@
+"""A gateway of ours in front of a SAN, at a Unix socket of its own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests.bench.block.disks import Disk
+
+POOL = "san"
+
+
+class Gateway(Disk):
+    """`tmem san` between the host and the volume of a SAN, with the pool of a daemon as its cache."""
+
+    name = "tmem san"
+    program = sys.executable
+
+    def __init__(self, backing: str, address: str, state: Path, *flags: str) -> None:
+        super().__init__()
+        self._arguments = [
+            *("san", "--backing", backing, "--server", address, "--pool", POOL, "--listen", f"unix:{self.socket}"),
+            *("--state", str(state), *flags),
+        ]
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "tmem.cli", *self._arguments]

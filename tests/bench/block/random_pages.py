@@ -1,0 +1,58 @@
+"""Requests of 4 KiB at random places.
+
+Pages that fio makes against a device that keeps them as they are, and real
+pages against one that compresses them as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.bench.block import fio
+from tests.bench.block.disks import NbdkitMemory, NbdkitZstd
+from tests.bench.block.fio import Found, Job
+from tests.bench.block.setting import COMPRESSIBLE, MADE, SIZE, AnyDisk, Setting, Sides, compared, sides
+from tests.bench.block.wire import Connection
+from tests.bench.corpus import PAGE
+from tests.bench.figures import Figure
+
+_DEPTHS = (1, 32)
+_DISTINCT = 16 << 20
+
+
+def made(setting: Setting) -> Iterator[Figure]:
+    """Compressible pages that fio makes."""
+
+    def work(disk: AnyDisk, job: Job) -> Found:
+        return fio.run(disk.uri, job)
+
+    with sides(NbdkitMemory, SIZE) as both:
+        for disk in both.all:
+            fio.run(disk.uri, Job("write", 1 << 20, 4, SIZE, compressible=COMPRESSIBLE))
+        for rw in ("read", "write"):
+            for depth in _DEPTHS:
+                job = Job(f"rand{rw}", PAGE, depth, SIZE, setting.seconds, compressible=COMPRESSIBLE)
+                yield from compared(setting, both, f"random.{rw}.depth{depth}", job, MADE, work)
+
+
+def real(setting: Setting) -> Iterator[Figure]:
+    """Pages of a real file system."""
+    pages = setting.image.pages(_DISTINCT)
+
+    def write(disk: AnyDisk, job: Job) -> Found:
+        return fio.run_with_pages(disk.uri, job, pages)
+
+    with sides(NbdkitZstd, setting.image.size) as both:
+        load(setting, both)
+        for rw in ("read", "write"):
+            for depth in _DEPTHS:
+                job = Job(f"rand{rw}", PAGE, depth, setting.image.size, setting.seconds)
+                work = write if rw == "write" else lambda disk, job: fio.run(disk.uri, job)
+                yield from compared(setting, both, f"real.{rw}.depth{depth}", job, setting.image.what, work)
+
+
+def load(setting: Setting, both: Sides) -> None:
+    """Write the image into both."""
+    for disk in both.all:
+        with Connection(str(disk.socket), disk.export) as connection:
+            connection.write_all(setting.image.pieces())
