@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from tmem._link import Link
+    from tmem._tls import Security
 
 _T = TypeVar("_T")
 
@@ -32,11 +33,11 @@ _T = TypeVar("_T")
 class _Connection:
     """A channel to one process of a server, and what is called on it."""
 
-    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None, timeout: float) -> None:
-        if credentials is None:
+    def __init__(self, address: str, security: Security, timeout: float) -> None:
+        if security.credentials is None:
             self.channel = grpc.aio.insecure_channel(address, OPTIONS)
         else:
-            self.channel = grpc.aio.secure_channel(address, credentials, OPTIONS)
+            self.channel = grpc.aio.secure_channel(address, security.credentials, OPTIONS)
         self.calls = calls(self.channel)
         self.exchange = Exchange(self.channel, timeout)
 
@@ -44,10 +45,10 @@ class _Connection:
 class Driver:
     """Carries out steps, for any number of tasks."""
 
-    def __init__(self, link: Link, credentials: grpc.ChannelCredentials | None) -> None:
+    def __init__(self, link: Link, security: Security) -> None:
         self.link = link
         self._timeout = link.options.timeout
-        self._credentials = credentials
+        self._security = security
         self._placement = Placement(link.address)
         self._placing = asyncio.Lock()
         self._connection = self._connect(link.address)
@@ -91,7 +92,7 @@ class Driver:
             await connection.channel.close()
 
     def _connect(self, address: str) -> _Connection:
-        return _Connection(address, self._credentials, self._timeout)
+        return _Connection(address, self._security, self._timeout)
 
     async def _carry_out(self, step: Send | Wait) -> Replies:
         if isinstance(step, Wait):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from tmem._http2 import MESSAGE_BYTES
 from tmem._wire import Failure
 from tmem_proto.v1.admin_pb2_grpc import TmemAdminStub
 from tmem_proto.v1.tmem_pb2_grpc import TmemStub
@@ -16,18 +17,19 @@ if TYPE_CHECKING:
 WINDOW = 8
 """Calls of one operation on their way at once."""
 
-_MESSAGE_BYTES = 8 << 20
+KEEPALIVE, KEEPALIVE_TIMEOUT = 30.0, 10.0
+"""Seconds of silence during a call after which the server is asked whether it is there, and has to say so."""
 
 # A ping after 30 s of silence while a call is under way, so that a dead peer is found whatever the deadline;
 # none on an idle connection, where a server may take it for abuse. Each channel has a connection of its own.
 OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_send_message_length", _MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", int(KEEPALIVE * 1000)),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT * 1000)),
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),

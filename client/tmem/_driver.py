@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
-from tmem import _exchange, _server
+from tmem import _exchange, _line, _server, _stream
 from tmem._channel import OPTIONS, WINDOW, calls, failure, watch
 from tmem._errors import ClosedError
 from tmem._placement import Placement
 from tmem._steps import Replies, Send, Steps, Wait
-from tmem._stream import Exchange
 from tmem._wire import Failure
 from tmem_proto.v1 import admin_pb2 as admin
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from tmem._link import Link
+    from tmem._tls import Security
 
 _T = TypeVar("_T")
 
@@ -30,22 +30,30 @@ _T = TypeVar("_T")
 class _Connection:
     """A channel to one process of a server, and what is called on it."""
 
-    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None, timeout: float) -> None:
-        if credentials is None:
+    def __init__(self, address: str, security: Security, timeout: float) -> None:
+        if security.credentials is None:
             self.channel = grpc.insecure_channel(address, OPTIONS)
         else:
-            self.channel = grpc.secure_channel(address, credentials, OPTIONS)
+            self.channel = grpc.secure_channel(address, security.credentials, OPTIONS)
         self.calls = calls(self.channel)
-        self.exchange = Exchange(self.channel, timeout)
+        self.exchange: _line.Exchange | _stream.Exchange
+        if _line.available(security):
+            self.exchange = _line.Exchange(address, security, timeout)
+        else:
+            self.exchange = _stream.Exchange(self.channel, timeout)
+
+    def close(self) -> None:
+        self.exchange.close()
+        self.channel.close()
 
 
 class Driver:
     """Carries out steps. Safe to use from many threads."""
 
-    def __init__(self, link: Link, credentials: grpc.ChannelCredentials | None) -> None:
+    def __init__(self, link: Link, security: Security) -> None:
         self._link = link
         self._timeout = link.options.timeout
-        self._credentials = credentials
+        self._security = security
         self._placement = Placement(link.address)
         self._placing = threading.Lock()
         self._connection = self._connect(link.address)
@@ -85,10 +93,10 @@ class Driver:
         self._link.closed = True
         self._closed.set()
         for connection in (self._connection, *self._left):
-            connection.channel.close()
+            connection.close()
 
     def _connect(self, address: str) -> _Connection:
-        return _Connection(address, self._credentials, self._timeout)
+        return _Connection(address, self._security, self._timeout)
 
     def _carry_out(self, step: Send | Wait) -> Replies:
         if isinstance(step, Wait):
@@ -122,7 +130,7 @@ class Driver:
         if placement.address != before:
             self._connection = home if placement.address == placement.home else self._connect(placement.address)
         if home is not self._connection:
-            home.channel.close()
+            home.close()
         if present not in (home, self._connection):
             # Calls of other threads may be on their way.
             self._left.append(present)
@@ -144,6 +152,10 @@ class Driver:
 
     def _many(self, connection: _Connection, step: Send) -> Replies:
         """Several calls on their way at once, their requests made meanwhile."""
+        if step.in_order and isinstance(connection.exchange, _line.Exchange):
+            answers = connection.exchange.carry_out_all(step.method, step.requests)
+            if answers is not None:
+                return [self._failed(answer) if isinstance(answer, Failure) else answer for answer in answers]
         call = connection.calls[step.method]
         replies: Replies = []
         flying: deque[Any] = deque()

@@ -47,8 +47,13 @@ def is_short(method: str, request: Any) -> bool:
 
 def command(number: int, method: str, request: Message) -> bytes:
     """A `Command`, serialized: as a message it would hold a copy of the request, pages and all."""
+    return b"".join(command_parts(number, method, request))
+
+
+def command_parts(number: int, method: str, request: Message) -> tuple[bytes, bytes]:
+    """The same, what stands before the request and the request itself."""
     body = request.SerializeToString()
-    return b"\x08" + _varint(number) + _TAGS[method] + _varint(len(body)) + body
+    return b"\x08" + _varint(number) + _TAGS[method] + _varint(len(body)), body
 
 
 def answer(reply: pb.Reply, method: str) -> Any:

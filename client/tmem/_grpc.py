@@ -8,11 +8,11 @@ from tmem import _server
 from tmem._driver import Driver
 from tmem._link import ClientStats, Link, Options
 from tmem._remote import RemotePool, RemoteStore
+from tmem._tls import Security
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    import grpc
     from typing_extensions import Buffer
 
     from tmem._oid import Oid
@@ -91,10 +91,10 @@ class GrpcPool:
 class GrpcStore:
     """A `StoreTransport`, connected when it is first used."""
 
-    def __init__(self, target: str, options: Options, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(self, target: str, options: Options, security: Security | None = None) -> None:
         self._link = Link(target, options)
         self._store = RemoteStore(self._link)
-        self._driver = Driver(self._link, credentials)
+        self._driver = Driver(self._link, security or Security())
         self._run = self._driver.run
 
     @property

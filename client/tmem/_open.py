@@ -8,7 +8,7 @@ from tmem import _local
 from tmem._link import OnUnavailable, Options, parse_target
 from tmem._sizes import Size, parse_size
 from tmem._store import Store
-from tmem._tls import Tls, channel_credentials
+from tmem._tls import Tls, security
 
 if TYPE_CHECKING:
     import os
@@ -102,7 +102,7 @@ def connect(
         return Store(_local.attach_arena(_arena_path(address), mlock=mlock))
     target = parse_target(address)
     options = Options(timeout=timeout, encoding=encoding, on_unavailable=on_unavailable)
-    secure = channel_credentials(address, tls, credentials)
+    secure = security(address, tls, credentials)
     # gRPC is slow to import, and a store in this process does without.
     from tmem._grpc import GrpcStore
 

@@ -97,7 +97,7 @@ class RemotePool:
             partial(pb.HasRequest, oid=key, first=part[0], count=len(part)) for part in batches(wanted, _wire.HAS_PAGES)
         ]
         try:
-            replies = yield from self.session.run("Has", makers)
+            replies = yield from self.session.run("Has", makers, in_order=True)
         except UnavailableError as error:
             self._answer_misses(len(wanted), error)
             return bytes(len(wanted))
@@ -161,7 +161,7 @@ class RemotePool:
         parts = list(zip(batches(indices, size), batches(views, size), strict=True))
         try:
             replies = yield from self.session.run(
-                "Put", [partial(request, key, *part) for part in parts], mutation=True
+                "Put", [partial(request, key, *part) for part in parts], mutation=True, in_order=self._light
             )
         except UnavailableError:
             if not self.link.forgiving:
@@ -171,6 +171,11 @@ class RemotePool:
             return bytes([UNAVAILABLE_CODE]) * len(indices)
         return b"".join(_wire.put_codes(reply, len(part)) for reply, (part, _) in zip(replies, parts, strict=True))
 
+    @property
+    def _light(self) -> bool:
+        """Whether the server has so little to do for a batch that it does it at once: it compresses nothing."""
+        return self.link.options.encoding == "lz4" and not self.session.settings.codec.startswith("zstd")
+
     def _pack(self, oid: bytes, indices: Sequence[int], views: Sequence[Page]) -> pb.PutRequest:
         return _wire.put_request(oid, indices, views, self.link.options.encoding)
 
@@ -179,9 +184,8 @@ class RemotePool:
         parts = batches(wanted, self.session.batch)
         accept = self.link.options.encoding
         try:
-            replies = yield from self.session.run(
-                "Get", [partial(_wire.get_request, oid, part, accept, exclusive) for part in parts]
-            )
+            makers = [partial(_wire.get_request, oid, part, accept, exclusive) for part in parts]
+            replies = yield from self.session.run("Get", makers, in_order=self._light and not exclusive)
         except UnavailableError as error:
             self._answer_misses(len(wanted), error)
             return []

@@ -150,8 +150,10 @@ class Session:
         """Whether a pool of the name is not this one, where that can be told."""
         return bool(self.pool_id and pool_id) and pool_id != self.pool_id
 
-    def run(self, method: str, makers: Sequence[Callable[[], Any]], *, mutation: bool = False) -> Steps[list[Any]]:
-        """Make the calls whose requests `makers` make; the replies, in their order."""
+    def run(
+        self, method: str, makers: Sequence[Callable[[], Any]], *, mutation: bool = False, in_order: bool = False
+    ) -> Steps[list[Any]]:
+        """Make the calls whose requests `makers` make; the replies, in their order. For `in_order` see `Send`."""
         link = self.link
         replies: list[Any] = [None] * len(makers)
         todo = list(range(len(makers)))
@@ -159,7 +161,7 @@ class Session:
         while todo:
             try:
                 session = yield from self._ready(operation)
-                left = yield from self._round(method, makers, replies, todo, session, mutation)
+                left = yield from self._round(method, makers, replies, todo, session, mutation, in_order)
             except _Failed as failed:
                 yield from self._recover(failed.failure, operation)
             else:
@@ -180,6 +182,7 @@ class Session:
         todo: list[int],
         session: pb.Session,
         mutation: bool,
+        in_order: bool,
     ) -> Steps[list[int]]:
         """Send what is to do under this session. Returns what was dropped as stale and is to be sent again."""
 
@@ -190,7 +193,7 @@ class Session:
                 yield request
 
         try:
-            answers = yield Send(method, requests(), single=len(todo) == 1)
+            answers = yield Send(method, requests(), len(todo) == 1, in_order)
         except BaseException:
             # The driver gave up with calls on their way.
             self._doubt(session, mutation)

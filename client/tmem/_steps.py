@@ -24,12 +24,14 @@ _T = TypeVar("_T")
 class Send:
     """Make these calls of one method, several at once, and answer with the replies in their order.
 
-    The requests may be made while earlier ones are on their way. `single` says that there is but one.
+    The requests may be made while earlier ones are on their way. `single` says that there is but one; `in_order` that
+    several may be carried out one after another, as the server would not work at more than one of them anyway.
     """
 
     method: str
     requests: Iterable[Message]
     single: bool
+    in_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,6 @@
-"""An `Exchange` stream for threads: one command at a time. Whoever finds it busy makes a unary call instead.
+"""An `Exchange` stream of gRPC's for threads, where `_line` cannot be used: one command at a time.
+
+Whoever finds it busy makes a unary call instead.
 
 A read of a gRPC stream cannot time out. So a thread watches while the stream is open: it cancels the stream when a
 command has no answer in time, and ends it when nobody has used it for a while. A stream that failed is dropped, and the
@@ -52,6 +54,9 @@ class Exchange:
             self._supported = False
             return None
         return found
+
+    def close(self) -> None:
+        """Closing the channel breaks off what is under way."""
 
 
 class _Stream:

@@ -40,10 +40,21 @@ class Tls:
             raise ValueError("cert and key are a pair: give both or none")
 
 
-def channel_credentials(
-    address: str, tls: Tls | None, credentials: grpc.ChannelCredentials | None
-) -> grpc.ChannelCredentials | None:
-    """What a channel to `address` is made with; None is plain text.
+@dataclass(frozen=True, slots=True)
+class Security:
+    """TLS of a connection, as gRPC has it and as sockets do; without credentials it is plain text.
+
+    Attributes:
+        credentials: What a channel is made with.
+        context: The same for a socket; None where only gRPC can be told.
+    """
+
+    credentials: grpc.ChannelCredentials | None = None
+    context: ssl.SSLContext | None = None
+
+
+def security(address: str, tls: Tls | None, credentials: grpc.ChannelCredentials | None) -> Security:
+    """How to connect to `address`.
 
     Raises:
         OSError: A file cannot be read.
@@ -52,25 +63,41 @@ def channel_credentials(
     if credentials is not None:
         if tls is not None:
             raise ValueError("tls and credentials exclude each other")
-        return credentials
+        return Security(credentials)
     if tls is None and not address.startswith(SECURE):
-        return None
-    return _credentials(tls or Tls())
+        return Security()
+    return _from_files(tls or Tls())
 
 
-def _credentials(tls: Tls) -> grpc.ChannelCredentials:
+def _from_files(tls: Tls) -> Security:
     import grpc
 
     roots = _system_roots() if tls.ca is None else Path(tls.ca).read_bytes()
+    context = _context(roots)
     if tls.cert is None or tls.key is None:
-        return grpc.ssl_channel_credentials(roots)
+        return Security(grpc.ssl_channel_credentials(roots), context)
     cert, key = Path(tls.cert).read_bytes(), Path(tls.key).read_bytes()
     try:
         # gRPC itself would say nothing until the first call, and then only that the server cannot be reached.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(tls.cert, tls.key, password="")
+        (context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).load_cert_chain(tls.cert, tls.key, password="")
     except (ssl.SSLError, ValueError) as error:
         raise ValueError(f"{tls.cert} and {tls.key} are not a certificate and its key: {error}") from error
-    return grpc.ssl_channel_credentials(roots, key, cert)
+    return Security(grpc.ssl_channel_credentials(roots, key, cert), context)
+
+
+def _context(roots: bytes | None) -> ssl.SSLContext | None:
+    """What a socket is wrapped in; None where it cannot read what gRPC perhaps can."""
+    if roots is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.load_verify_locations(cadata=roots.decode("ascii", errors="ignore"))
+    except (ssl.SSLError, ValueError):
+        return None
+    return context
 
 
 def _system_roots() -> bytes | None:

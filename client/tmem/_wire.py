@@ -43,9 +43,17 @@ _KNOWN: dict[int, int] = {
 _CODES = bytes(_KNOWN.get(byte, _UNKNOWN) for byte in range(256))
 
 # google.rpc.Code, as far as it is treated in some way of its own.
-NOT_FOUND, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, UNIMPLEMENTED, UNAVAILABLE = 5, 4, 8, 10, 12, 14
+NOT_FOUND, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = (
+    5,
+    4,
+    8,
+    10,
+    12,
+    13,
+    14,
+)
 # After these a mutation may have happened, or may yet.
-AMBIGUOUS = frozenset({1, 2, DEADLINE_EXCEEDED, ABORTED, 13, UNAVAILABLE})
+AMBIGUOUS = frozenset({1, 2, DEADLINE_EXCEEDED, ABORTED, INTERNAL, UNAVAILABLE})
 # The table of gRPC codes and exceptions; the others are InternalError.
 _EXCEPTIONS: dict[int, Callable[[str], Exception]] = {
     3: ValueError,

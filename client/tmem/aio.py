@@ -27,7 +27,7 @@ from tmem._pool import as_dict
 from tmem._remote import RemotePool, RemoteStore
 from tmem._settings import PoolOptions, PoolSettings, pool_settings
 from tmem._sizes import Size, parse_size
-from tmem._tls import Tls, channel_credentials
+from tmem._tls import Tls, security
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -59,7 +59,7 @@ def connect(
     if not isinstance(address, str):
         raise TypeError(f"address must be a str, not {type(address).__name__}")
     link = Link(parse_target(address), Options(timeout=timeout, encoding=encoding, on_unavailable=on_unavailable))
-    return AsyncStore(Driver(link, channel_credentials(address, tls, credentials)))
+    return AsyncStore(Driver(link, security(address, tls, credentials)))
 
 
 class AsyncPool:

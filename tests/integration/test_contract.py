@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STORED = Outcome(stored=True)
 REPLACED = Outcome(stored=True, replaced=True)
-REMOTE = ("grpc", "grpc-raw", "aio", "aio-raw", "worker", "aio-worker")
+REMOTE = ("grpc", "grpc-raw", "grpc-stream", "aio", "aio-raw", "worker", "aio-worker")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,15 @@ def _shm(path: Path) -> Iterator[tmem.Store]:
         yield store
 
 
+@contextlib.contextmanager
+def _grpc_alone(server: str) -> Iterator[tmem.Store]:
+    """Without the SDK's own connection for its stream."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMEM_TRANSPORT", "grpc")
+        with tmem.connect(server) as store:
+            yield store
+
+
 @pytest.fixture(params=["embedded", "shm", *REMOTE])
 def store(request: pytest.FixtureRequest, tmp_path: Path, server: str, worker: str) -> Iterator[Any]:
     """A store without pools, over each way in."""
@@ -51,6 +60,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, server: str, worker: s
         "shm": lambda: _shm(tmp_path / "arena"),
         "grpc": lambda: tmem.connect(server),
         "grpc-raw": lambda: tmem.connect(f"grpc://{server}", encoding="raw"),
+        "grpc-stream": lambda: _grpc_alone(server),
         "aio": lambda: blocking(server),
         "aio-raw": lambda: blocking(f"grpc://{server}", encoding="raw"),
         "worker": lambda: tmem.connect(worker),

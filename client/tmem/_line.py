@@ -1,0 +1,276 @@
+"""An `Exchange` stream for threads, on a connection of its own that the calling thread itself writes and reads.
+
+gRPC for Python hands each message to other threads and back, which costs more than all else of a small call. Here a
+command is a write and a read. Everything else of a server goes over gRPC; so does what finds the stream busy, and
+all of it where a connection like this cannot be had (`available`).
+
+A connection that nobody has used for a while is closed by a thread that looks after it; so no server waits long for an
+answer to a ping. A command that is late, or whose thread was interrupted, takes the connection with it: its reply goes
+nowhere. Where none can be made nothing was sent, and gRPC is left to say why.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from tmem import _exchange
+from tmem._channel import KEEPALIVE, KEEPALIVE_TIMEOUT, WINDOW
+from tmem._exchange import IDLE
+from tmem._http2 import Http2Call
+from tmem._wire import DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, Failure
+from tmem_proto.v1 import tmem_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from google.protobuf.message import Message
+
+    from tmem._tls import Security
+
+_READ_BYTES = 1 << 18
+_GATHERS = hasattr(socket.socket, "sendmsg")
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+_LATE = Failure(DEADLINE_EXCEEDED, "deadline exceeded")
+
+
+def available(security: Security) -> bool:
+    """Whether connections like this may be made: not past a proxy, nor with credentials that gRPC alone can read."""
+    if os.environ.get("TMEM_TRANSPORT") == "grpc" or any(map(os.environ.get, _PROXIES)):
+        return False
+    return security.credentials is None or security.context is not None
+
+
+class Exchange:
+    """A stream to a server, opened when it is used."""
+
+    def __init__(self, target: str, security: Security, timeout: float) -> None:
+        self._target = target
+        self._security = security
+        self._timeout = timeout
+        self._process = os.getpid()
+        self._busy = threading.Lock()
+        self._open: _Line | None = None
+        self._closed = False
+        self._supported = True
+
+    def carry_out(self, method: str, request: Message) -> Any:
+        """The response, or a Failure; None where the call is to be made in another way."""
+        replies = self.carry_out_all(method, (request,))
+        return replies and replies[0]
+
+    def carry_out_all(self, method: str, requests: Iterable[Message]) -> list[Any] | None:
+        """Responses and Failures, in the order of the requests; several are on their way at once."""
+        # A forked child shares the connection with its parent, and its lock may never be free.
+        if not self._supported or os.getpid() != self._process or not self._busy.acquire(blocking=False):
+            return None
+        try:
+            line = self._line()
+            if line is None:
+                return None
+            if isinstance(line, Failure):
+                return [line for _ in requests]
+            replies = line.exchange(method, requests)
+            self._supported = not line.unfit
+            return replies
+        finally:
+            self._busy.release()
+
+    def close(self) -> None:
+        """Break off what is under way."""
+        self._closed = True
+        line = self._open
+        if line is None:
+            return
+        line.interrupt()
+        if self._busy.acquire(blocking=False):
+            line.close()
+            self._busy.release()
+
+    def _line(self) -> _Line | Failure | None:
+        line = self._open
+        if line is None or not line.usable():
+            try:
+                line = self._open = _Line(self._target, self._security, self._timeout)
+            except TimeoutError:
+                return _LATE
+            except OSError:
+                return None
+            if line.unfit:
+                self._supported = False
+                return None
+            threading.Thread(target=self._watch, args=(line,), name="tmem-exchange", daemon=True).start()
+            if self._closed:
+                line.interrupt()
+        return line
+
+    def _watch(self, line: _Line) -> None:
+        while not line.closed.wait(IDLE / 2):
+            if line.idle() > IDLE and self._busy.acquire(blocking=False):
+                try:
+                    if line.idle() > IDLE:
+                        line.close()
+                finally:
+                    self._busy.release()
+
+
+class _Line:
+    """One connection with one stream. Used by one thread at a time; `interrupt` by any."""
+
+    def __init__(self, target: str, security: Security, timeout: float) -> None:
+        host, _, port = target.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        self._timeout = timeout
+        self._used_at = time.monotonic()
+        self._deadline = self._used_at + timeout
+        self._number = 0
+        self.closed = threading.Event()
+        self._socket = socket.create_connection((host, int(port)), timeout)
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if security.context is not None:
+                self._socket = security.context.wrap_socket(self._socket, server_hostname=host)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._call = Http2Call(target, _exchange.EXCHANGE, security.context is not None)
+        self._buffer = memoryview(bytearray(_READ_BYTES))
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.selected_alpn_protocol() != "h2":
+            self._call.unfit = True
+            self.close()
+
+    @property
+    def unfit(self) -> bool:
+        """Whether the server cannot be spoken to like this."""
+        return self._call.unfit
+
+    def idle(self) -> float:
+        """Seconds since it was used."""
+        return time.monotonic() - self._used_at
+
+    def usable(self) -> bool:
+        """Whether another command may go, as far as the server has said by now."""
+        self._used_at = time.monotonic()
+        if self.closed.is_set():
+            return False
+        try:
+            self._socket.settimeout(0)
+            while self._read():
+                pass
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        except OSError:
+            self.close()
+        if self._call.over or self._call.leaving or self._call.replies:
+            self.close()
+        return not self.closed.is_set()
+
+    def exchange(self, method: str, requests: Iterable[Message]) -> list[Any]:
+        """The responses. A failure of the connection is that of every command without a response."""
+        replies: list[Any] = []
+        flying: deque[float] = deque()
+        first = self._number + 1
+        failure: Failure | None = None
+        try:
+            for request in requests:
+                if failure is None and len(flying) == WINDOW:
+                    failure = self._reply(method, first + len(replies), flying, replies)
+                if failure is None:
+                    self._number += 1
+                    flying.append(time.monotonic() + self._timeout)
+                    self._call.send(*_exchange.command_parts(self._number, method, request))
+                    failure = self._write(flying[0])
+                else:
+                    flying.append(0.0)
+            while flying and failure is None:
+                failure = self._reply(method, first + len(replies), flying, replies)
+        except BaseException:
+            self.close()
+            raise
+        self._used_at = time.monotonic()
+        if failure is not None:
+            self.close()
+            replies += [_exchange.broken(failure)] * len(flying)
+        return replies
+
+    def _reply(self, method: str, number: int, flying: deque[float], replies: list[Any]) -> Failure | None:
+        """Take the next reply; a Failure of the connection where there is none."""
+        while not self._call.replies:
+            failure = self._call.over or self._wait(flying[0]) or self._write(flying[0])
+            if failure is not None:
+                return failure
+        reply = pb.Reply.FromString(self._call.replies.popleft())
+        if reply.id != number:
+            return Failure(INTERNAL, f"the server answered command {number} as {reply.id}")
+        flying.popleft()
+        replies.append(_exchange.answer(reply, method))
+        return None
+
+    def _write(self, deadline: float) -> Failure | None:
+        """Write what the server has room for."""
+        out = self._call.outgoing()
+        if not out:
+            return None
+        try:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            if isinstance(self._socket, ssl.SSLSocket) or not _GATHERS:
+                self._socket.sendall(b"".join(out))
+            else:
+                sent = self._socket.sendmsg(out)
+                if sent < sum(map(len, out)):
+                    self._socket.sendall(memoryview(b"".join(out))[sent:])
+        except TimeoutError:
+            return _LATE
+        except OSError as error:
+            return Failure(UNAVAILABLE, f"the connection broke: {error}")
+        return None
+
+    def _wait(self, deadline: float) -> Failure | None:
+        """Read something. After silence the server is asked whether it is there."""
+        left = deadline - time.monotonic()
+        try:
+            self._socket.settimeout(max(min(left, KEEPALIVE), 0.001))
+            self._read()
+            return None
+        except TimeoutError:
+            if left <= KEEPALIVE:
+                return _LATE
+        except OSError as error:
+            return Failure(UNAVAILABLE, f"the connection broke: {error}")
+        self._call.ping()
+        return self._write(deadline) or self._wait_for_life(deadline)
+
+    def _wait_for_life(self, deadline: float) -> Failure | None:
+        left = deadline - time.monotonic()
+        try:
+            self._socket.settimeout(max(min(left, KEEPALIVE_TIMEOUT), 0.001))
+            self._read()
+        except TimeoutError:
+            return _LATE if left <= KEEPALIVE_TIMEOUT else Failure(UNAVAILABLE, "the server does not answer a ping")
+        except OSError as error:
+            return Failure(UNAVAILABLE, f"the connection broke: {error}")
+        return None
+
+    def _read(self) -> int:
+        """Read what has come; how many bytes it was."""
+        count = self._socket.recv_into(self._buffer)
+        if not count:
+            raise ConnectionResetError("the server closed it")
+        self._call.receive(self._buffer[:count])
+        return count
+
+    def interrupt(self) -> None:
+        """Have a thread that waits here fail at once."""
+        # Of the socket below TLS, whose own method lets go of TLS that another thread reads from.
+        with suppress(OSError):
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.closed.set()
+        self._socket.close()
