@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::arena::{Arena, Counter, SEGMENT_FRAMES};
-use crate::batch::{Fetched, Input, ScanCursor, ScannedCluster, Target, payload_limit};
+use crate::batch::{Fetched, Input, Neighbours, ScanCursor, ScannedCluster, Target, payload_limit};
 use crate::error::{Error, Result};
 use crate::pools::{self, PoolId};
 use crate::shard::{ObjectKey, Shard, with_shard};
@@ -100,7 +100,7 @@ impl Pool {
         pages
             .iter()
             .try_for_each(|(index, page)| self.page_length(*index, page.len()))?;
-        self.target().put(&self.key(oid), pages, Input::Pages)
+        self.put_each(oid, pages, Input::Pages)
     }
 
     /// Store pages that come as LZ4 blocks: checked, and kept as they are.
@@ -111,7 +111,7 @@ impl Pool {
                 block.len()
             )));
         }
-        self.target().put(&self.key(oid), blocks, Input::Lz4Blocks)
+        self.put_each(oid, blocks, Input::Lz4Blocks)
     }
 
     /// Store pages that come packed: LZ4 blocks, of which one as long as a page is the page itself.
@@ -120,16 +120,43 @@ impl Pool {
         if let Some((index, block)) = blocks.iter().find(long) {
             return self.page_length(*index, block.len()).map(|()| Vec::new());
         }
-        self.target().put(&self.key(oid), blocks, Input::Packed)
+        self.put_each(oid, blocks, Input::Packed)
+    }
+
+    fn put_each(&self, oid: &Oid, pages: &[(u32, &[u8])], input: Input) -> Result<Vec<Outcome>> {
+        let mut outcomes = Vec::new();
+        self.target()
+            .put(&self.key(oid), &pages, input, &mut outcomes)?;
+        Ok(outcomes)
     }
 
     /// Store neighbouring pages from `first` on.
     pub fn put_range(&self, oid: &Oid, first: u32, data: &[u8]) -> Result<Vec<Outcome>> {
-        let pages: Vec<(u32, &[u8])> = self
-            .indices(first, data.len())?
-            .zip(data.chunks(self.page_size))
-            .collect();
-        self.target().put(&self.key(oid), &pages, Input::Pages)
+        let mut outcomes = Vec::new();
+        self.put_pages(oid, first, data, &mut outcomes)?;
+        Ok(outcomes)
+    }
+
+    /// The same into `outcomes`: once buffers are as large as they need be, nothing is allocated.
+    pub fn put_pages(
+        &self,
+        oid: &Oid,
+        first: u32,
+        data: &[u8],
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<()> {
+        self.indices(first, data.len())?;
+        let pages = self.neighbours(first, data);
+        self.target()
+            .put(&self.key(oid), &pages, Input::Pages, outcomes)
+    }
+
+    fn neighbours<B>(&self, first: u32, bytes: B) -> Neighbours<B> {
+        Neighbours {
+            first,
+            page_size: self.page_size,
+            bytes,
+        }
     }
 
     /// The indices of `bytes` bytes of pages from `first` on.
@@ -170,7 +197,17 @@ impl Pool {
             .iter()
             .zip(into.iter())
             .try_for_each(|(&index, page)| self.page_length(index, page.len()))?;
-        self.target().get(&self.key(oid), indices, into, exclusive)
+        let (mut into, mut fetched) = (into, Vec::new());
+        let index = |i: usize| indices[i];
+        self.target().get(
+            &self.key(oid),
+            indices.len(),
+            index,
+            &mut into,
+            exclusive,
+            &mut fetched,
+        )?;
+        Ok(fetched)
     }
 
     /// Fetch neighbouring pages from `first` on; those that are not there read as zeros.
@@ -181,19 +218,31 @@ impl Pool {
         into: &mut [u8],
         exclusive: bool,
     ) -> Result<Vec<Fetch>> {
-        let indices: Vec<u32> = self.indices(first, into.len())?.collect();
-        let mut pages: Vec<&mut [u8]> = into.chunks_mut(self.page_size).collect();
-        let fetched = self
-            .target()
-            .get(&self.key(oid), &indices, &mut pages, exclusive)?;
-        for (page, _) in pages
-            .iter_mut()
-            .zip(&fetched)
+        let mut fetched = Vec::new();
+        self.get_pages(oid, first, into, exclusive, &mut fetched)?;
+        let pages = into.chunks_mut(self.page_size).zip(&fetched);
+        pages
             .filter(|(_, f)| **f == Fetch::Miss)
-        {
-            page.fill(0);
-        }
+            .for_each(|(page, _)| page.fill(0));
         Ok(fetched)
+    }
+
+    /// The same, but what is not there leaves its room as it was; into `fetched`: once buffers are as large as they need be,
+    /// nothing is allocated.
+    pub fn get_pages(
+        &self,
+        oid: &Oid,
+        first: u32,
+        into: &mut [u8],
+        exclusive: bool,
+        fetched: &mut Vec<Fetch>,
+    ) -> Result<()> {
+        self.indices(first, into.len())?;
+        let count = into.len() / self.page_size;
+        let index = |i: usize| first + i as u32;
+        let mut room = self.neighbours(first, into);
+        self.target()
+            .get(&self.key(oid), count, index, &mut room, exclusive, fetched)
     }
 
     /// Fetch a batch for a user far away: see [`Fetched`]. Only a private ephemeral pool gives its pages up by it.
@@ -234,7 +283,16 @@ impl Pool {
 
     /// Remove pages; the number found.
     pub fn flush(&self, oid: &Oid, indices: &[u32]) -> Result<u64> {
-        self.target().flush(&self.key(oid), indices)
+        let index = |i: usize| indices[i];
+        self.target().flush(&self.key(oid), indices.len(), index)
+    }
+
+    /// Remove neighbouring pages from `first` on; the number found.
+    pub fn flush_pages(&self, oid: &Oid, first: u32, count: u32) -> Result<u64> {
+        let bytes = count as usize * self.page_size;
+        self.indices(first, bytes)?;
+        let index = |i: usize| first + i as u32;
+        self.target().flush(&self.key(oid), count as usize, index)
     }
 
     /// Remove an object's pages; the number found. Complete on return, each lock held for a bounded time.

@@ -6,10 +6,11 @@
 //! Layers, lower first: `protocol <- backend <- exports <- server`, with the bytes of `socket` under `backend`; `pool` is a backend and knows no server.
 
 #![deny(unsafe_code)]
-#![allow(dead_code)]
 
 mod backend;
+mod counts;
 mod exports;
+mod pool;
 pub mod protocol;
 mod server;
 mod socket;
@@ -18,6 +19,8 @@ pub use backend::{
     Backend, Client, Context, Contexts, ExportInfo, Later, Refusal, Reply, Request, Resolver,
     Served, Ticket,
 };
-pub use exports::{Access, ExportCounters, ExportError, ExportStatus, Exports};
+pub use counts::ExportCounters;
+pub use exports::{Access, ExportError, ExportStatus, Exports};
+pub use pool::{PoolExport, PoolExportSettings};
 pub use protocol::Errno;
 pub use server::{Listen, Server, ServerCounters, Settings};

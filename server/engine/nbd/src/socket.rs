@@ -20,14 +20,6 @@ pub struct Socket {
     wake: OwnedFd,
 }
 
-/// What a wait ended with.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Ready {
-    pub readable: bool,
-    pub writable: bool,
-    pub woken: bool,
-}
-
 impl Socket {
     pub fn new(stream: impl Into<OwnedFd>) -> io::Result<Socket> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -96,33 +88,29 @@ impl Socket {
         Ok(())
     }
 
-    /// Wait for bytes, for room to send if asked to, or to be woken.
-    pub fn wait(&self, write: bool, read: bool, limit: Option<Duration>) -> io::Result<Ready> {
-        let mut interest = PollFlags::RDHUP;
-        interest.set(PollFlags::IN, read);
+    /// Wait to be woken, and for bytes and for room to send if asked to.
+    pub fn wait(&self, write: bool, read: bool, limit: Option<Duration>) -> io::Result<()> {
+        let mut interest = PollFlags::empty();
+        interest.set(PollFlags::IN | PollFlags::RDHUP, read);
         interest.set(PollFlags::OUT, write);
         let mut fds = [
-            PollFd::new(&self.stream, interest),
             PollFd::new(&self.wake, PollFlags::IN),
+            PollFd::new(&self.stream, interest),
         ];
+        // A peer that is gone would end every wait at once, also those for something else.
+        let watched = if write || read { 2 } else { 1 };
         let limit = limit.map(|limit| Timespec {
             tv_sec: limit.as_secs() as i64,
             tv_nsec: limit.subsec_nanos().into(),
         });
-        match poll(&mut fds, limit.as_ref()) {
+        match poll(&mut fds[..watched], limit.as_ref()) {
             Ok(_) | Err(Os::INTR) => {}
             Err(e) => return Err(e.into()),
         }
-        let (stream, wake) = (fds[0].revents(), fds[1].revents());
-        let ready = Ready {
-            readable: stream.intersects(!PollFlags::OUT),
-            writable: stream.intersects(PollFlags::OUT | PollFlags::ERR | PollFlags::HUP),
-            woken: !wake.is_empty(),
-        };
-        if ready.woken {
+        if !fds[0].revents().is_empty() {
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         }
-        Ok(ready)
+        Ok(())
     }
 
     /// End the wait of this socket's thread.
@@ -147,9 +135,5 @@ impl Socket {
     pub fn close(&self) {
         let _ = shutdown(&self.stream, Shutdown::Both);
         self.wake();
-    }
-
-    pub fn stream(&self) -> &OwnedFd {
-        &self.stream
     }
 }

@@ -75,7 +75,7 @@ impl Target<'_> {
         let home = key.shard(self.arena, indices[stretch[0]] / CLUSTER);
         self.with(home, |shard, view| {
             let Scratch { blocks, copies, .. } = &mut *scratch;
-            copy_out(shard, view, key, blocks, copies, indices, stretch);
+            copy_out(shard, view, key, blocks, copies, |i| indices[i], stretch);
         })?;
         let copies = std::mem::take(&mut scratch.copies);
         for copy in &copies {

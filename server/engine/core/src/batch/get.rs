@@ -1,5 +1,6 @@
 //! Get of a batch: compressed bytes are copied out under the lock, then decoded and verified without it.
 
+use super::pages::Room;
 use super::{SCRATCH, Scratch, Target, stretches};
 use crate::arena::Counter;
 use crate::codec::{Compressor, Form, checksum};
@@ -23,49 +24,31 @@ pub struct Copied {
 }
 
 impl Target<'_> {
-    /// Fetch pages into `into`, each a page long; what became of each, in their order.
+    /// Fetch pages of `count` indices into their room; `fetched` becomes what became of each, in their order.
     pub fn get(
         &self,
         key: &ObjectKey,
-        indices: &[u32],
-        into: &mut [&mut [u8]],
+        count: usize,
+        index: impl Fn(usize) -> u32 + Copy,
+        room: &mut impl Room,
         exclusive: bool,
-    ) -> Result<Vec<Fetch>> {
+        fetched: &mut Vec<Fetch>,
+    ) -> Result<()> {
         self.view()?;
-        let mut fetched = vec![Fetch::Miss; indices.len()];
-        let index = |i: usize| indices[i];
+        fetched.clear();
+        fetched.resize(count, Fetch::Miss);
         SCRATCH.with_borrow_mut(|scratch| {
-            stretches(
-                scratch,
-                indices.len(),
-                self.page_size,
-                index,
-                |scratch, stretch| {
-                    let mut again = self.get_stretch(
-                        key,
-                        scratch,
-                        indices,
-                        stretch,
-                        exclusive,
-                        into,
-                        &mut fetched,
-                    )?;
-                    while !again.is_empty() {
-                        again = self.get_stretch(
-                            key,
-                            scratch,
-                            indices,
-                            &again,
-                            exclusive,
-                            into,
-                            &mut fetched,
-                        )?;
-                    }
-                    Ok(())
-                },
-            )
-        })?;
-        Ok(fetched)
+            stretches(scratch, count, self.page_size, index, |scratch, stretch| {
+                let mut get = |scratch: &mut Scratch, stretch: &[usize]| {
+                    self.get_stretch(key, scratch, index, stretch, exclusive, room, fetched)
+                };
+                let mut again = get(scratch, stretch)?;
+                while !again.is_empty() {
+                    again = get(scratch, &again)?;
+                }
+                Ok(())
+            })
+        })
     }
 
     /// Get one stretch; the positions that must be fetched again, as their pages changed on the way.
@@ -74,10 +57,10 @@ impl Target<'_> {
         &self,
         key: &ObjectKey,
         scratch: &mut Scratch,
-        indices: &[u32],
+        index: impl Fn(usize) -> u32 + Copy,
         stretch: &[usize],
         exclusive: bool,
-        into: &mut [&mut [u8]],
+        room: &mut impl Room,
         fetched: &mut [Fetch],
     ) -> Result<Vec<usize>> {
         let Scratch {
@@ -86,13 +69,13 @@ impl Target<'_> {
             copies,
             ..
         } = scratch;
-        let home = key.shard(self.arena, indices[stretch[0]] / CLUSTER);
+        let home = key.shard(self.arena, index(stretch[0]) / CLUSTER);
         let claim = self.with(home, |shard, view| {
-            copy_out(shard, view, key, blocks, copies, indices, stretch);
+            copy_out(shard, view, key, blocks, copies, index, stretch);
             exclusive && !view.exclusive
         })?;
         for copy in copies.iter() {
-            let verdict = decode(compressor, blocks, copy, into[copy.position]);
+            let verdict = decode(compressor, blocks, copy, room.page(copy.position));
             fetched[copy.position] = verdict;
             if verdict == Fetch::Corrupt {
                 self.corrupt(key, home, copy)?;
@@ -158,14 +141,14 @@ pub fn copy_out(
     key: &ObjectKey,
     blocks: &mut Vec<u8>,
     copies: &mut Vec<Copied>,
-    indices: &[u32],
+    index: impl Fn(usize) -> u32,
     stretch: &[usize],
 ) {
     blocks.clear();
     copies.clear();
-    if let Some(node) = shard.node(key, indices[stretch[0]] / CLUSTER) {
+    if let Some(node) = shard.node(key, index(stretch[0]) / CLUSTER) {
         let object = shard.nodes.key(node).0;
-        let place = |&i: &usize| shard.nodes.word(node, indices[i] % CLUSTER).map(Zhandle);
+        let place = |&i: &usize| shard.nodes.word(node, index(i) % CLUSTER).map(Zhandle);
         let mut ahead = place(&stretch[0]);
         for (n, &position) in stretch.iter().enumerate() {
             let this = ahead;
@@ -178,7 +161,7 @@ pub fn copy_out(
                 let (header, start) = (slot.header(), blocks.len());
                 // An index that was damaged must not give one page for another: the shard is rebuilt.
                 let own =
-                    slot.is_valid() && (header.object, header.index) == (object, indices[position]);
+                    slot.is_valid() && (header.object, header.index) == (object, index(position));
                 assert!(own, "the index names a slot that is not the page's own");
                 shard
                     .arena
@@ -186,7 +169,7 @@ pub fn copy_out(
                     .copy_out(slot.payload, header.len as usize, blocks);
                 copies.push(Copied {
                     position,
-                    index: indices[position],
+                    index: index(position),
                     start,
                     header,
                 });

@@ -5,11 +5,13 @@
 
 mod fetch;
 mod get;
+mod pages;
 mod put;
 mod relief;
 mod scan;
 
 pub use fetch::{Fetched, FetchedPage};
+pub use pages::Neighbours;
 pub use relief::shrink;
 pub use scan::{ScanCursor, ScannedCluster};
 
@@ -148,28 +150,26 @@ impl Target<'_> {
     }
 
     /// Remove pages; the number found.
-    pub fn flush(&self, key: &ObjectKey, indices: &[u32]) -> Result<u64> {
+    pub fn flush(
+        &self,
+        key: &ObjectKey,
+        count: usize,
+        index: impl Fn(usize) -> u32 + Copy,
+    ) -> Result<u64> {
         self.view()?;
         let mut found = 0;
-        let index = |i: usize| indices[i];
         SCRATCH.with_borrow_mut(|scratch| {
-            stretches(
-                scratch,
-                indices.len(),
-                self.page_size,
-                index,
-                |_, stretch| {
-                    let home = key.shard(self.arena, indices[stretch[0]] / CLUSTER);
-                    found += self.with(home, |shard, view| {
-                        let removed = stretch.iter().filter(|&&i| shard.remove(key, indices[i]));
-                        let removed = removed.count() as u64;
-                        shard.count(view.slot, Counter::Flushes, stretch.len() as u64);
-                        shard.count(view.slot, Counter::FlushedPages, removed);
-                        removed
-                    })?;
-                    Ok(())
-                },
-            )
+            stretches(scratch, count, self.page_size, index, |_, stretch| {
+                let home = key.shard(self.arena, index(stretch[0]) / CLUSTER);
+                found += self.with(home, |shard, view| {
+                    let removed = stretch.iter().filter(|&&i| shard.remove(key, index(i)));
+                    let removed = removed.count() as u64;
+                    shard.count(view.slot, Counter::Flushes, stretch.len() as u64);
+                    shard.count(view.slot, Counter::FlushedPages, removed);
+                    removed
+                })?;
+                Ok(())
+            })
         })?;
         Ok(found)
     }

@@ -1,5 +1,6 @@
 //! Put of a batch: a stretch is compressed, then its shard's lock is taken once and its pages are stored.
 
+use super::pages::Source;
 use super::relief::relieve;
 use super::{Input, SCRATCH, STRETCH, Scratch, Target, stretches};
 use crate::arena::Full;
@@ -30,16 +31,18 @@ impl Ready {
 }
 
 impl Target<'_> {
-    /// Store pages; the outcomes are in their order.
+    /// Store pages; `outcomes` becomes what became of each, in their order.
     pub fn put(
         &self,
         key: &ObjectKey,
-        pages: &[(u32, &[u8])],
+        pages: &impl Source,
         input: Input,
-    ) -> Result<Vec<Outcome>> {
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<()> {
         self.view()?;
-        let mut outcomes = vec![Outcome::Stored { replaced: false }; pages.len()];
-        let index = |i: usize| pages[i].0;
+        outcomes.clear();
+        outcomes.resize(pages.count(), Outcome::Stored { replaced: false });
+        let index = |i: usize| pages.index(i);
         SCRATCH.with_borrow_mut(|scratch| {
             // A single stretch is encoded whole, and so verified, before any of it is stored.
             if input != Input::Pages && !self.is_one_stretch(pages) {
@@ -47,38 +50,37 @@ impl Target<'_> {
             }
             stretches(
                 scratch,
-                pages.len(),
+                pages.count(),
                 self.page_size,
                 index,
                 |scratch, stretch| {
                     self.encode(scratch, pages, stretch, input)?;
-                    self.store(key, scratch, &mut outcomes)
+                    self.store(key, scratch, outcomes)
                 },
             )
-        })?;
-        Ok(outcomes)
+        })
     }
 
-    fn is_one_stretch(&self, pages: &[(u32, &[u8])]) -> bool {
-        let cluster = |&(index, _): &(u32, &[u8])| index / CLUSTER;
-        pages.len() * self.page_size <= STRETCH
-            && pages.iter().all(|page| cluster(page) == cluster(&pages[0]))
+    fn is_one_stretch(&self, pages: &impl Source) -> bool {
+        let cluster = |i| pages.index(i) / CLUSTER;
+        pages.count() * self.page_size <= STRETCH
+            && (0..pages.count()).all(|i| cluster(i) == cluster(0))
     }
 
     /// Refuse the whole batch for one block that is no page, before anything is touched.
     fn verify_blocks(
         &self,
         scratch: &mut Scratch,
-        pages: &[(u32, &[u8])],
+        pages: &impl Source,
         input: Input,
     ) -> Result<()> {
         let Scratch {
             compressor, page, ..
         } = scratch;
-        pages
-            .iter()
+        (0..pages.count())
+            .map(|i| (pages.index(i), pages.bytes(i)))
             .filter(|(_, block)| input.is_block(block.len(), self.page_size))
-            .try_for_each(|&(index, block)| self.decode_block(compressor, index, block, page))
+            .try_for_each(|(index, block)| self.decode_block(compressor, index, block, page))
     }
 
     fn decode_block(
@@ -101,7 +103,7 @@ impl Target<'_> {
     fn encode(
         &self,
         scratch: &mut Scratch,
-        pages: &[(u32, &[u8])],
+        pages: &impl Source,
         stretch: &[usize],
         input: Input,
     ) -> Result<()> {
@@ -119,7 +121,7 @@ impl Target<'_> {
         ready.clear();
         let mut start = 0;
         for &position in stretch {
-            let (index, bytes) = pages[position];
+            let (index, bytes) = (pages.index(position), pages.bytes(position));
             let out = &mut blocks[start..start + self.page_size];
             let encoded = if input.is_block(bytes.len(), self.page_size) {
                 self.decode_block(compressor, index, bytes, page)?;

@@ -6,9 +6,10 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{Context, Contexts, Out, Reply};
+use crate::counts::Counts;
 use crate::protocol::Errno;
 use crate::socket::Socket;
 
@@ -51,6 +52,8 @@ pub struct Link {
     pub ticket_bytes: AtomicUsize,
     /// The connection's thread wants to be woken when a ticket is answered.
     pub wanted: AtomicBool,
+    /// Of the export that was opened.
+    pub counts: OnceLock<Arc<Counts>>,
 }
 
 #[derive(Default)]
@@ -67,6 +70,7 @@ impl Link {
             tickets: AtomicUsize::new(0),
             ticket_bytes: AtomicUsize::new(0),
             wanted: AtomicBool::new(false),
+            counts: OnceLock::new(),
         }
     }
 
@@ -74,7 +78,7 @@ impl Link {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn spare(&self) -> Out {
+    pub fn spare(&self) -> Out {
         self.queue().spare.pop().unwrap_or_default()
     }
 
@@ -93,6 +97,13 @@ impl Link {
             }
         }
         true
+    }
+
+    /// Count an answer, if it is an error.
+    pub fn count_error(&self, answer: Result<(), Errno>) {
+        if let (Err(errno), Some(counts)) = (answer, self.counts.get()) {
+            counts.error(errno);
+        }
     }
 
     fn answered(&self, head: &Head) {
@@ -149,7 +160,7 @@ impl Ticket {
         let mut out = self.link.spare();
         let mut reply = Reply::new(&mut out, self.head);
         let result = fill(&mut reply);
-        reply.finish(result);
+        self.link.count_error(reply.finish(result));
         self.answered = true;
         let all = self.link.send(Some(out));
         self.link.answered(&self.head);

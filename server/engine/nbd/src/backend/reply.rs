@@ -246,21 +246,23 @@ impl<'o> Reply<'o> {
         result
     }
 
-    /// Close the reply: with what is in it, or with an error in place of that.
-    pub(crate) fn finish(mut self, result: Result<(), Errno>) {
+    /// Close the reply: with what is in it, or with an error in place of that. What the client is told.
+    pub(crate) fn finish(mut self, result: Result<(), Errno>) -> Result<(), Errno> {
         let read = self.head.command == command::READ;
         let complete = !read || self.covered == u64::from(self.head.length);
         debug_assert!(complete || result.is_err(), "a read left bytes unanswered");
         let result = result.and(if complete { Ok(()) } else { Err(Errno::Io) });
         if let Err(errno) = result {
             self.out.back_to(self.start);
-            return self.fail(errno);
+            self.fail(errno);
+            return result;
         }
         match self.last {
             Some(at) => self.out.set(at + Chunk::FLAGS, &chunk::DONE.to_be_bytes()),
             None if matches!(self.body, Body::Whole(_)) => {}
             None => self.simple(0),
         }
+        result
     }
 
     fn simple(&mut self, error: u32) {

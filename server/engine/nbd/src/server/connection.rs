@@ -1,12 +1,32 @@
-//! One connection, on its own thread.
+//! One connection, on its own thread: the handshake, then the transmission.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
+use super::handshake::Handshake;
+use super::input::Input;
+use super::transmission::{End, Transmission};
 use crate::backend::{Client, Link};
 
 /// Serve a connection to its end.
-pub fn run(shared: &Arc<Shared>, _link: &Arc<Link>, _client: Client) {
-    shared.not_opened.fetch_add(1, Ordering::Relaxed);
+pub fn run(shared: &Arc<Shared>, link: &Arc<Link>, client: Client) {
+    let mut input = Input::new();
+    let Ok(Some(session)) = Handshake::new(shared, link, &client, &mut input).run() else {
+        shared.not_opened.fetch_add(1, Ordering::Relaxed);
+        return;
+    };
+    let _ = link.counts.set(session.opened.counts.clone());
+    let mut transmission = Transmission::new(shared, link, &session, input);
+    let end = transmission.run();
+    transmission.finish();
+    if !matches!(end, Ok(End::Farewell)) && !shared.stopping.load(Ordering::SeqCst) {
+        shared.broken.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The client broke the rules: it is told nothing, and the connection ends.
+pub fn nonsense() -> io::Error {
+    io::ErrorKind::InvalidData.into()
 }

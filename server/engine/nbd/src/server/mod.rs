@@ -3,8 +3,14 @@
 //! Stopping: no new connections; those that are there finish what was received and are closed; what is not done within the
 //! grace is cut off.
 
+mod check;
 mod connection;
+mod handshake;
+mod input;
 mod listen;
+mod options;
+mod polling;
+mod transmission;
 
 pub use listen::Listen;
 

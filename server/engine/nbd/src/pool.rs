@@ -1,0 +1,436 @@
+//! An export on one object of a pool: page `n` of the object holds the bytes from `n` pages on.
+//!
+//! What was never written, or was trimmed, is no page and reads as zeros. What was acknowledged is in the arena, so there is
+//! nothing to flush. A page that the pool refuses is ENOSPC to the write, a corrupt one EIO to the read.
+//! Locking: a cluster's stripe is taken shared by those who write or remove whole pages, exclusively by those who change parts of
+//! one, which read it first, so that no acknowledged write of others is undone. Reads take none.
+
+use std::cell::RefCell;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tmem_core::{CLUSTER, Fetch, Oid, Outcome, Pool};
+
+use crate::backend::{Backend, Context, ExportInfo, Later, Refusal, Reply, Request, Served};
+use crate::protocol::{Errno, allocation};
+
+/// Locks that clusters share.
+const STRIPES: usize = 64;
+/// Bytes of a read or write served at once.
+const PIECE: u32 = 64 << 10;
+/// Pages looked up or removed by one call.
+const PAGES_AT_ONCE: u64 = 4096;
+
+/// How an export on a pool behaves.
+#[derive(Clone, Debug, Default)]
+pub struct PoolExportSettings {
+    pub description: String,
+    pub read_only: bool,
+    pub multi_conn: bool,
+}
+
+pub struct PoolExport {
+    pool: Pool,
+    oid: Oid,
+    page: u64,
+    size: AtomicU64,
+    settings: PoolExportSettings,
+    stripes: [RwLock<()>; STRIPES],
+}
+
+/// One thread's buffers.
+#[derive(Default)]
+struct Scratch {
+    page: Vec<u8>,
+    fetched: Vec<Fetch>,
+    outcomes: Vec<Outcome>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Bytes of a request cut into whole pages and what stands out before and after them.
+#[derive(Clone, Copy)]
+struct Span {
+    offset: u64,
+    length: u64,
+}
+
+impl Span {
+    fn end(self) -> u64 {
+        self.offset + self.length
+    }
+
+    /// The parts of one cluster each.
+    fn clusters(self, page: u64) -> impl Iterator<Item = Span> {
+        let bytes = page * u64::from(CLUSTER);
+        let mut at = self.offset;
+        std::iter::from_fn(move || {
+            let offset = at;
+            at = ((at / bytes + 1) * bytes).min(self.end());
+            (offset < at).then(|| Span {
+                offset,
+                length: at - offset,
+            })
+        })
+    }
+
+    /// Part of a page, whole pages, part of a page; each may be empty.
+    fn parts(self, page: u64) -> [Span; 3] {
+        let first = self.offset.next_multiple_of(page).min(self.end());
+        let last = (self.end() / page * page).max(first);
+        let span = |from: u64, to: u64| Span {
+            offset: from,
+            length: to - from,
+        };
+        [
+            span(self.offset, first),
+            span(first, last),
+            span(last, self.end()),
+        ]
+    }
+
+    fn range(self, of: Span) -> std::ops::Range<usize> {
+        let start = (self.offset - of.offset) as usize;
+        start..start + self.length as usize
+    }
+}
+
+impl PoolExport {
+    /// An export of `size` bytes on the pages of `oid`.
+    pub fn new(
+        pool: Pool,
+        oid: Oid,
+        size: u64,
+        settings: PoolExportSettings,
+    ) -> Result<PoolExport, Refusal> {
+        let page = pool.page_size() as u64;
+        let export = PoolExport {
+            pool,
+            oid,
+            page,
+            size: AtomicU64::new(0),
+            settings,
+            stripes: std::array::from_fn(|_| RwLock::default()),
+        };
+        export.check_size(size)?;
+        export.size.store(size, Ordering::SeqCst);
+        Ok(export)
+    }
+
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn check_size(&self, size: u64) -> Result<(), Refusal> {
+        let most = self.page << 32;
+        if size == 0 || size > most {
+            return Err(Refusal::Invalid(format!(
+                "an export on pool {:?} has 1 to {most} bytes, not {size}",
+                self.pool.name()
+            )));
+        }
+        Ok(())
+    }
+
+    fn index(&self, offset: u64) -> u32 {
+        (offset / self.page) as u32
+    }
+
+    fn stripe(&self, offset: u64) -> &RwLock<()> {
+        &self.stripes[(self.index(offset) / CLUSTER) as usize % STRIPES]
+    }
+
+    /// Run `whole` on the whole pages of a span, `part` on what is less than a page, each with its stripe taken.
+    fn change(
+        &self,
+        span: Span,
+        whole: &dyn Fn(Span) -> Result<(), Errno>,
+        part: &dyn Fn(Span) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        for cluster in span.clusters(self.page) {
+            let stripe = self.stripe(cluster.offset);
+            let [before, pages, after] = cluster.parts(self.page);
+            if pages.length > 0 {
+                let _shared = stripe.read().map_err(|_| Errno::Io)?;
+                self.inside(pages)?;
+                whole(pages)?;
+            }
+            for edge in [before, after].into_iter().filter(|edge| edge.length > 0) {
+                let _exclusive = stripe.write().map_err(|_| Errno::Io)?;
+                self.inside(edge)?;
+                part(edge)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The end may have moved since the server looked.
+    fn inside(&self, span: Span) -> Result<(), Errno> {
+        let inside = span.end() <= self.size();
+        if inside { Ok(()) } else { Err(Errno::NoSpace) }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        let all = Span {
+            offset,
+            length: data.len() as u64,
+        };
+        let whole = |span: Span| self.put(span.offset, &data[span.range(all)]);
+        let part =
+            |span: Span| self.patch(span, |bytes| bytes.copy_from_slice(&data[span.range(all)]));
+        self.change(all, &whole, &part)
+    }
+
+    /// Put whole pages.
+    fn put(&self, offset: u64, pages: &[u8]) -> Result<(), Errno> {
+        SCRATCH.with_borrow_mut(|scratch| self.put_with(&mut scratch.outcomes, offset, pages))
+    }
+
+    fn put_with(
+        &self,
+        outcomes: &mut Vec<Outcome>,
+        offset: u64,
+        pages: &[u8],
+    ) -> Result<(), Errno> {
+        let put = self
+            .pool
+            .put_pages(&self.oid, self.index(offset), pages, outcomes);
+        put.map_err(|_| Errno::Io)?;
+        let stored = |outcome: &Outcome| matches!(outcome, Outcome::Stored { .. });
+        if outcomes.iter().all(stored) {
+            Ok(())
+        } else {
+            Err(Errno::NoSpace)
+        }
+    }
+
+    /// Change a part of a page.
+    fn patch(&self, part: Span, change: impl FnOnce(&mut [u8])) -> Result<(), Errno> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let start = part.offset / self.page * self.page;
+            self.get_page(scratch, start)?;
+            let at = (part.offset - start) as usize;
+            change(&mut scratch.page[at..at + part.length as usize]);
+            self.put_with(&mut scratch.outcomes, start, &scratch.page)
+        })
+    }
+
+    /// Get the page at `start` into the scratch, zeros where there is none; whether there is one.
+    fn get_page(&self, scratch: &mut Scratch, start: u64) -> Result<bool, Errno> {
+        let Scratch { page, fetched, .. } = scratch;
+        page.resize(self.page as usize, 0);
+        let got = self
+            .pool
+            .get_pages(&self.oid, self.index(start), page, false, fetched);
+        match (got, fetched.first()) {
+            (Ok(()), Some(Fetch::Hit)) => Ok(true),
+            (Ok(()), Some(Fetch::Miss)) => {
+                page.fill(0);
+                Ok(false)
+            }
+            _ => Err(Errno::Io),
+        }
+    }
+
+    fn read(&self, span: Span, reply: &mut Reply<'_>) -> Result<(), Errno> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let data = reply.data(span.offset, span.length as usize);
+            let [before, pages, after] = span.parts(self.page);
+            let mut missing = Missing::default();
+            missing.add(
+                self.read_part(scratch, before, &mut data[before.range(span)])?,
+                before,
+            );
+            if pages.length > 0 {
+                let into = &mut data[pages.range(span)];
+                let first = self.index(pages.offset);
+                let got = self
+                    .pool
+                    .get_pages(&self.oid, first, into, false, &mut scratch.fetched);
+                got.map_err(|_| Errno::Io)?;
+                if scratch.fetched.contains(&Fetch::Corrupt) {
+                    return Err(Errno::Io);
+                }
+            }
+            let holes = pages.length > 0 && scratch.fetched.contains(&Fetch::Miss);
+            if !holes && missing.run.is_none() && after.length == 0 {
+                return Ok(());
+            }
+            let fetched = std::mem::take(&mut scratch.fetched);
+            let tail = self.read_part(scratch, after, &mut data[after.range(span)])?;
+            if pages.length > 0 {
+                for (n, fetch) in (0..).zip(&fetched) {
+                    let page = Span {
+                        offset: pages.offset + n * self.page,
+                        length: self.page,
+                    };
+                    missing.next(*fetch == Fetch::Miss, page, reply);
+                }
+            }
+            scratch.fetched = fetched;
+            missing.next(tail, after, reply);
+            missing.end(reply);
+            Ok(())
+        })
+    }
+
+    /// Read less than a page; whether nothing is there.
+    fn read_part(&self, scratch: &mut Scratch, part: Span, into: &mut [u8]) -> Result<bool, Errno> {
+        if part.length == 0 {
+            return Ok(false);
+        }
+        let start = part.offset / self.page * self.page;
+        let held = self.get_page(scratch, start)?;
+        let at = (part.offset - start) as usize;
+        into.copy_from_slice(&scratch.page[at..at + into.len()]);
+        Ok(!held)
+    }
+
+    /// Have a span read as zeros: whole pages are removed, unless they are to stay allocated.
+    fn zero(&self, span: Span, allocate: bool) -> Result<(), Errno> {
+        let remove = |span: Span| self.remove(span);
+        let fill = |span: Span| self.put(span.offset, &vec![0; span.length as usize]);
+        let part = |span: Span| {
+            let start = span.offset / self.page * self.page;
+            let held = SCRATCH.with_borrow_mut(|scratch| self.get_page(scratch, start))?;
+            if held || allocate {
+                self.patch(span, |bytes| bytes.fill(0))
+            } else {
+                Ok(())
+            }
+        };
+        if allocate {
+            self.change(span, &fill, &part)
+        } else {
+            self.change(span, &remove, &part)
+        }
+    }
+
+    fn remove(&self, pages: Span) -> Result<(), Errno> {
+        let (mut index, end) = (pages.offset / self.page, pages.end() / self.page);
+        while index < end {
+            let count = (end - index).min(PAGES_AT_ONCE);
+            let removed = self.pool.flush_pages(&self.oid, index as u32, count as u32);
+            removed.map_err(|_| Errno::Io)?;
+            index += count;
+        }
+        Ok(())
+    }
+
+    fn extents(&self, span: Span, reply: &mut Reply<'_>) -> Result<(), Errno> {
+        reply.begin(Context::Allocation);
+        let (mut index, last) = (span.offset / self.page, (span.end() - 1) / self.page);
+        let mut skip = span.offset % self.page;
+        while index <= last {
+            let count = (last + 1 - index).min(PAGES_AT_ONCE);
+            let held = self.pool.has(&self.oid, index as u32, count as u32);
+            for run in held.map_err(|_| Errno::Io)?.chunk_by(|a, b| a == b) {
+                let hole = allocation::HOLE | allocation::ZERO;
+                let flags = if run[0] { 0 } else { hole };
+                let length = run.len() as u64 * self.page - std::mem::take(&mut skip);
+                if !reply.extent(length, flags) {
+                    return Ok(());
+                }
+            }
+            index += count;
+        }
+        Ok(())
+    }
+}
+
+/// Pages that turned out to be no pages, one run of them after the other.
+#[derive(Default)]
+struct Missing {
+    run: Option<Span>,
+}
+
+impl Missing {
+    fn add(&mut self, missing: bool, span: Span) {
+        self.run = missing.then_some(span);
+    }
+
+    fn next(&mut self, missing: bool, span: Span, reply: &mut Reply<'_>) {
+        match &mut self.run {
+            Some(run) if missing => run.length += span.length,
+            None if missing => self.run = Some(span),
+            _ => self.end(reply),
+        }
+    }
+
+    fn end(&mut self, reply: &mut Reply<'_>) {
+        if let Some(run) = self.run.take() {
+            reply.punch(run.offset, run.length as usize);
+        }
+    }
+}
+
+impl Backend for PoolExport {
+    fn info(&self) -> ExportInfo {
+        ExportInfo {
+            description: self.settings.description.clone(),
+            read_only: self.settings.read_only,
+            multi_conn: self.settings.multi_conn,
+            preferred_block: self.page as u32,
+            piece: PIECE.max(self.page as u32),
+            ..ExportInfo::default()
+        }
+    }
+
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::SeqCst)
+    }
+
+    fn serve(&self, request: Request<'_>, reply: &mut Reply<'_>, _: &Later<'_>) -> Served {
+        let span = |offset, length: u32| Span {
+            offset,
+            length: length.into(),
+        };
+        Served::Now(match request {
+            Request::Read { offset, length } => self.read(span(offset, length), reply),
+            Request::Write { offset, data, .. } => self.write(offset, data),
+            Request::Trim { offset, length, .. } => self.zero(span(offset, length), false),
+            Request::WriteZeroes {
+                offset,
+                length,
+                no_hole,
+                ..
+            } => self.zero(span(offset, length), no_hole),
+            Request::Flush | Request::Cache { .. } => Ok(()),
+            Request::BlockStatus { offset, length, .. } => {
+                self.extents(span(offset, length), reply)
+            }
+        })
+    }
+
+    /// What lies beyond a nearer end is removed.
+    fn resize(&self, bytes: u64) -> Result<(), Refusal> {
+        self.check_size(bytes)?;
+        let before = self.size.swap(bytes, Ordering::SeqCst);
+        // Whoever looked at the old end is done once every stripe has been passed on.
+        for stripe in &self.stripes {
+            drop(stripe.write());
+        }
+        let failed = |_| Refusal::Invalid("what is beyond the new end could not be removed".into());
+        let rest = bytes.next_multiple_of(self.page).saturating_sub(bytes);
+        if bytes < before && rest > 0 {
+            let edge = Span {
+                offset: bytes,
+                length: rest,
+            };
+            let _exclusive = self.stripe(bytes).write();
+            self.patch(edge, |beyond| beyond.fill(0)).map_err(failed)?;
+        }
+        let first = bytes.next_multiple_of(self.page);
+        if first < before {
+            let length = before.next_multiple_of(self.page) - first;
+            let beyond = Span {
+                offset: first,
+                length,
+            };
+            self.remove(beyond).map_err(failed)?;
+        }
+        Ok(())
+    }
+}

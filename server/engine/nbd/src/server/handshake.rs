@@ -1,0 +1,373 @@
+//! The handshake: the client asks what there is and how to speak of it, until it opens an export or leaves.
+//!
+//! Bounded in time as a whole, and in what it holds: an option's data is at most [`MOST`] bytes. Options that are unknown or make
+//! no sense are refused and the talk goes on, as the specification wants; wrong magic ends it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Shared;
+use super::input::{Input, wait};
+use super::options::{Query, parse_go, parse_query};
+use crate::backend::{Client, Context, Contexts, ExportInfo, Head, Link, Out, Refusal};
+use crate::exports::Opened;
+use crate::protocol::{
+    BASE_ALLOCATION, MAX_DATA, OPTION_MAGIC, OptionReply, OptionRequest, SERVER_MAGIC, handshake,
+    info, option, reply, transmission,
+};
+
+/// Most bytes of an option's data.
+const MOST: u32 = 64 << 10;
+
+/// What was agreed upon.
+pub struct Session {
+    pub opened: Opened,
+    pub info: ExportInfo,
+    pub structured: bool,
+    pub contexts: Contexts,
+}
+
+/// How an option leaves the talk.
+enum Next {
+    Go(Box<Session>),
+    On,
+    End,
+}
+
+pub struct Handshake<'c> {
+    shared: &'c Shared,
+    link: &'c Arc<Link>,
+    client: &'c Client,
+    input: &'c mut Input,
+    out: Out,
+    deadline: Instant,
+    no_zeroes: bool,
+    structured: bool,
+    /// The export for which contexts were chosen, and which.
+    chosen: Option<(String, Contexts)>,
+}
+
+impl<'c> Handshake<'c> {
+    pub fn new(
+        shared: &'c Shared,
+        link: &'c Arc<Link>,
+        client: &'c Client,
+        input: &'c mut Input,
+    ) -> Handshake<'c> {
+        Handshake {
+            shared,
+            link,
+            client,
+            input,
+            out: Out::default(),
+            deadline: Instant::now() + shared.settings.handshake_timeout,
+            no_zeroes: false,
+            structured: false,
+            chosen: None,
+        }
+    }
+
+    /// Talk; None if the client leaves without an export.
+    pub fn run(mut self) -> io::Result<Option<Session>> {
+        self.out.push(&SERVER_MAGIC.to_be_bytes());
+        self.out.push(&OPTION_MAGIC.to_be_bytes());
+        let flags = handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES;
+        self.out.push(&flags.to_be_bytes());
+        self.send()?;
+        let Some(flags) = self.take(4)? else {
+            return Ok(None);
+        };
+        let flags = u32::from_be_bytes(flags.try_into().expect("4 bytes"));
+        if flags & !u32::from(handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES) != 0 {
+            return Ok(None);
+        }
+        self.no_zeroes = flags & u32::from(handshake::NO_ZEROES) != 0;
+        loop {
+            let next = self.option()?;
+            self.send()?;
+            match next {
+                Next::Go(session) => return Ok(Some(*session)),
+                Next::End => return Ok(None),
+                Next::On => {}
+            }
+        }
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        while !self.link.socket.send_some(&mut self.out) {
+            wait(&self.link.socket, true, self.deadline)?;
+        }
+        self.out.clear();
+        Ok(())
+    }
+
+    /// The next `count` bytes; None at the end of the stream.
+    fn take(&mut self, count: usize) -> io::Result<Option<Vec<u8>>> {
+        if !self.input.need(&self.link.socket, count, self.deadline)? {
+            return Ok(None);
+        }
+        let bytes = self.input.peek(count).map(<[u8]>::to_vec);
+        self.input.consume(count);
+        Ok(bytes)
+    }
+
+    /// Pass over bytes that nobody wants.
+    fn skip(&mut self, mut count: usize) -> io::Result<bool> {
+        while count > 0 {
+            if !self.input.need(&self.link.socket, 1, self.deadline)? {
+                return Ok(false);
+            }
+            let some = self.input.len().min(count);
+            self.input.consume(some);
+            count -= some;
+        }
+        Ok(true)
+    }
+
+    fn option(&mut self) -> io::Result<Next> {
+        let Some(head) = self.take(OptionRequest::SIZE)? else {
+            return Ok(Next::End);
+        };
+        let head = head[..].try_into().expect("a whole head");
+        let Some(OptionRequest { option, length }) = OptionRequest::parse(head) else {
+            return Ok(Next::End);
+        };
+        if length > MOST {
+            if option == option::EXPORT_NAME || !self.skip(length as usize)? {
+                return Ok(Next::End);
+            }
+            self.refuse(option, reply::ERR_TOO_BIG, "the option is too long");
+            return Ok(Next::On);
+        }
+        let Some(data) = self.take(length as usize)? else {
+            return Ok(Next::End);
+        };
+        Ok(self.answer(option, &data))
+    }
+
+    fn answer(&mut self, option: u32, data: &[u8]) -> Next {
+        match option {
+            option::EXPORT_NAME => return self.export_name(data),
+            option::ABORT => {
+                self.reply(option, reply::ACK, &[]);
+                return Next::End;
+            }
+            option::LIST if data.is_empty() => self.list(),
+            option::STRUCTURED_REPLY if data.is_empty() => {
+                self.structured = true;
+                self.reply(option, reply::ACK, &[]);
+            }
+            option::LIST | option::STRUCTURED_REPLY => {
+                self.refuse(option, reply::ERR_INVALID, "the option takes no data");
+            }
+            option::INFO | option::GO => return self.info(option, data),
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => self.contexts(option, data),
+            _ => self.refuse(option, reply::ERR_UNSUP, "the option is not supported"),
+        }
+        Next::On
+    }
+
+    fn reply(&mut self, option: u32, kind: u32, parts: &[&[u8]]) {
+        let length = parts.iter().map(|part| part.len() as u32).sum();
+        let head = OptionReply {
+            option,
+            kind,
+            length,
+        };
+        self.out.push(&head.bytes());
+        parts.iter().for_each(|part| {
+            self.out.push(part);
+        });
+    }
+
+    fn refuse(&mut self, option: u32, kind: u32, why: &str) {
+        self.reply(option, kind, &[why.as_bytes()]);
+    }
+
+    fn refuse_export(&mut self, option: u32, refusal: &Refusal) {
+        let kind = match refusal {
+            Refusal::Unknown(_) => reply::ERR_UNKNOWN,
+            Refusal::Policy(_) => reply::ERR_POLICY,
+            Refusal::Invalid(_) => reply::ERR_INVALID,
+            Refusal::Shutdown(_) => reply::ERR_SHUTDOWN,
+        };
+        self.refuse(option, kind, &refusal.to_string());
+    }
+
+    fn list(&mut self) {
+        for name in self.shared.exports.names(self.client) {
+            let length = (name.len() as u32).to_be_bytes();
+            self.reply(option::LIST, reply::SERVER, &[&length, name.as_bytes()]);
+        }
+        self.reply(option::LIST, reply::ACK, &[]);
+    }
+
+    /// The old way to open an export. It knows no error but the end.
+    fn export_name(&mut self, data: &[u8]) -> Next {
+        let Ok(name) = std::str::from_utf8(data) else {
+            return Next::End;
+        };
+        let Ok(session) = self.open(name, false) else {
+            return Next::End;
+        };
+        let size = session.opened.backend.size();
+        self.out.push(&size.to_be_bytes());
+        self.out.push(&self.flags(&session.info).to_be_bytes());
+        if !self.no_zeroes {
+            self.out.push(&[0; 124]);
+        }
+        Next::Go(Box::new(session))
+    }
+
+    /// Open an export for good.
+    fn open(&mut self, name: &str, knows_blocks: bool) -> Result<Session, Refusal> {
+        let (name, backend) = self.shared.exports.probe(name, self.client)?;
+        let info = backend.info();
+        drop(backend);
+        let chosen = self.chosen.take_if(|(export, _)| *export == name);
+        let contexts = chosen.map(|(_, contexts)| contexts).unwrap_or_default();
+        if info.context_required && !(self.structured && contexts.private) {
+            return Err(Refusal::Policy(format!(
+                "export {name:?} is for clients that use structured replies and the meta context {:?}",
+                info.private_context.unwrap_or_default()
+            )));
+        }
+        if info.minimum_block > 1 && !knows_blocks {
+            return Err(Refusal::Policy(format!(
+                "export {name:?} is for clients that ask for block sizes"
+            )));
+        }
+        let opened = self.shared.exports.open(&name, self.client, self.link)?;
+        Ok(Session {
+            info: opened.backend.info(),
+            opened,
+            structured: self.structured,
+            contexts,
+        })
+    }
+
+    fn info(&mut self, option: u32, data: &[u8]) -> Next {
+        let Some((name, wanted)) = parse_go(data) else {
+            self.refuse(option, reply::ERR_INVALID, "the option's lengths are wrong");
+            return Next::On;
+        };
+        let knows_blocks = wanted.contains(&info::BLOCK_SIZE);
+        let probed = self.shared.exports.probe(name, self.client);
+        let (full_name, backend) = match probed {
+            Ok(found) => found,
+            Err(refusal) => {
+                self.refuse_export(option, &refusal);
+                return Next::On;
+            }
+        };
+        if backend.info().minimum_block > 1 && !knows_blocks {
+            self.block_sizes(option, &backend.info());
+            self.refuse(option, reply::ERR_BLOCK_SIZE_REQD, "ask for block sizes");
+            return Next::On;
+        }
+        if option == option::INFO {
+            self.describe(option, &full_name, &wanted, &backend.info(), backend.size());
+            return Next::On;
+        }
+        drop(backend);
+        match self.open(&full_name, knows_blocks) {
+            Ok(session) => {
+                let size = session.opened.backend.size();
+                self.describe(option, &full_name, &wanted, &session.info, size);
+                Next::Go(Box::new(session))
+            }
+            Err(refusal) => {
+                self.refuse_export(option, &refusal);
+                Next::On
+            }
+        }
+    }
+
+    fn describe(&mut self, option: u32, name: &str, wanted: &[u16], is: &ExportInfo, size: u64) {
+        let flags = self.flags(is).to_be_bytes();
+        let kind = info::EXPORT.to_be_bytes();
+        self.reply(option, reply::INFO, &[&kind, &size.to_be_bytes(), &flags]);
+        if wanted.contains(&info::NAME) {
+            let kind = info::NAME.to_be_bytes();
+            self.reply(option, reply::INFO, &[&kind, name.as_bytes()]);
+        }
+        if wanted.contains(&info::DESCRIPTION) && !is.description.is_empty() {
+            let kind = info::DESCRIPTION.to_be_bytes();
+            self.reply(option, reply::INFO, &[&kind, is.description.as_bytes()]);
+        }
+        self.block_sizes(option, is);
+        self.reply(option, reply::ACK, &[]);
+    }
+
+    fn block_sizes(&mut self, option: u32, is: &ExportInfo) {
+        let kind = info::BLOCK_SIZE.to_be_bytes();
+        let (least, liked) = (is.minimum_block, is.preferred_block);
+        let sizes = [least, liked, MAX_DATA].map(u32::to_be_bytes);
+        self.reply(
+            option,
+            reply::INFO,
+            &[&kind, &sizes[0], &sizes[1], &sizes[2]],
+        );
+    }
+
+    fn flags(&self, is: &ExportInfo) -> u16 {
+        use transmission::*;
+        let mut flags = HAS_FLAGS | SEND_FLUSH | SEND_CACHE;
+        flags |= if is.read_only {
+            READ_ONLY
+        } else {
+            SEND_FUA | SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO
+        };
+        if self.structured {
+            flags |= SEND_DF;
+        }
+        if is.multi_conn {
+            flags |= CAN_MULTI_CONN;
+        }
+        flags
+    }
+
+    /// List meta contexts, or choose them.
+    fn contexts(&mut self, option: u32, data: &[u8]) {
+        let choose = option == option::SET_META_CONTEXT;
+        if choose {
+            self.chosen = None;
+        }
+        let Some(Query { name, queries }) = parse_query(data) else {
+            return self.refuse(option, reply::ERR_INVALID, "the option's lengths are wrong");
+        };
+        if !self.structured {
+            return self.refuse(option, reply::ERR_INVALID, "structured replies come first");
+        }
+        let probed = self.shared.exports.probe(name, self.client);
+        let (name, private) = match probed {
+            Ok((name, backend)) => (name, backend.info().private_context),
+            Err(refusal) => return self.refuse_export(option, &refusal),
+        };
+        let asks = |context: &str| {
+            let whole = queries.contains(&context);
+            let space = context.split_once(':').map_or(context, |(space, _)| space);
+            let listed = |query: &&str| query.strip_suffix(':') == Some(space);
+            whole || (!choose && (queries.is_empty() || queries.iter().any(listed)))
+        };
+        let private = private.filter(|context| asks(context));
+        let contexts = Contexts {
+            allocation: asks(BASE_ALLOCATION),
+            private: private.is_some(),
+        };
+        for context in contexts.iter() {
+            let id = if choose { Head::context_id(context) } else { 0 };
+            let context = match context {
+                Context::Allocation => BASE_ALLOCATION,
+                Context::Private => private.as_deref().unwrap_or_default(),
+            };
+            let parts = [&id.to_be_bytes(), context.as_bytes()];
+            self.reply(option, reply::META_CONTEXT, &parts);
+        }
+        self.reply(option, reply::ACK, &[]);
+        if choose {
+            self.chosen = Some((name, contexts));
+        }
+    }
+}

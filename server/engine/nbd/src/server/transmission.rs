@@ -1,0 +1,356 @@
+//! The transmission: requests are answered where they lie in the input, and what is answered goes out before the next wait.
+//!
+//! One receive brings as many requests as are there; their replies leave together. No more is held of a connection than one
+//! piece of a read or write, or one whole request where the backend takes no pieces.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Shared;
+use super::check::{Checks, is_write};
+use super::connection::nonsense;
+use super::handshake::Session;
+use super::input::Input;
+use super::polling::Polling;
+use crate::backend::{Backend, Head, Later, Link, Out, Reply, Request, Served};
+use crate::protocol::{Errno, RequestHeader, command, flag};
+
+/// Replies of more bytes than this are sent before the next request is looked at.
+const SEND_AT: usize = 128 << 10;
+
+/// How a transmission ends.
+pub enum End {
+    /// The client said so.
+    Farewell,
+    /// The client closed the connection, or the server is stopping.
+    Closed,
+}
+
+pub struct Transmission<'c> {
+    shared: &'c Shared,
+    link: &'c Arc<Link>,
+    session: &'c Session,
+    backend: &'c dyn Backend,
+    checks: Checks,
+    input: Input,
+    out: Out,
+    polling: Polling,
+    /// A ticket was taken once: other threads may be sending.
+    late: bool,
+}
+
+impl<'c> Transmission<'c> {
+    pub fn new(
+        shared: &'c Shared,
+        link: &'c Arc<Link>,
+        session: &'c Session,
+        input: Input,
+    ) -> Transmission<'c> {
+        Transmission {
+            shared,
+            link,
+            session,
+            backend: &*session.opened.backend,
+            checks: Checks::new(&session.info, session.structured, session.contexts),
+            input,
+            out: Out::default(),
+            polling: Polling::new(shared.settings.poll),
+            late: false,
+        }
+    }
+
+    /// Serve requests until the connection ends.
+    pub fn run(&mut self) -> io::Result<End> {
+        loop {
+            if !self.need(RequestHeader::SIZE)? {
+                let whole = self.input.len() == 0;
+                return if whole {
+                    Ok(End::Closed)
+                } else {
+                    Err(nonsense())
+                };
+            }
+            let head = self.input.peek(RequestHeader::SIZE);
+            let head = head.and_then(|head| RequestHeader::parse(head.try_into().ok()?));
+            let header = head.ok_or_else(nonsense)?;
+            self.input.consume(RequestHeader::SIZE);
+            if header.command == command::DISC {
+                return Ok(End::Farewell);
+            }
+            self.make_way()?;
+            self.request(&header)?;
+            if self.out.len() >= SEND_AT {
+                self.flush()?;
+            }
+        }
+    }
+
+    /// Send what is answered, and wait for the tickets that are out.
+    pub fn finish(&mut self) {
+        let mut alive = self.flush().is_ok();
+        self.link.wanted.store(true, Ordering::SeqCst);
+        if !self.late {
+            return;
+        }
+        loop {
+            let drained = !alive || self.link.send(None);
+            if drained && self.link.tickets.load(Ordering::SeqCst) == 0 {
+                break;
+            }
+            alive &= self.link.socket.wait(!drained, false, None).is_ok();
+        }
+    }
+
+    fn request(&mut self, header: &RequestHeader) -> io::Result<()> {
+        let head = Head {
+            cookie: header.cookie,
+            command: header.command,
+            offset: header.offset,
+            length: header.length,
+            structured: self.session.structured,
+            whole: header.flags & flag::DF != 0,
+            one: header.flags & flag::REQ_ONE != 0,
+            contexts: self.session.contexts,
+        };
+        let checked = self.checks.check(header, self.backend.size());
+        self.count(header);
+        match (checked, header.command) {
+            (Ok(()), command::WRITE) => self.write(header, head),
+            (Ok(()), command::READ) => self.read(head),
+            (Ok(()), _) => {
+                let request = request_of(header, &head);
+                self.serve(request, head, true);
+                Ok(())
+            }
+            (Err(errno), command) => {
+                self.answer(head, Err(errno));
+                if command == command::WRITE {
+                    self.skip(header.length)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// How much of a read or write from `offset` on is handed over next.
+    fn piece(&self, offset: u64, left: u32) -> u32 {
+        match self.session.info.piece {
+            0 => left,
+            piece => left.min(piece - (offset % u64::from(piece)) as u32),
+        }
+    }
+
+    fn write(&mut self, header: &RequestHeader, head: Head) -> io::Result<()> {
+        let (mut offset, mut left, mut result) = (header.offset, header.length, Ok(()));
+        loop {
+            let length = self.piece(offset, left);
+            if !self.need(length as usize)? {
+                return Err(nonsense());
+            }
+            let last = length == left;
+            if result.is_ok() {
+                let data = self.input.peek(length as usize).unwrap_or_default();
+                let fua = header.flags & flag::FUA != 0;
+                let request = Request::Write { offset, data, fua };
+                let mut reply = Reply::new(&mut self.out, head);
+                let later = Later::new(self.link, head);
+                match self.backend.serve(request, &mut reply, &later) {
+                    Served::Now(done) => result = done,
+                    Served::Later => {
+                        self.late = true;
+                        self.input.consume(length as usize);
+                        return Ok(());
+                    }
+                }
+            }
+            self.input.consume(length as usize);
+            (offset, left) = (offset + u64::from(length), left - length);
+            if last {
+                self.answer(head, result);
+                return Ok(());
+            }
+        }
+    }
+
+    fn read(&mut self, head: Head) -> io::Result<()> {
+        let (mut offset, mut left) = (head.offset, head.length);
+        let fragments = head.structured && !head.whole;
+        loop {
+            let length = if fragments {
+                self.piece(offset, left)
+            } else {
+                left
+            };
+            let part = Head {
+                offset,
+                length,
+                ..head
+            };
+            let last = length == left;
+            let done = self.serve(Request::Read { offset, length }, part, last);
+            if last || !done {
+                return Ok(());
+            }
+            (offset, left) = (offset + u64::from(length), left - length);
+            if self.out.len() >= SEND_AT {
+                self.flush()?;
+            }
+        }
+    }
+
+    /// Serve a request or, unless it is the last, a part of one that has no reply of its own; false if it failed, which is answered.
+    fn serve(&mut self, request: Request<'_>, head: Head, last: bool) -> bool {
+        let mut reply = Reply::new(&mut self.out, head);
+        let later = Later::new(self.link, head);
+        match self.backend.serve(request, &mut reply, &later) {
+            Served::Later => {
+                self.late = true;
+                true
+            }
+            Served::Now(result) if last => {
+                self.link.count_error(reply.finish(result));
+                result.is_ok()
+            }
+            Served::Now(result) => {
+                let result = reply.finish_piece(result);
+                if result.is_err() {
+                    self.answer(head, result);
+                }
+                result.is_ok()
+            }
+        }
+    }
+
+    fn answer(&mut self, head: Head, result: Result<(), Errno>) {
+        let done = Reply::new(&mut self.out, head).finish(result);
+        self.link.count_error(done);
+    }
+
+    fn count(&self, header: &RequestHeader) {
+        let counts = &self.session.opened.counts;
+        let (count, bytes) = match header.command {
+            command::READ => (&counts.reads, Some(&counts.read_bytes)),
+            command::WRITE => (&counts.writes, Some(&counts.written_bytes)),
+            command if is_write(command) => (&counts.trims, Some(&counts.trimmed_bytes)),
+            _ => (&counts.others, None),
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        if let Some(bytes) = bytes {
+            bytes.fetch_add(u64::from(header.length), Ordering::Relaxed);
+        }
+    }
+
+    /// Pass over the data of a write that is refused.
+    fn skip(&mut self, length: u32) -> io::Result<()> {
+        let mut left = length as usize;
+        while left > 0 {
+            if !self.need(1)? {
+                return Err(nonsense());
+            }
+            let some = self.input.len().min(left);
+            self.input.consume(some);
+            left -= some;
+        }
+        Ok(())
+    }
+
+    /// Have `count` bytes of input; false at the end of the stream. Before it waits, all that is answered is sent.
+    fn need(&mut self, count: usize) -> io::Result<bool> {
+        while self.input.len() < count {
+            self.flush()?;
+            if self.shared.stopping.load(Ordering::Relaxed) && self.input.len() == 0 {
+                return Ok(false);
+            }
+            if self.receive(count)? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn receive(&mut self, count: usize) -> io::Result<usize> {
+        let (link, input) = (self.link, &mut self.input);
+        if !self.late {
+            let mut receive = |wait| input.receive(&link.socket, count, wait);
+            return self.polling.receive(&mut receive);
+        }
+        link.wanted.store(false, Ordering::SeqCst);
+        loop {
+            if let Some(received) = input.receive(&link.socket, count, false)? {
+                return Ok(received);
+            }
+            let drained = link.send(None);
+            link.socket.wait(!drained, true, None)?;
+        }
+    }
+
+    /// Send every reply; waits for a client that is slow to take them.
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.late {
+            self.link.socket.send_all(&mut self.out)?;
+            self.out.clear();
+            return Ok(());
+        }
+        if !self.out.is_empty() {
+            let out = std::mem::replace(&mut self.out, self.link.spare());
+            self.drain(Some(out))?;
+        }
+        Ok(())
+    }
+
+    fn drain(&self, mut out: Option<Out>) -> io::Result<()> {
+        while !self.link.send(out.take()) {
+            self.link.socket.wait(true, false, None)?;
+        }
+        Ok(())
+    }
+
+    /// Wait until so few requests wait for the backend that another may.
+    fn make_way(&mut self) -> io::Result<()> {
+        let settings = &self.shared.settings;
+        let crowded = |link: &Link| {
+            link.tickets.load(Ordering::SeqCst) >= settings.max_waiting
+                || link.ticket_bytes.load(Ordering::SeqCst) >= settings.max_waiting_bytes
+        };
+        if !self.late || !crowded(self.link) {
+            return Ok(());
+        }
+        self.flush()?;
+        self.link.wanted.store(true, Ordering::SeqCst);
+        while crowded(self.link) {
+            let drained = self.link.send(None);
+            self.link.socket.wait(!drained, false, None)?;
+        }
+        self.link.wanted.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// A request that carries no data and is no read.
+fn request_of<'a>(header: &RequestHeader, head: &Head) -> Request<'a> {
+    let (offset, length) = (header.offset, header.length);
+    let fua = header.flags & flag::FUA != 0;
+    match header.command {
+        command::FLUSH => Request::Flush,
+        command::TRIM => Request::Trim {
+            offset,
+            length,
+            fua,
+        },
+        command::CACHE => Request::Cache { offset, length },
+        command::WRITE_ZEROES => Request::WriteZeroes {
+            offset,
+            length,
+            fua,
+            no_hole: header.flags & flag::NO_HOLE != 0,
+            fast: header.flags & flag::FAST_ZERO != 0,
+        },
+        _ => Request::BlockStatus {
+            offset,
+            length,
+            one: head.one,
+            contexts: head.contexts,
+        },
+    }
+}
