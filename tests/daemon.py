@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import grpc
 
+from tests.support import PATIENCE
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.v1.admin_pb2_grpc import TmemAdminStub
 from tmem_proto.v1.tmem_pb2_grpc import TmemStub
@@ -53,7 +54,7 @@ class Daemon:
 
     def _end(self) -> int:
         try:
-            self.process.communicate(timeout=15)
+            self.process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
@@ -96,7 +97,7 @@ class Client:
 
     def open(self, name: str = "pool", kind: str = "persistent", **settings: object) -> pb.OpenPoolResponse:
         request = pb.OpenPoolRequest(name=name, settings=pb.PoolSettings(kind=kind, **settings))  # type: ignore[arg-type]
-        opened = self.tmem.OpenPool(request, timeout=10)
+        opened = self.tmem.OpenPool(request, timeout=PATIENCE)
         self.session = opened.session
         self.page_size = opened.settings.page_size
         return opened
@@ -105,19 +106,19 @@ class Client:
         return pb.PutRequest(session=self.session, oid=oid, indices=list(pages), pages=b"".join(pages.values()))
 
     def put(self, pages: dict[int, bytes], oid: bytes = OID) -> bytes:
-        return self.tmem.Put(self.put_request(pages, oid), timeout=10).outcomes
+        return self.tmem.Put(self.put_request(pages, oid), timeout=PATIENCE).outcomes
 
     def put_blocks(self, blocks: dict[int, bytes], lengths: Sequence[int] | None = None) -> bytes:
         request = self.put_request(blocks)
         request.encoding = pb.ENCODING_LZ4
         request.lengths.extend([len(block) for block in blocks.values()] if lengths is None else lengths)
-        return self.tmem.Put(request, timeout=10).outcomes
+        return self.tmem.Put(request, timeout=PATIENCE).outcomes
 
     def get_request(self, indices: Sequence[int], oid: bytes = OID, exclusive: bool = False) -> pb.GetRequest:
         return pb.GetRequest(session=self.session, oid=oid, indices=indices, exclusive=exclusive)
 
     def get(self, indices: Sequence[int], oid: bytes = OID) -> dict[int, bytes]:
-        return self.pages(indices, self.tmem.Get(self.get_request(indices, oid), timeout=10))
+        return self.pages(indices, self.tmem.Get(self.get_request(indices, oid), timeout=PATIENCE))
 
     def pages(self, indices: Sequence[int], response: pb.GetResponse) -> dict[int, bytes]:
         hits = [index for index, found in zip(indices, response.found, strict=True) if found == pb.GET_OUTCOME_HIT]

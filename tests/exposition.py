@@ -5,11 +5,13 @@ import urllib.request
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support import PATIENCE
+
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def text(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=PATIENCE) as response:
         body: str = response.read().decode()
     return body
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.support import PATIENCE
+
 DEPLOY = Path(__file__).parents[1] / "deploy"
 T = TypeVar("T")
 
@@ -27,7 +29,7 @@ class Prometheus:
     def get(self, path: str, **parameters: str) -> Any:
         query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
         try:
-            with urllib.request.urlopen(f"{self._url}{path}{query}", timeout=10) as response:
+            with urllib.request.urlopen(f"{self._url}{path}{query}", timeout=PATIENCE) as response:
                 body = response.read()
         except urllib.error.HTTPError as error:
             if error.code == 503:
@@ -39,7 +41,7 @@ class Prometheus:
         result: list[dict[str, Any]] = self.get("/api/v1/query", query=expression)["result"]
         return result
 
-    def until(self, ask: Callable[[], T], seconds: float = 30) -> T | None:
+    def until(self, ask: Callable[[], T], seconds: float = PATIENCE) -> T | None:
         """What `ask` gives as soon as that is true; after so many seconds whatever it gives."""
         end = time.monotonic() + seconds
         while True:
@@ -67,7 +69,7 @@ def prometheus(target: str, folder: Path) -> Iterator[Prometheus]:
     finally:
         process.terminate()
         try:
-            process.wait(timeout=15)
+            process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -7,6 +7,8 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tests.support import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
@@ -198,7 +200,7 @@ class Proxy:
         async def made() -> T:
             return await make()
 
-        return asyncio.run_coroutine_threadsafe(made(), self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(made(), self._loop).result(PATIENCE)
 
 
 @contextlib.contextmanager

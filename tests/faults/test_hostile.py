@@ -14,7 +14,7 @@ import pytest
 import tmem
 from tests.certificates import Authority
 from tests.daemon import Client, Daemon, daemon
-from tests.support import page
+from tests.support import PATIENCE, page
 from tmem_proto.v1 import tmem_pb2 as pb
 
 if TYPE_CHECKING:
@@ -100,14 +100,14 @@ def test_calls_that_are_abandoned_before_they_begin_are_dropped(
     for call in calls:
         call.cancel()
     last = (ABANDONED).to_bytes(24)
-    client.tmem.Put(client.put_request(pages, last), timeout=30)  # behind all others, as there is one thread
+    client.tmem.Put(client.put_request(pages, last), timeout=PATIENCE)  # behind all others, as there is one thread
     begun = [number for number in range(ABANDONED) if client.get([0], number.to_bytes(24))]
     assert len(begun) < ABANDONED
 
 
 def _received(running: Daemon) -> int:
     """Bytes of raw pages that the daemon has had so far."""
-    with urllib.request.urlopen(running.metrics_url, timeout=10) as answer:
+    with urllib.request.urlopen(running.metrics_url, timeout=PATIENCE) as answer:
         text = answer.read().decode()
     found = re.search(r'^tmem_received_page_bytes_total{encoding="raw"} (\S+)$', text, re.MULTILINE)
     assert found

@@ -15,6 +15,7 @@ import pytest
 import tmem
 from tests.faults.proxy import Proxy, proxy
 from tests.integration.daemons import Daemon, blocking, daemon
+from tests.support import PATIENCE
 from tmem_proto.v1.admin_pb2 import StatsRequest
 from tmem_proto.v1.admin_pb2_grpc import TmemAdminStub
 
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 OLD, NEW, LATE = b"o" * 4096, b"n" * 4096, b"l" * 4096
-TIMEOUT = 0.4
-PATIENCE = 20.0
+TIMEOUT = 1.0
 # Bytes of replies that pass before the cut: within the connection's preface, within and after a reply's headers.
 CUTS = (0, 1, 9, 30, 60, 90, 130, 200)
 
@@ -187,7 +187,7 @@ def _misbehave(way: Proxy, dice: random.Random) -> None:
 def _late(server: Daemon) -> int:
     """Messages that the daemon has dropped because they came late."""
     with grpc.insecure_channel(server.address) as channel:
-        return TmemAdminStub(channel).Stats(StatsRequest(), timeout=10).daemon["late_messages"]
+        return TmemAdminStub(channel).Stats(StatsRequest(), timeout=PATIENCE).daemon["late_messages"]
 
 
 def _until_served(call: Callable[[], Any]) -> Any:

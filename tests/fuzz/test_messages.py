@@ -17,6 +17,7 @@ import pytest
 
 from tests.daemon import OID, Client, Daemon, daemon
 from tests.fuzz.mutate import Mutator
+from tests.support import PATIENCE
 from tmem_proto.v1 import admin_pb2 as admin
 from tmem_proto.v1 import tmem_pb2 as pb
 
@@ -107,7 +108,7 @@ def client(running: Daemon) -> Iterator[Client]:
     yield client
     assert running.process.poll() is None
     assert other.get([7]) == {7: KEPT}
-    assert other.admin.Check(admin.CheckRequest(), timeout=60).violations == []
+    assert other.admin.Check(admin.CheckRequest(), timeout=PATIENCE).violations == []
     assert _resident(running) < MOST_GROWTH
     client.close()
     other.close()
@@ -126,7 +127,7 @@ def test_a_request(client: Client, method: str) -> None:
     call: Any = client.channel.unary_unary(f"/tmem.v1.{method}")
     for data in _messages(lambda: SEEDS[method](client.session)):
         try:
-            call(data, timeout=60)
+            call(data, timeout=PATIENCE)
         except grpc.RpcError as error:
             _expect(error, data)
             if error.code() is grpc.StatusCode.NOT_FOUND and "session" in (error.details() or ""):
@@ -138,7 +139,7 @@ def test_a_command_of_a_stream(client: Client, body: str) -> None:
     exchange: Any = client.channel.stream_stream("/tmem.v1.Tmem/Exchange")
     for data in _messages(lambda: COMMANDS[body](client.session)):
         try:
-            for answer in exchange(iter([data, COMMANDS["has"](client.session).SerializeToString()]), timeout=60):
+            for answer in exchange(iter([data, COMMANDS["has"](client.session).SerializeToString()]), timeout=PATIENCE):
                 reply = pb.Reply.FromString(answer)
                 assert reply.code in {code.value[0] for code in EXPECTED}, (reply, data.hex())
         except grpc.RpcError as error:
@@ -148,7 +149,7 @@ def test_a_command_of_a_stream(client: Client, body: str) -> None:
 def test_a_watch(client: Client) -> None:
     watch: Any = client.channel.unary_stream("/tmem.v1.TmemAdmin/Watch")
     for data in _messages(lambda: admin.WatchRequest(pool="fuzzed")):
-        events = watch(data, timeout=60)
+        events = watch(data, timeout=PATIENCE)
         try:
             events.initial_metadata()
         finally:
@@ -158,7 +159,7 @@ def test_a_watch(client: Client) -> None:
 def _begin(client: Client) -> None:
     """A pool as nobody has changed it yet."""
     with contextlib.suppress(grpc.RpcError):
-        client.admin.DestroyPool(admin.DestroyPoolRequest(name="fuzzed"), timeout=60)
+        client.admin.DestroyPool(admin.DestroyPoolRequest(name="fuzzed"), timeout=PATIENCE)
     client.open("fuzzed")
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 import tmem
+from tests.support import PATIENCE
 
 BLOCK = 4096
 MOST_BLOCKS = 24
 SETTLE = 0.05
-PATIENCE_SECONDS = 30
 
 Counter: TypeAlias = "Synchronized[int]"
 
@@ -77,7 +77,7 @@ def write(path: str, seed: int, rounds: int, begun: Counter, done: Counter, hits
             begun.value = number
             _change(Path(path), *history.changes[number])
             done.value = number
-        seen, end = hits.value, time.monotonic() + PATIENCE_SECONDS
+        seen, end = hits.value, time.monotonic() + PATIENCE
         while hits.value < seen + 20:
             assert time.monotonic() < end, "no reader has hit a page since the last change"
             time.sleep(0.001)

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import tmem.aio
+from tests.support import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +47,7 @@ class Daemon:
         self._end()
 
     def _end(self) -> None:
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=PATIENCE)
         assert self._process.stdout is not None
         self._process.stdout.close()
 

@@ -16,6 +16,7 @@ import threading
 
 import tmem
 from tests.bench.kills import stamped
+from tests.support import PATIENCE
 
 ACK = struct.Struct("<III")  # first index, pages, version; no pages: failed calls, 0, 0
 PAGES = 512
@@ -41,7 +42,7 @@ class Putter:
         """Wait for so many more acknowledgements."""
         with self._more:
             enough = self._batches + batches
-            assert self._more.wait_for(lambda: self._batches >= enough, timeout=30)
+            assert self._more.wait_for(lambda: self._batches >= enough, timeout=PATIENCE)
 
     def end(self) -> None:
         """Have it end, and take in all that it was told."""
@@ -56,7 +57,7 @@ class Putter:
 
     def _end(self) -> None:
         with self._process:
-            self._reader.join(timeout=30)
+            self._reader.join(timeout=PATIENCE)
             self._process.kill()
 
     def verify(self, pool: tmem.Pool) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.certificates import Authority
 from tests.daemon import OID, Client, daemon
-from tests.support import page
+from tests.support import PATIENCE, page
 from tmem_proto.v1 import admin_pb2 as admin
 from tmem_proto.v1 import tmem_pb2 as pb
 
@@ -74,7 +74,7 @@ def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
 
 def watch(client: Client, pool: str = "") -> Iterator[admin.Event]:
     """A stream of events that has begun."""
-    stream = client.admin.Watch(admin.WatchRequest(pool=pool), timeout=10)
+    stream = client.admin.Watch(admin.WatchRequest(pool=pool), timeout=PATIENCE)
     assert stream.initial_metadata() is not None
     return stream
 
@@ -84,11 +84,11 @@ def status(call: Callable[[], object]) -> grpc.StatusCode:
 
 
 def get_pool(client: Client, name: str) -> admin.Pool:
-    return client.admin.GetPool(admin.GetPoolRequest(name=name), timeout=10).pool
+    return client.admin.GetPool(admin.GetPoolRequest(name=name), timeout=PATIENCE).pool
 
 
 def listed(client: Client) -> set[str]:
-    return {pool.name for pool in client.admin.ListPools(admin.ListPoolsRequest(), timeout=10).pools}
+    return {pool.name for pool in client.admin.ListPools(admin.ListPoolsRequest(), timeout=PATIENCE).pools}
 
 
 def calls_of_a_session(client: Client, session: pb.Session) -> dict[str, Callable[[], object]]:
@@ -147,9 +147,9 @@ def test_a_session_in_a_stream_is_its_clients_alone(tenants: Tenants) -> None:
     session = tenants.alice.session
     get = pb.Command(id=1, get=pb.GetRequest(session=session, oid=OID, indices=[1], exclusive=True))
     flush = pb.Command(id=2, flush=pb.FlushRequest(session=session, oid=OID, indices=[1]))
-    replies = list(tenants.carol.tmem.Exchange(iter([get, flush]), timeout=10))
+    replies = list(tenants.carol.tmem.Exchange(iter([get, flush]), timeout=PATIENCE))
     assert [reply.code for reply in replies] == [UNKNOWN.value[0]] * 2
-    (mine,) = tenants.alice.tmem.Exchange(iter([get]), timeout=10)
+    (mine,) = tenants.alice.tmem.Exchange(iter([get]), timeout=PATIENCE)
     assert mine.get.pages == page(1)
 
 
@@ -328,10 +328,10 @@ def test_a_clients_quota_is_one_among_workers(tmp_path: Path) -> None:
             stack.callback(client.close)
         settings = pb.PoolSettings(kind="persistent", quota=part)
         requests = [pb.OpenPoolRequest(name=f"part-{at}", settings=settings) for at in range(most + 20)]
-        calls = [clients[at % 2].tmem.OpenPool.future(request, timeout=30) for at, request in enumerate(requests)]
+        calls = [clients[at % 2].tmem.OpenPool.future(request, timeout=PATIENCE) for at, request in enumerate(requests)]
         codes = [call.code() for call in calls]
         assert codes.count(grpc.StatusCode.OK) == most
         assert codes.count(EXHAUSTED) == 20
-        pools = clients[0].admin.ListPools(admin.ListPoolsRequest(), timeout=10).pools
+        pools = clients[0].admin.ListPools(admin.ListPoolsRequest(), timeout=PATIENCE).pools
         assert sum(pool.settings.quota for pool in pools) == 4 * MIB
         assert {pool.settings.owner for pool in pools} == {"alice"}

@@ -21,7 +21,7 @@ import pytest
 
 import tmem
 from tests.integration.daemons import daemon
-from tests.support import run
+from tests.support import PATIENCE, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ def server() -> Iterator[str]:
 
 def command(server: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "TMEM_SERVER": server, **environment}
-    return subprocess.run([*TMEM, *arguments], env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([*TMEM, *arguments], env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_the_command_is_a_process_with_an_exit_status(server: str) -> None:
@@ -90,7 +90,7 @@ class Terminal:
 
     def read_until(self, pattern: str) -> str:
         """What it says up to the pattern, from the beginning."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE
         while not re.search(pattern, self.said):
             assert select.select([self._master], [], [], end - time.monotonic())[0], self.said
             try:
@@ -110,7 +110,7 @@ class Terminal:
 
     def end(self) -> int:
         try:
-            return self.process.wait(timeout=20)
+            return self.process.wait(timeout=PATIENCE)
         finally:
             self.process.kill()
             os.close(self._master)
@@ -142,7 +142,7 @@ def test_an_interrupt_ends_what_would_go_on(server: str) -> None:
     with tmem.connect(server) as store:
         for turn in itertools.count():  # until it watches
             pool = store.pool(f"pool-{turn}")
-            watching = terminal.said_within(0.5, "pool created")
+            watching = terminal.said_within(2, "pool created")
             pool.destroy()
             if watching:
                 break
@@ -153,6 +153,6 @@ def test_an_interrupt_ends_what_would_go_on(server: str) -> None:
 
 def test_a_reader_that_goes_away_is_no_trouble(server: str) -> None:
     line = f"{sys.executable} -m tmem.cli --server {server} top --iterations 50 --interval 0.05 --json | head -1"
-    ended = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert json.loads(ended.stdout)["pools"][0]["name"] == "swap"
     assert "Traceback" not in ended.stderr

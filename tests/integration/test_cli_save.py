@@ -18,7 +18,7 @@ import tmem
 from tests.integration.busy_writer import OBJECTS, PAGES, flushed, round_of
 from tests.integration.commands import Command
 from tests.integration.daemons import daemon
-from tests.support import PAGE, noise, page, run
+from tests.support import PAGE, PATIENCE, noise, page, run
 from tmem.cli.pagesfile import BATCH_BYTES, Pages, Reader, Writer
 from tmem.cli.restoring import LANES, restore
 from tmem.cli.saving import AHEAD, save
@@ -221,7 +221,7 @@ class SlowAtFirst(tmem.Pool):
             first = self._first is None
             self._first = self._first or oid
         if first:
-            self._go_on.wait(10)
+            self._go_on.wait(PATIENCE)
         elif oid != self._first:
             self._go_on.set()
         return super().put(oid, pages)

@@ -15,6 +15,7 @@ import yaml
 from tests.daemon import Daemon, daemon
 from tests.exposition import families
 from tests.prometheus import DEPLOY, Prometheus, prometheus
+from tests.support import PATIENCE
 
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "tmem.json").read_text())
 RULES = yaml.safe_load((DEPLOY / "prometheus" / "rules" / "tmem.yml").read_text())["groups"][0]["rules"]
@@ -53,7 +54,7 @@ def seen(used: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pro
 
 def use(running: Daemon, rounds: int) -> None:
     command = [sys.executable, str(DEPLOY / "demo.py"), running.address, "--rounds", str(rounds)]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=PATIENCE)
 
 
 def names(expression: str) -> set[str]:
@@ -126,7 +127,7 @@ def test_prometheus_answers_every_query_with_data(seen: Prometheus, title: str, 
     if 'code!="OK"' in expression:
         assert all(each["value"][1] == "0" for each in seen.query(filled)), "nothing has failed"
         return
-    series = seen.until(lambda: seen.query(filled), seconds=10)
+    series = seen.until(lambda: seen.query(filled))
     assert series, title
     assert all(each["value"][1] != "NaN" for each in series) or "quantile" in expression, title
 
@@ -160,7 +161,7 @@ def test_prometheus_takes_the_exposition_whole(seen: Prometheus) -> None:
 @needs_promtool
 def test_promtool_accepts_configuration_and_rules() -> None:
     command = ["promtool", "check", "config", str(DEPLOY / "prometheus" / "prometheus.yml")]
-    checked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    checked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 

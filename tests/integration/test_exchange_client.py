@@ -14,7 +14,7 @@ import pytest
 import tmem
 import tmem.aio
 from tests.integration.daemons import Daemon, daemon
-from tests.support import page
+from tests.support import PATIENCE, page
 from tmem_proto.v1 import admin_pb2 as admin
 from tmem_proto.v1.admin_pb2_grpc import TmemAdminStub
 
@@ -38,7 +38,7 @@ def inject(server: Daemon) -> Iterator[Callable[..., None]]:
 
         def injected(**what: object) -> None:
             request = admin.InjectRequest(injections=[admin.Injection(**what)] if what else [])  # type: ignore[arg-type]
-            stub.Inject(request, timeout=10)
+            stub.Inject(request, timeout=PATIENCE)
 
         yield injected
 
@@ -48,24 +48,24 @@ def streams() -> int:
 
 
 def test_a_put_whose_answer_is_late_never_lands_after_the_next(server: Daemon, inject: Callable[..., None]) -> None:
-    with tmem.connect(server.address, timeout=0.4) as store:
+    with tmem.connect(server.address, timeout=1) as store:
         pool = store.pool("swap")
         pool.put(1, {7: page(1)})
-        inject(method="Exchange.put", delay_ms=1500)
+        inject(method="Exchange.put", delay_ms=3000)
         start = time.monotonic()
-        with pytest.raises(tmem.UnavailableError, match=r"no answer within 0\.4 s"):
+        with pytest.raises(tmem.UnavailableError, match=r"no answer within 1 s"):
             pool.put(1, {7: page(2)})
-        assert time.monotonic() - start < 1.4
+        assert time.monotonic() - start < 3
         inject()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 assert pool.put(1, {7: page(3)})[7].replaced
                 break
             except tmem.UnavailableError:
                 assert time.monotonic() < deadline
-        assert store.client_stats().new_epochs == 1
-        while time.monotonic() < start + 2.5:
+        assert store.client_stats().new_epochs >= 1
+        while time.monotonic() < start + 3.5:
             assert pool.get(1, [7]) == {7: page(3)}
 
 
@@ -87,15 +87,15 @@ def test_threads_that_find_the_stream_busy_go_another_way(server: Daemon, inject
         pool = store.pool("swap")
         pool.put(1, {7: page(1)})
         inject(method="Exchange.get", delay_ms=3000)
-        slow = threading.Thread(target=pool.get, args=(1, [7]))
-        slow.start()
-        deadline = time.monotonic() + 10
-        start = time.monotonic()
-        # Until the slow one has the stream, this one may get it.
-        while pool.get(1, [7]) != {7: page(1)} or time.monotonic() - start > 2:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            slow = threading.Thread(target=pool.get, args=(1, [7]))
+            slow.start()
+            assert pool.get(1, [7]) == {7: page(1)}
+            if slow.is_alive():
+                break
+            # This one was the first on the stream, and the other went another way.
             assert time.monotonic() < deadline
-            start = time.monotonic()
-        assert slow.is_alive()
         slow.join()
 
 
@@ -115,7 +115,7 @@ def test_a_stream_that_nobody_uses_ends_and_another_is_opened(server: Daemon) ->
         before = streams()
         pool.put(1, {7: page(7)})
         assert streams() == before + 1
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while streams() > before:
             assert time.monotonic() < deadline
             threading.Event().wait(0.05)
@@ -124,19 +124,19 @@ def test_a_stream_that_nobody_uses_ends_and_another_is_opened(server: Daemon) ->
 
 def test_the_reply_to_a_tasks_late_command_is_dropped(server: Daemon, inject: Callable[..., None]) -> None:
     async def story() -> None:
-        async with tmem.aio.connect(server.address, timeout=0.5) as store:
+        async with tmem.aio.connect(server.address, timeout=1) as store:
             pool = await store.pool("swap")
             await pool.put(1, {7: page(1)})
-            inject(method="Exchange.put", delay_ms=1500)
+            inject(method="Exchange.put", delay_ms=3000)
             start = time.monotonic()
             with pytest.raises(tmem.UnavailableError, match="no answer"):
                 await pool.put(1, {7: page(2)})
             inject()
-            while time.monotonic() < start + 2.5:
+            while time.monotonic() < start + 3.5:
                 with contextlib.suppress(tmem.UnavailableError):
                     assert await pool.get(1, [7]) == {7: page(1)}
             assert await pool.get(1, [7]) == {7: page(1)}
-            assert store.client_stats().new_epochs == 1
+            assert store.client_stats().new_epochs >= 1
 
     asyncio.run(story())
 
@@ -160,7 +160,7 @@ def test_tasks_go_on_after_their_stream_broke(tmp_path: Path) -> None:
 
 def test_a_daemon_that_stops_does_not_wait_for_clients_that_go_on(tmp_path: Path) -> None:
     with (
-        daemon("--memory", "32MiB", "--arena", str(tmp_path / "arena"), "--drain", "15") as running,
+        daemon("--memory", "32MiB", "--arena", str(tmp_path / "arena"), "--drain", "60") as running,
         tmem.connect(running.address) as store,
     ):
         pool, ending, done = store.pool("swap"), threading.Event(), threading.Event()
@@ -178,17 +178,17 @@ def test_a_daemon_that_stops_does_not_wait_for_clients_that_go_on(tmp_path: Path
             threading.Event().wait(0.01)
         start = time.monotonic()
         running.stop()
-        assert time.monotonic() - start < 7
+        assert time.monotonic() - start < 30
         running.start()
         ending.set()
-        busy.join(20)
+        busy.join(PATIENCE)
         assert done.is_set()
 
 
 def test_closing_ends_a_command_under_way(server: Daemon, inject: Callable[..., None]) -> None:
     store = tmem.connect(server.address)
     pool = store.pool("swap")
-    inject(method="Exchange.get", delay_ms=20_000)
+    inject(method="Exchange.get", delay_ms=60_000)
     failed: list[BaseException] = []
 
     def ask() -> None:
@@ -202,7 +202,7 @@ def test_closing_ends_a_command_under_way(server: Daemon, inject: Callable[..., 
     while not streams():
         threading.Event().wait(0.01)
     store.close()
-    asking.join(10)
+    asking.join(PATIENCE / 2)
     assert len(failed) == 1
 
 

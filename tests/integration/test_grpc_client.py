@@ -16,7 +16,7 @@ import pytest
 import tmem
 import tmem.aio
 from tests.integration.daemons import Daemon, daemon
-from tests.support import page, run
+from tests.support import PATIENCE, page, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,13 +72,13 @@ def test_an_asynchronous_client_finds_it_again_too(kept: Daemon) -> None:
 
 
 def test_without_patience_a_daemon_that_is_away_is_an_error(kept: Daemon) -> None:
-    with tmem.connect(kept.address, timeout=0.5) as store:
+    with tmem.connect(kept.address, timeout=2) as store:
         pool = store.pool("swap")
         kept.kill()
         start = time.monotonic()
         with pytest.raises(tmem.UnavailableError, match=kept.address):
             pool.get(1, [7])
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 9
 
 
 def test_a_cache_goes_on_without_its_daemon_and_shows_nothing_old_afterwards(kept: Daemon) -> None:
@@ -92,9 +92,9 @@ def test_a_cache_goes_on_without_its_daemon_and_shows_nothing_old_afterwards(kep
         start = time.monotonic()
         for _ in range(1000):
             assert pool.get(1, [2]) == {}
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 9, "calls waited for a server that is away"
         kept.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while (found := pool.get(1, range(4))) == {} and time.monotonic() < deadline:
             threading.Event().wait(0.05)
         assert found == {2: page(2), 3: page(3)}
@@ -104,7 +104,7 @@ def test_a_server_that_never_answers_costs_the_deadline(silent: str) -> None:
     start = time.monotonic()
     with tmem.connect(silent, timeout=0.5) as store, pytest.raises(tmem.UnavailableError):
         store.pool("swap")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 9
 
 
 def test_nobody_listening_is_an_error_that_names_the_address() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import tmem
 from tests.daemon import OID, Client, Daemon, daemon
-from tests.support import page
+from tests.support import PATIENCE, page
 from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1 import tmem_pb2
 
@@ -35,7 +35,7 @@ def client(running: Daemon, request: pytest.FixtureRequest) -> Iterator[Client]:
 
 
 def inject(client: Client, *injections: pb.Injection) -> list[pb.Injection]:
-    return list(client.admin.Inject(pb.InjectRequest(injections=injections), timeout=10).before)
+    return list(client.admin.Inject(pb.InjectRequest(injections=injections), timeout=PATIENCE).before)
 
 
 def code_of(error: grpc.RpcError) -> grpc.StatusCode:
@@ -44,7 +44,7 @@ def code_of(error: grpc.RpcError) -> grpc.StatusCode:
 
 
 def exchange(client: Client, *commands: tmem_pb2.Command) -> list[tmem_pb2.Reply]:
-    return list(client.tmem.Exchange(iter(commands), timeout=10))
+    return list(client.tmem.Exchange(iter(commands), timeout=PATIENCE))
 
 
 def test_the_call_is_refused_unless_the_daemon_was_started_to_allow_it() -> None:
@@ -83,7 +83,7 @@ def test_flags_inject_from_the_start() -> None:
 )
 def test_a_flag_that_makes_no_sense_is_refused(text: str, why: str) -> None:
     command = [sys.executable, "-m", "tmemd", f"--inject={text}"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert ended.returncode == 2
     assert why in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -91,7 +91,7 @@ def test_a_flag_that_makes_no_sense_is_refused(text: str, why: str) -> None:
 
 def test_settings_with_injections_print_as_a_file_that_reads_back() -> None:
     command = [sys.executable, "-m", "tmemd", "--print-config", "--inject=Put:delay=1.5s,fraction=0.1;Get:code=ABORTED"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
     assert 'inject = ["Put:delay=1500ms,fraction=0.1", "Get:code=ABORTED"]' in shown.splitlines()
 
 
@@ -110,6 +110,7 @@ def test_a_call_is_delayed(client: Client) -> None:
     start = time.monotonic()
     client.put({1: page(1)})
     assert time.monotonic() - start >= 0.15
+    inject(client, pb.Injection(method="Put", delay_ms=20_000))
     with pytest.raises(grpc.RpcError) as caught:
         client.tmem.Put(client.put_request({1: page(2)}), timeout=0.05)
     assert code_of(caught.value) == grpc.StatusCode.DEADLINE_EXCEEDED

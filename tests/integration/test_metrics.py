@@ -11,7 +11,7 @@ import pytest
 import tmemd
 from tests.daemon import Client, Daemon, daemon
 from tests.exposition import Samples, families, samples, text
-from tests.support import filled, noise, page
+from tests.support import PATIENCE, filled, noise, page
 from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.families import CLASSES, POOL, SIZE_BUCKETS, SPLIT, STORE
 
@@ -137,7 +137,7 @@ def test_promtool_finds_nothing(client: Client, running: Daemon) -> None:
     use(client)
     command = ["promtool", "check", "metrics", "--extended"]
     body = text(running.metrics_url)
-    checked = subprocess.run(command, input=body, capture_output=True, text=True, check=False, timeout=30)
+    checked = subprocess.run(command, input=body, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
@@ -173,5 +173,5 @@ def test_pools_add_a_bounded_number_of_series() -> None:
         assert (series(hundred) - series(one)) / 99 <= 60
         start = time.perf_counter()
         text(running.metrics_url)
-        assert time.perf_counter() - start < 1
+        assert time.perf_counter() - start < 5
         client.close()

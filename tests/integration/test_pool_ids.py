@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.message import Message
 
 from tests.daemon import Client, daemon
+from tests.support import PATIENCE
 from tmem_proto.v1 import admin_pb2 as admin
 
 
@@ -31,18 +32,18 @@ def test_a_message_for_an_older_pool_of_the_name_changes_nothing(
 ) -> None:
     client = Client(address)
     older = client.open(method).pool_id
-    client.admin.DestroyPool(admin.DestroyPoolRequest(name=method, pool_id=older), timeout=10)
+    client.admin.DestroyPool(admin.DestroyPoolRequest(name=method, pool_id=older), timeout=PATIENCE)
     newer = client.open(method).pool_id
     assert newer != older
     before = _state(client, method)
     with pytest.raises(grpc.RpcError) as failed:
-        getattr(client.admin, method)(request_of(older), timeout=10)
+        getattr(client.admin, method)(request_of(older), timeout=PATIENCE)
     assert failed.value.code() is grpc.StatusCode.NOT_FOUND
     assert _state(client, method) == before
-    getattr(client.admin, method)(request_of(newer), timeout=10)
+    getattr(client.admin, method)(request_of(newer), timeout=PATIENCE)
     client.close()
 
 
 def _state(client: Client, name: str) -> tuple[int, bool, int, int]:
-    pool = client.admin.GetPool(admin.GetPoolRequest(name=name), timeout=10).pool
+    pool = client.admin.GetPool(admin.GetPoolRequest(name=name), timeout=PATIENCE).pool
     return pool.id, pool.frozen, pool.settings.quota, pool.settings.weight

@@ -9,11 +9,12 @@ from pathlib import Path
 import trustme
 
 from tests.daemon import daemon
+from tests.support import PATIENCE
 
 
 def probe(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "tmemd.probe", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 def test_a_daemon_that_serves_is_healthy() -> None:
@@ -56,14 +57,14 @@ def test_the_service_manager_is_told_when_calls_are_answered(tmp_path: Path) -> 
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             path = tmp_path / workers
             manager.bind(str(path))
-            manager.settimeout(20)
+            manager.settimeout(PATIENCE)
             environment = {**os.environ, "NOTIFY_SOCKET": str(path)}
             command = [sys.executable, "-m", "tmemd", "--listen=127.0.0.1:0", "--memory=64MiB", workers]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
             try:
                 assert manager.recv(100) == b"READY=1"
                 process.terminate()
-                said, _ = process.communicate(timeout=20)
+                said, _ = process.communicate(timeout=PATIENCE)
                 address = said.splitlines()[-1].removeprefix("listening on ")
                 assert process.returncode == 0
                 assert address.startswith("127.0.0.1:")
@@ -81,6 +82,6 @@ def test_a_manager_that_cannot_be_told_hinders_nothing(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert any(line.startswith("listening on ") for line in process.stdout)
         process.terminate()
-        _, logged = process.communicate(timeout=20)
+        _, logged = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert f"the service manager at {tmp_path / 'nobody'} cannot be told READY=1" in logged

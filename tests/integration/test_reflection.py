@@ -12,7 +12,7 @@ from grpc_channelz.v1.channelz_pb2_grpc import ChannelzStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests.daemon import Client, Daemon, daemon
-from tests.support import page
+from tests.support import PATIENCE, page
 from tmem_proto.v1 import admin_pb2, tmem_pb2
 
 GENERIC = '''
@@ -35,7 +35,7 @@ def call(service, name, /, **fields):
         request_serializer=GetMessageClass(method.input_type).SerializeToString,
         response_deserializer=GetMessageClass(method.output_type).FromString,
     )
-    return ask(GetMessageClass(method.input_type)(**fields), timeout=10)
+    return ask(GetMessageClass(method.input_type)(**fields), timeout=PATIENCE)
 
 
 page = bytes(range(256)) * 16
@@ -84,14 +84,14 @@ def test_reflection_knows_every_service_method_and_field(client: Client) -> None
 def test_a_client_without_generated_code_opens_a_pool_puts_and_gets() -> None:
     with daemon() as running:
         command = [sys.executable, "-c", GENERIC, running.address]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert ended.stderr == ""
     assert ended.returncode == 0
 
 
 def server_calls(channel: grpc.Channel) -> channelz_pb2.ServerData:
     stub: Any = ChannelzStub(channel)
-    (server,) = stub.GetServers(channelz_pb2.GetServersRequest(), timeout=10).server
+    (server,) = stub.GetServers(channelz_pb2.GetServersRequest(), timeout=PATIENCE).server
     data: channelz_pb2.ServerData = server.data
     return data
 

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from tests.daemon import Client, Daemon, daemon
-from tests.support import filled, page
+from tests.support import PATIENCE, filled, page
 from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1 import tmem_pb2
 
@@ -47,7 +47,7 @@ def oid(number: int) -> bytes:
 def responses(client: Client, name: str) -> Iterator[pb.ScanResponse]:
     cursor = b""
     while True:
-        response = client.admin.Scan(pb.ScanRequest(pool=name, cursor=cursor), timeout=10)
+        response = client.admin.Scan(pb.ScanRequest(pool=name, cursor=cursor), timeout=PATIENCE)
         yield response
         cursor = response.cursor
         if not cursor:

@@ -30,7 +30,7 @@ import tmem.aio
 from tests.certificates import Authority, Pair
 from tests.daemon import Client, Daemon, daemon
 from tests.integration.daemons import blocking
-from tests.support import page
+from tests.support import PATIENCE, page
 from tmem_proto.v1 import admin_pb2 as admin
 from tmem_proto.v1 import tmem_pb2 as pb
 
@@ -64,7 +64,7 @@ def connected(address: str, credentials: grpc.ChannelCredentials | None) -> Iter
 def who(address: str, credentials: grpc.ChannelCredentials | None) -> str:
     """As the daemon sees it."""
     with connected(address, credentials) as client:
-        return client.admin.Stats(admin.StatsRequest(), timeout=10).client
+        return client.admin.Stats(admin.StatsRequest(), timeout=PATIENCE).client
 
 
 def refusal(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.StatusCode:
@@ -99,7 +99,7 @@ def test_a_part_of_a_name_is_no_name(authority: Authority, mutual: Daemon, where
     assert refusal(mutual.address, credentials) == UNAUTHENTICATED
     with connected(mutual.address, credentials) as client:
         with pytest.raises(grpc.RpcError) as caught:
-            next(client.tmem.Exchange(iter([pb.Command(id=1)]), timeout=10))
+            next(client.tmem.Exchange(iter([pb.Command(id=1)]), timeout=PATIENCE))
         assert isinstance(caught.value, grpc.Call)
         assert caught.value.code() == UNAUTHENTICATED
 
@@ -189,7 +189,7 @@ def test_certificates_change_while_the_daemon_runs(tmp_path: Path) -> None:
         assert refusal(running.address, was) == UNAVAILABLE
         assert kept.put({1: page(1)}) == bytes([pb.PUT_OUTCOME_STORED]), "a connection goes on"
         running.process.terminate()
-        _, said = running.process.communicate(timeout=20)
+        _, said = running.process.communicate(timeout=PATIENCE)
     assert said.count("TLS goes on with the certificates it had") == 3
     assert said.count("TLS: the certificates are new") == 1
     assert "PRIVATE" not in said
@@ -252,7 +252,7 @@ def test_files_of_the_sdk_that_cannot_be_used(authority: Authority, tmp_path: Pa
 
 
 def scrape(url: str, context: ssl.SSLContext) -> str:
-    with urllib.request.urlopen(url.replace("0.0.0.0", "127.0.0.1"), timeout=10, context=context) as response:
+    with urllib.request.urlopen(url.replace("0.0.0.0", "127.0.0.1"), timeout=PATIENCE, context=context) as response:
         body: str = response.read().decode()
     return body
 
@@ -298,15 +298,15 @@ def test_metrics_take_few_requests_at_once(mutual: Daemon) -> None:
     with ExitStack() as stack:
         waiting = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(40)]
         while len(waiting) > 16:
-            ended, _, _ = select.select(waiting, [], [], 10)
+            ended, _, _ = select.select(waiting, [], [], PATIENCE)
             assert ended, "too many are served at once"
             assert [one.recv(1) for one in ended] == [b""] * len(ended)
             waiting = [one for one in waiting if one not in ended]
         assert select.select(waiting, [], [], 0.2)[0] == []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            with urllib.request.urlopen(mutual.metrics_url, timeout=10) as response:
+            with urllib.request.urlopen(mutual.metrics_url, timeout=PATIENCE) as response:
                 assert response.status == 200
             return
         except OSError:
@@ -325,7 +325,7 @@ def test_files_of_the_daemon_that_cannot_be_used(authority: Authority, tmp_path:
     ):
         flags = [f"--tls-cert={cert}", f"--tls-key={key}", f"--tls-client-ca={roots}"]
         command = [sys.executable, "-m", "tmemd", "--listen=127.0.0.1:0", "--memory=8MiB", *flags]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert ended.returncode == 2
         assert ended.stderr.startswith("tmemd: TLS: ")
         assert why in ended.stderr

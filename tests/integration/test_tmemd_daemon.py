@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from tests.daemon import OID, Client, Daemon, daemon
 from tests.integration.test_arena_files import corrupt
-from tests.support import noise, page
+from tests.support import PATIENCE, noise, page
 from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1 import tmem_pb2
 
@@ -35,7 +35,7 @@ def client(running: Daemon) -> Iterator[Client]:
 
 def tmemd(*arguments: str, environment: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "tmemd", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment)
 
 
 def code_of(call: grpc.RpcError) -> grpc.StatusCode:

@@ -18,7 +18,7 @@ import tmem
 from tests.certificates import Authority
 from tests.daemon import Client, Daemon, daemon
 from tests.integration.test_tmemd_pages import Stream, code_of
-from tests.support import noise, page
+from tests.support import PATIENCE, noise, page
 from tmem._channel import OPTIONS
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmemd.config import Config
@@ -36,12 +36,12 @@ client = Client(sys.argv[1])
 stream = Stream(client)
 stream.ask(pb.Command(id=1))
 print(".", end="", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def until(holds: Callable[[], object], seconds: float = 15) -> None:
+def until(holds: Callable[[], object], seconds: float = PATIENCE) -> None:
     give_up_at = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < give_up_at
@@ -82,7 +82,7 @@ def test_a_client_that_floods_leaves_room_for_others(tmp_path: Path) -> None:
         for client in (*greedy, modest):
             client.close()
         running.process.terminate()
-        _, log = running.process.communicate(timeout=15)
+        _, log = running.process.communicate(timeout=PATIENCE)
         assert log.count("client 'greedy' has 8 calls under way") == 1
 
 
@@ -120,7 +120,7 @@ def test_long_calls_do_not_queue_without_end() -> None:
     pages = {index: noise(index) for index in range(256)}
     with daemon("--threads=1", "--max-waiting=1") as running, closing(Client(running.address)) as client:
         client.open("slow", codec="zstd:19")
-        calls = [client.tmem.Put.future(client.put_request(pages), timeout=30) for _ in range(12)]
+        calls = [client.tmem.Put.future(client.put_request(pages), timeout=PATIENCE) for _ in range(12)]
         codes = [call.code() for call in calls]
         assert set(codes) == {grpc.StatusCode.OK, RESOURCE_EXHAUSTED}
         assert all("too many long calls" in call.details() for call in calls if call.code() == RESOURCE_EXHAUSTED)
@@ -135,9 +135,9 @@ def test_a_connection_that_is_not_used_is_closed_and_its_client_comes_back() -> 
     ):
         pool = store.pool("kept")
         pool.put(1, {7: page(7)})
-        client.open()
         seen: list[grpc.ChannelConnectivity] = []
         client.channel.subscribe(seen.append)
+        client.open()
         until(lambda: grpc.ChannelConnectivity.READY in seen)
         until(lambda: seen[-1] is grpc.ChannelConnectivity.IDLE)
         client.put({1: page(1)})
@@ -148,7 +148,7 @@ def test_a_connection_that_is_not_used_is_closed_and_its_client_comes_back() -> 
 
 def test_a_stream_that_is_not_used_ends_and_is_opened_again() -> None:
     with (
-        daemon("--exchange-idle=1") as running,
+        daemon("--exchange-idle=2") as running,
         closing(Client(running.address)) as client,
         tmem.connect(running.address) as store,
     ):
@@ -164,7 +164,7 @@ def test_a_stream_that_is_not_used_ends_and_is_opened_again() -> None:
 
 
 def test_a_client_that_vanished_is_found() -> None:
-    flags = ("--max-client-calls=1", "--keepalive=1", "--keepalive-timeout=1", "--drain=0")
+    flags = ("--max-client-calls=1", "--keepalive=1", "--keepalive-timeout=4", "--drain=0")
     with daemon(*flags) as running, closing(Client(running.address)) as client:
         client.open()
         with subprocess.Popen([sys.executable, "-c", HOLDER, running.address], stdout=subprocess.PIPE) as holder:
@@ -173,7 +173,7 @@ def test_a_client_that_vanished_is_found() -> None:
                 assert holder.stdout.read(1) == b"."
                 assert not is_open(client)
                 holder.send_signal(signal.SIGSTOP)
-                until(lambda: is_open(client))
+                until(lambda: is_open(client), PATIENCE / 2)  # long before the deadline of its stream
             finally:
                 holder.kill()
 
@@ -185,7 +185,7 @@ def test_pings_of_clients_are_taken_as_often_as_is_said() -> None:
         pinging(taking) as held,
         pinging(refusing) as cut,
     ):
-        assert cut.wait(timeout=25)
+        assert cut.wait(timeout=PATIENCE)
         assert not held.is_set()
 
 

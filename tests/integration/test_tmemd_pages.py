@@ -11,7 +11,7 @@ import lz4.block
 import pytest
 
 from tests.daemon import OID, Client, Daemon, daemon
-from tests.support import filled, noise, page
+from tests.support import PATIENCE, filled, noise, page
 from tmem_proto.v1 import admin_pb2
 from tmem_proto.v1 import tmem_pb2 as pb
 
@@ -30,7 +30,7 @@ def client(running: Daemon, request: pytest.FixtureRequest) -> Iterator[Client]:
     client = Client(running.address)
     client.open(request.node.name[:64])
     yield client
-    violations = client.admin.Check(admin_pb2.CheckRequest(), timeout=10).violations
+    violations = client.admin.Check(admin_pb2.CheckRequest(), timeout=PATIENCE).violations
     client.close()
     assert list(violations) == []
 
@@ -40,7 +40,7 @@ class Stream:
 
     def __init__(self, client: Client) -> None:
         self._commands: queue.SimpleQueue[pb.Command | None] = queue.SimpleQueue()
-        self._replies = client.tmem.Exchange(iter(self._commands.get, None), timeout=10)
+        self._replies = client.tmem.Exchange(iter(self._commands.get, None), timeout=PATIENCE)
 
     def send(self, *commands: pb.Command) -> None:
         for command in commands:
@@ -166,7 +166,7 @@ def test_no_put_of_an_old_epoch_lands_after_the_new_one_began(client: Client, ru
     other = Client(running.address)
     for _ in range(20):
         pages = {index: page(index) for index in range(256)}
-        under_way = other.tmem.Put.future(client.put_request(pages), timeout=10)
+        under_way = other.tmem.Put.future(client.put_request(pages), timeout=PATIENCE)
         client.session.epoch = client.tmem.NewEpoch(pb.NewEpochRequest(session_id=client.session.id)).epoch
         client.tmem.FlushObject(pb.FlushObjectRequest(session=client.session, oid=OID))
         assert set(under_way.result().outcomes) in ({pb.PUT_OUTCOME_STORED}, {pb.PUT_OUTCOME_STALE})
@@ -340,7 +340,7 @@ def test_a_message_that_is_too_large_is_refused(client: Client) -> None:
 def test_bytes_that_are_no_message(client: Client) -> None:
     call: Any = client.channel.unary_unary("/tmem.v1.Tmem/Put")
     with pytest.raises(grpc.RpcError) as failed:
-        call(b"\xff" * 100, timeout=10)
+        call(b"\xff" * 100, timeout=PATIENCE)
     assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "PutRequest" in str(failed.value.details())
     assert client.put({1: page(1)}) == STORED

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from tests.daemon import Client, Daemon, daemon
 from tests.exposition import samples
 from tests.integration.putter import Putter
 from tests.integration.test_tmemd_daemon import tmemd
-from tests.support import page
+from tests.support import PATIENCE, page
 from tmem_proto.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def running() -> Iterator[Daemon]:
 
 def workers(address: str) -> pb.ListWorkersResponse:
     with closing(Client(address)) as client:
-        return client.admin.ListWorkers(pb.ListWorkersRequest(), timeout=10, wait_for_ready=True)
+        return client.admin.ListWorkers(pb.ListWorkersRequest(), timeout=PATIENCE, wait_for_ready=True)
 
 
-def until(holds: Callable[[], Any], seconds: float = 15) -> None:
+def until(holds: Callable[[], Any], seconds: float = PATIENCE) -> None:
     """Wait until something is so."""
     give_up_at = time.monotonic() + seconds
     while not holds():
@@ -67,7 +67,7 @@ def kill_worker(running: Daemon, number: int) -> None:
 
 def bound(port: int) -> socket.socket:
     """A socket that listens on a port, once whoever died has let go of it."""
-    give_up_at = time.monotonic() + 15
+    give_up_at = time.monotonic() + PATIENCE
     while True:
         try:
             return socket.create_server(("127.0.0.1", port))
@@ -106,9 +106,23 @@ def test_workers_have_every_setting(tmp_path: Path) -> None:
                 assert list(boss.admin.Inject(pb.InjectRequest()).before) == []
 
 
+@contextmanager
+def two_ports() -> Iterator[int]:
+    """The first of two ports in a row of which nobody had any. The second is taken."""
+    give_up_at = time.monotonic() + PATIENCE
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first, suppress(OSError, OverflowError):
+            port = first.getsockname()[1]
+            second = socket.create_server(("127.0.0.1", port + 1))
+            break
+        assert time.monotonic() < give_up_at
+    with second:
+        yield port
+
+
 def test_ports_follow_that_of_the_first() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with two_ports() as port:
+        pass
     with daemon("--workers=2", f"--listen=127.0.0.1:{port}") as running:
         assert running.addresses == [f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"]
 
@@ -175,7 +189,7 @@ def test_a_session_of_a_worker_that_died_is_unknown_to_the_next() -> None:
         client.open()
         client.put({1: page(1)})
         kill_worker(running, 1)
-        grpc.channel_ready_future(client.channel).result(timeout=10)
+        grpc.channel_ready_future(client.channel).result(timeout=PATIENCE)
         with pytest.raises(grpc.RpcError) as caught:
             client.put({1: page(2)})
         assert isinstance(caught.value, grpc.Call)
@@ -274,11 +288,10 @@ def test_a_private_arena_goes_with_the_daemon_and_a_left_one_with_the_next() -> 
 
 
 def test_a_port_that_is_taken_is_named_at_the_start() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        ended = tmemd("--workers=2", f"--listen=127.0.0.1:{port - 1}", "--memory=8MiB")
+    with two_ports() as port:
+        ended = tmemd("--workers=2", f"--listen=127.0.0.1:{port}", "--memory=8MiB")
     assert ended.returncode == 2
-    assert f"worker 1 cannot serve: cannot listen on 127.0.0.1:{port}" in ended.stderr
+    assert f"worker 1 cannot serve: cannot listen on 127.0.0.1:{port + 1}" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -289,7 +302,7 @@ def test_a_worker_that_cannot_be_replaced_ends_the_daemon() -> None:
         os.kill(killed.process, signal.SIGKILL)
         with closing(bound(killed.port)):
             running.process.send_signal(signal.SIGCONT)
-            _, said = running.process.communicate(timeout=60)
+            _, said = running.process.communicate(timeout=PATIENCE)
         assert running.process.returncode == 1
         assert "worker 1 cannot serve (5 processes have tried): cannot listen on" in said
         assert not runs(other.process)

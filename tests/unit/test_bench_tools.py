@@ -16,6 +16,7 @@ from tests.bench import process
 from tests.bench.rpc.pages import Pages
 from tests.bench.rpc.turns import better, in_turn, ratio
 from tests.bench.servers import Server
+from tests.support import PATIENCE
 
 MIB = 1 << 20
 # Says when it is done, and waits: 32 MiB of memory and 0.2 s of processor time in a grandchild.
@@ -94,7 +95,7 @@ def test_nothing_of_a_server_outlives_its_block() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert len(members) == 2
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while any(_alive(pid) for pid in members):
         assert time.monotonic() < deadline
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import tmem
-from tests.support import page
+from tests.support import PATIENCE, page
 from tmem._cached_file import CachedFile
 from tmem._file_identity import Identity, Origin, Settled
 from tmem._file_reader import FileReader
@@ -201,23 +201,23 @@ def test_threads_that_miss_the_same_page_read_the_disk_once(disk: Disk, opened: 
 
     def hold() -> None:
         reading.set()
-        assert go_on.wait(10)
+        assert go_on.wait(PATIENCE)
 
     disk.before_read = hold
     found: list[bytes] = []
 
     def read() -> None:
-        arrived.wait(10)
+        arrived.wait(PATIENCE)
         found.append(file.read_at(10, SIZE))
 
     running = [threading.Thread(target=read) for _ in range(threads)]
     for thread in running:
         thread.start()
-    arrived.wait(10)
-    assert reading.wait(10)
+    arrived.wait(PATIENCE)
+    assert reading.wait(PATIENCE)
     go_on.set()
     for thread in running:
-        thread.join(10)
+        thread.join(PATIENCE)
     assert found == [disk.content[10 : 10 + SIZE]] * threads
     assert len(disk.reads) == 1
 
