@@ -4,10 +4,13 @@
 //! It knows no Python; what it serves is chosen by who starts it.
 //!
 //! Layers, lower first: `protocol <- backend <- exports <- server`, with the bytes of `socket` under `backend`; `pool` is a backend and knows no server.
+//! `cache` opens ephemeral pools as exports; `client` is the other end of `protocol`, and knows nothing else.
 
 #![deny(unsafe_code)]
 
 mod backend;
+pub mod cache;
+pub mod client;
 mod counts;
 mod exports;
 mod pool;

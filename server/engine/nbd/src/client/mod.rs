@@ -1,0 +1,329 @@
+//! An NBD client: one connection, many commands under way, each answered once.
+//!
+//! A command's completion is called exactly once: with the answer, with the server's error, when its deadline passed
+//! ([`Failure::TimedOut`]; the answer that comes later is dropped), or when the connection broke ([`Failure::Broken`]).
+//! It is called on the thread that reads the connection, the one that watches deadlines, or the one that closes it, with
+//! no lock of the client held, and must not wait. The caller's own completion, and no other, may be called by `send`: when
+//! the connection was broken before.
+//! Commands are sent in the order of the calls. The caller bounds how many are under way: the server then always has
+//! room to answer, and a call waits for the socket no longer than [`Options::patience`], after which the connection is
+//! given up. A broken client stays broken; connecting again, and when, is the caller's.
+//! What the server answers is checked: a read is complete when each of its bytes was covered once.
+//! Locking: `sending`, then `table`.
+
+mod endpoint;
+mod handshake;
+mod receive;
+mod table;
+
+pub use endpoint::{Endpoint, Stream, Uri};
+
+use std::io::{self, IoSlice, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::protocol::{Errno, RequestHeader, command, flag};
+use table::Table;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The server's words.
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    Protocol(String),
+}
+
+/// Why a command has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    Errno(Errno),
+    TimedOut,
+    Broken,
+}
+
+/// What a command brought. Only a read brings bytes; in `holes` (offset from the read's start, and length) they are zeros.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    pub data: Vec<u8>,
+    pub holes: Vec<(u32, u32)>,
+}
+
+pub type Done = Box<dyn FnOnce(Result<Answer, Failure>) + Send>;
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Meta contexts to ask for.
+    pub contexts: Vec<String>,
+    /// For connecting and the whole handshake.
+    pub connect: Duration,
+    /// How long a command may wait for the socket to take it.
+    pub patience: Duration,
+    /// How often deadlines are looked at while commands are under way.
+    pub tick: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            contexts: Vec::new(),
+            connect: Duration::from_secs(5),
+            patience: Duration::from_secs(5),
+            tick: Duration::from_millis(10),
+        }
+    }
+}
+
+/// What the server said of the export.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    pub size: u64,
+    /// As in [`transmission`].
+    pub flags: u16,
+    /// Block sizes; 0 where the server names none.
+    pub minimum: u32,
+    pub preferred: u32,
+    pub maximum: u32,
+    pub description: String,
+    pub structured: bool,
+    /// The meta contexts that the export has, by number.
+    pub contexts: Vec<(u32, String)>,
+}
+
+impl Opened {
+    pub fn can(&self, flag: u16) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// What may be asked.
+#[derive(Clone, Copy, Debug)]
+pub enum Command<'a> {
+    Read {
+        offset: u64,
+        length: u32,
+    },
+    Write {
+        offset: u64,
+        data: &'a [u8],
+        fua: bool,
+    },
+    Trim {
+        offset: u64,
+        length: u32,
+    },
+    WriteZeroes {
+        offset: u64,
+        length: u32,
+        no_hole: bool,
+    },
+    Flush,
+}
+
+/// A connection to one export. Safe to use from many threads; closed when dropped.
+pub struct Client {
+    opened: Opened,
+    wire: Arc<Wire>,
+}
+
+/// What the caller's threads, the reader and the watcher share.
+struct Wire {
+    stream: Stream,
+    structured: bool,
+    sending: Mutex<()>,
+    table: Table,
+    broken: AtomicBool,
+}
+
+impl Client {
+    pub fn connect(
+        endpoint: &Endpoint,
+        export: &str,
+        options: &Options,
+    ) -> Result<Client, ConnectError> {
+        let deadline = Instant::now() + options.connect;
+        let stream = endpoint.connect(options.connect)?;
+        let opened = bounded(&stream, deadline, || {
+            handshake::negotiate(&stream, export, &options.contexts)
+        })?;
+        stream.patience(None, Some(options.patience))?;
+        let wire = Arc::new(Wire {
+            structured: opened.structured,
+            stream,
+            sending: Mutex::new(()),
+            table: Table::default(),
+            broken: AtomicBool::new(false),
+        });
+        let (reader, watcher, tick) = (wire.clone(), wire.clone(), options.tick);
+        let spawn = |name: &str| thread::Builder::new().name(name.into());
+        spawn("nbd-read").spawn(move || reader.receive())?;
+        spawn("nbd-watch").spawn(move || watcher.table.watch(tick))?;
+        Ok(Client { opened, wire })
+    }
+
+    pub fn opened(&self) -> &Opened {
+        &self.opened
+    }
+
+    pub fn is_broken(&self) -> bool {
+        self.wire.broken.load(Ordering::Acquire)
+    }
+
+    /// Commands that are not answered yet; those whose deadline has passed count until the server answers.
+    pub fn under_way(&self) -> usize {
+        self.wire.table.len()
+    }
+
+    /// Send a command; `done` is called once.
+    pub fn send(&self, command: Command<'_>, deadline: Instant, done: Done) {
+        self.wire.send(command, deadline, done);
+    }
+
+    /// Send a command and wait for its answer.
+    pub fn call(&self, command: Command<'_>, within: Duration) -> Result<Answer, Failure> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let done: Done = Box::new(move |answer| drop(sender.send(answer)));
+        self.send(command, Instant::now() + within, done);
+        receiver.recv().unwrap_or(Err(Failure::Broken))
+    }
+
+    /// Say good-bye and close. What is under way fails as broken.
+    pub fn close(&self) {
+        if !self.is_broken() {
+            let header = head(command::DISC, 0, 0, 0, 0).bytes();
+            let _guard = self.wire.sending.lock();
+            let _ = (&self.wire.stream).write(&header);
+        }
+        self.wire.give_up();
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Run a handshake, and cut the connection if it takes longer than to the deadline.
+fn bounded<T>(
+    stream: &Stream,
+    deadline: Instant,
+    run: impl FnOnce() -> Result<T, ConnectError>,
+) -> Result<T, ConnectError> {
+    let watched = stream.try_clone()?;
+    let (done, finished) = std::sync::mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if finished.recv_timeout(left) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                watched.shut();
+            }
+        });
+        let result = run();
+        let late = Instant::now() >= deadline;
+        drop(done);
+        match result {
+            Err(ConnectError::Io(_)) if late => {
+                Err(ConnectError::Io(io::ErrorKind::TimedOut.into()))
+            }
+            Ok(_) if late => Err(ConnectError::Io(io::ErrorKind::TimedOut.into())),
+            other => other,
+        }
+    })
+}
+
+fn head(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> RequestHeader {
+    RequestHeader {
+        flags,
+        command,
+        cookie,
+        offset,
+        length,
+    }
+}
+
+impl Command<'_> {
+    fn header(&self, cookie: u64) -> RequestHeader {
+        let with = |condition: bool, flag: u16| if condition { flag } else { 0 };
+        match *self {
+            Command::Read { offset, length } => head(command::READ, 0, cookie, offset, length),
+            Command::Write { offset, data, fua } => {
+                let length = data.len() as u32;
+                head(command::WRITE, with(fua, flag::FUA), cookie, offset, length)
+            }
+            Command::Trim { offset, length } => head(command::TRIM, 0, cookie, offset, length),
+            Command::WriteZeroes {
+                offset,
+                length,
+                no_hole,
+            } => {
+                let flags = with(no_hole, flag::NO_HOLE);
+                head(command::WRITE_ZEROES, flags, cookie, offset, length)
+            }
+            Command::Flush => head(command::FLUSH, 0, cookie, 0, 0),
+        }
+    }
+
+    fn payload(&self) -> &[u8] {
+        match self {
+            Command::Write { data, .. } => data,
+            _ => &[],
+        }
+    }
+}
+
+impl Wire {
+    fn send(&self, command: Command<'_>, deadline: Instant, done: Done) {
+        let expected = match command {
+            Command::Read { length, .. } => length,
+            _ => 0,
+        };
+        let entered = {
+            let _guard = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+            let entered = self
+                .table
+                .enter(expected, command_offset(&command), deadline, done);
+            entered.map(|cookie| {
+                let header = command.header(cookie).bytes();
+                if write_all(&self.stream, &header, command.payload()).is_err() {
+                    self.broken.store(true, Ordering::Release);
+                    self.stream.shut(); // the reader then fails what is under way
+                }
+            })
+        };
+        if let Err(done) = entered {
+            done(Err(Failure::Broken));
+        }
+    }
+
+    /// The connection is over: nothing more is sent, and all that is under way fails.
+    fn give_up(&self) {
+        self.broken.store(true, Ordering::Release);
+        self.stream.shut();
+        self.table.fail_all();
+    }
+}
+
+fn command_offset(command: &Command<'_>) -> u64 {
+    match command {
+        Command::Read { offset, .. } => *offset,
+        _ => 0,
+    }
+}
+
+fn write_all(mut stream: &Stream, header: &[u8], payload: &[u8]) -> io::Result<()> {
+    if payload.is_empty() {
+        return stream.write_all(header);
+    }
+    let mut at = stream.write_vectored(&[IoSlice::new(header), IoSlice::new(payload)])?;
+    if at < header.len() {
+        stream.write_all(&header[at..])?;
+        at = header.len();
+    }
+    stream.write_all(&payload[at - header.len()..])
+}
