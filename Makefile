@@ -83,8 +83,8 @@ soak-crash: $(VENV)/.deps ## Kill writers at random KILLS times (1000) and check
 soak-rpc: build ## Make CALLS (10 million) calls of every kind and check that the daemon does not grow
 	CALLS=$(CALLS) $(PY) -m tests.bench.rpc --only soak
 
-fuzz: build ## Fuzz the engine and the wire for FUZZ_SECONDS (60) a target
-	TMEM_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release -p tmem-core --test fuzz
+fuzz: build ## Fuzz the engine, the block front and the wire for FUZZ_SECONDS (60) a target
+	TMEM_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release -p tmem-core -p tmem-nbd --test fuzz
 	TMEM_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest -q tests/fuzz
 
 sanitize: ## Run the core's tests under AddressSanitizer
