@@ -100,8 +100,10 @@ class _Stream:
                     waiting.set_result(why)
 
     def _late(self, number: int) -> None:
-        self.over = True
-        self._waiting[number].set_result(Failure(DEADLINE_EXCEEDED, "deadline exceeded"))
+        waiting = self._waiting[number]
+        if not waiting.done():  # its reply came, or it was cancelled, in this very turn of the loop
+            self.over = True
+            waiting.set_result(Failure(DEADLINE_EXCEEDED, "deadline exceeded"))
 
     def _end_unused(self) -> None:
         """End a stream that takes no more commands and has none."""

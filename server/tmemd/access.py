@@ -66,10 +66,10 @@ class Access:
     def own(self, client: Client, name: str, number: int = 0) -> StorePool:
         """A pool that the client may care for and, where the client says which it means, of that id."""
         pool = self._store.find_pool(name)
-        if number not in (0, pool.id):
-            raise OtherPoolError(name, number)
         if not _owns(client, pool.settings()):
             raise DeniedError(f"pool {name!r} is not client {client.name!r}'s own")
+        if number not in (0, pool.id):
+            raise OtherPoolError(name, number)
         return pool
 
     def visible(self, client: Client) -> list[StorePool]:

@@ -48,6 +48,7 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._control: Control | None = None
         self._failure = ""
+        self._inherited: tuple[int, ...] = ()
         self._stopping = asyncio.Event()
         self._past = Counts()
         self._now = Counts()
@@ -59,12 +60,16 @@ class Child:
         process = self._process.pid if self._process is not None and self.ready.is_set() else 0
         return Worker(self.number, self.port, process, self._replaced, self._now.sessions)
 
-    async def spawn(self) -> None:
-        """Start a process, which imports what it needs while it waits for its settings."""
+    async def spawn(self, *inherited: int) -> None:
+        """Start a process, which imports what it needs while it waits for its settings.
+
+        It and its replacements keep these descriptors open until they end.
+        """
+        self._inherited = inherited or self._inherited
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                *_COMMAND, stdin=theirs.fileno(), stdout=subprocess.DEVNULL
+                *_COMMAND, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, pass_fds=self._inherited
             )
         self._control = await Control.over(ours)
 

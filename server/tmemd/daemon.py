@@ -26,6 +26,7 @@ from tmemd.parts import Parts
 from tmemd.service import TmemService
 from tmemd.sessions import Sessions
 from tmemd.signals import on_signals
+from tmemd.sole import GRACE, sole
 from tmemd.store import EngineStore
 from tmemd.tls import certificates
 from tmemd.upkeep import Upkeep
@@ -85,6 +86,12 @@ class Daemon:
         self.address = ""
         self.metrics_url: str | None = None
 
+    @property
+    def arena(self) -> str | None:
+        """The arena's file, if it has one."""
+        arena: str | None = self._store.info()["arena"]
+        return arena
+
     async def start(self) -> None:
         """Serve calls, then metrics: what those need is imported when calls are answered."""
         host, _ = split_address(self._config.listen)
@@ -133,14 +140,18 @@ async def serve(config: Config, announce: Callable[[Daemon], None]) -> None:
     """Serve until SIGTERM or SIGINT; `announce` is called once calls are answered."""
     stopping = on_signals(signal.SIGTERM, signal.SIGINT)
     daemon = Daemon(config)
-    try:
-        await daemon.start()
-    except BaseException:
-        daemon.close()
-        raise
-    announce(daemon)
-    await stopping.wait()
-    await daemon.stop()
+    with sole(daemon.arena) as right:
+        try:
+            if not await right.take(stopping, config.drain + GRACE):
+                daemon.close()
+                return
+            await daemon.start()
+        except BaseException:
+            daemon.close()
+            raise
+        announce(daemon)
+        await stopping.wait()
+        await daemon.stop()
 
 
 def _server(config: Config) -> aio.Server:

@@ -7,15 +7,14 @@ containers that share /dev/shm.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import struct
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tmemd.logs import log
+from tmemd.sole import ATTACHED, lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 _PLACE = Path("/dev/shm")
 _NAME = "tmemd-{}.arena"
 _PATTERN = re.compile(r"tmemd-(\d+)\.arena")
-_FLOCK = struct.Struct("hhqqi4x")
-_ATTACHED = 1
-"""The byte that those who are attached hold locked."""
 
 
 @contextmanager
@@ -61,6 +57,6 @@ def _lock_attached(path: Path) -> None:
     """Raise where somebody is attached."""
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _ATTACHED, 1, 0))
+        lock(descriptor, ATTACHED)
     finally:
         os.close(descriptor)

@@ -19,6 +19,7 @@ from tmemd.counts import Counts
 from tmemd.logs import log
 from tmemd.shared_arena import shared_arena
 from tmemd.signals import on_signals
+from tmemd.sole import GRACE, sole
 from tmemd.store import EngineStore
 from tmemd.values import join_address, split_address
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 _EVERY = 1.0
 """Seconds between looks at the workers' counts."""
-_GRACE = 3.0
-"""Seconds that workers have to end, beyond those of their calls."""
 _LONGEST = 5.0
 """Seconds a scrape may wait for the workers' counts."""
 
@@ -65,9 +64,11 @@ class Supervisor:
         """
         self._loop = asyncio.get_running_loop()
         try:
-            for child in self._children:
-                await child.spawn()
-            with closing(EngineStore(self._config)) as store:
+            with closing(EngineStore(self._config)) as store, sole(self._config.arena) as right:
+                if not await right.take(stopping, self._config.drain + GRACE):
+                    return
+                for child in self._children:
+                    await child.spawn(*right.descriptors)
                 held = [self._task(child.hold(lambda: self._settings(store))) for child in self._children]
                 try:
                     await self._serve(store, announce, held, self._task(_until(stopping)))
@@ -105,7 +106,7 @@ class Supervisor:
         log.info("stopping")
         for child in self._children:
             child.stop()
-        _, hanging = await asyncio.wait(held, timeout=self._config.drain + _GRACE)
+        _, hanging = await asyncio.wait(held, timeout=self._config.drain + GRACE)
         if hanging:
             log.warning("%d workers did not stop in time and were killed", len(hanging))
             for child in self._children:

@@ -134,6 +134,9 @@ def test_no_client_touches_anothers_private_pool(tenants: Tenants) -> None:
         assert "alice" not in text
     for name, call in calls_of_a_session(carol, alice.session).items():
         assert (name, refused(call)) == (name, (UNKNOWN, "unknown session: open the pool again"))
+    for number in (get_pool(alice, "private").id, 999):
+        destroy = admin.DestroyPoolRequest(name="private", pool_id=number)
+        assert status(partial(carol.admin.DestroyPool, destroy)) == DENIED, "ids are not for strangers to try"
     assert listed(carol) == set()
     assert status(lambda: carol.admin.Freeze(admin.FreezeRequest(client="alice"))) == DENIED
     assert alice.get([1]) == {1: page(1)}

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from tests.daemon import OID, Client, Daemon, daemon
+from tests.exposition import samples
 from tests.integration.test_arena_files import corrupt
 from tests.support import PATIENCE, noise, page
 from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1 import tmem_pb2
+
+RAW = frozenset({("encoding", "raw")})
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,35 @@ def test_sigterm_ends_it_in_order(arena: Path) -> None:
         assert client.get([1]) == {1: page(1)}
         assert client.admin.Stats(pb.StatsRequest()).store["recoveries"] == 0
         client.close()
+
+
+@pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
+def test_nothing_of_a_daemon_that_ends_lands_after_the_next_one_serves(arena: Path, workers: str) -> None:
+    """It has calls in its only thread, the last of which would store an old page over a newer one."""
+    flags = (workers, f"--arena={arena}", "--threads=1", "--drain=60")
+    with daemon(*flags) as first, closing(Client(first.address)) as client:
+        client.open(codec="zstd:19", page_size=65536)
+        old = {index: noise(index, 65536) for index in range(1, 32)}
+        calls = [client.tmem.Put.future(client.put_request(old), timeout=PATIENCE) for _ in range(10)]
+        while samples(first.metrics_url)["tmem_received_page_bytes_total", RAW] < len(calls) * len(old) << 16:
+            pass
+        first.process.terminate()
+        with daemon(*flags, f"--listen={first.address}") as second, closing(Client(second.address)) as other:
+            other.open(codec="zstd:19", page_size=65536)
+            new = {1: noise(0, 65536)}
+            other.put(new)
+            assert [call.code() for call in calls] == [grpc.StatusCode.OK] * len(calls)
+            assert other.get([1]) == new
+        assert first.stop() == 0
+
+
+def test_a_daemon_does_not_serve_an_arena_that_another_serves(arena: Path) -> None:
+    with daemon(f"--arena={arena}", "--workers=2") as running:
+        ended = tmemd(f"--arena={arena}", "--memory=64MiB", "--listen=127.0.0.1:0", "--drain=0")
+        assert (ended.returncode, "another daemon serves it" in ended.stderr) == (2, True)
+        running.kill()
+    with daemon(f"--arena={arena}"):
+        pass
 
 
 def test_admin_of_pools(client: Client) -> None:

@@ -29,7 +29,7 @@ POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "term
 DAEMON_LAYERS = {
     "polling": set(),
     "cli": {"polling", "supervisor", "daemon", "config", "errors", "logs", "notify"},
-    "supervisor": {"child", "shared_arena", "metrics", "store", "surface", "workers", "config", "counts"}
+    "supervisor": {"child", "shared_arena", "sole", "metrics", "store", "surface", "workers", "config", "counts"}
     | {"control", "logs", "signals", "values"},
     "child": {"control", "workers", "counts", "errors", "logs"},
     "worker": {"polling", "daemon", "control", "workers", "config", "counts", "errors", "logs", "signals", "values"},
@@ -44,6 +44,7 @@ DAEMON_LAYERS = {
         "allocator",
         "methods",
         "signals",
+        "sole",
         "config",
         "counts",
         "values",
@@ -73,7 +74,8 @@ DAEMON_LAYERS = {
     "store": {"surface", "threads", "config", "errors"},
     "null": {"surface", "threads", "config", "errors"},
     "surface": set(),
-    "shared_arena": {"logs"},
+    "shared_arena": {"sole", "logs"},
+    "sole": {"errors", "logs"},
     "workers": {"counts"},
     "control": set(),
     "signals": set(),
