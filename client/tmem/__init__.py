@@ -22,6 +22,7 @@ from tmem._errors import (
     MismatchError,
     TmemError,
     UnavailableError,
+    UnknownExportError,
     UnknownPoolError,
 )
 from tmem._file_stats import FileStats
@@ -58,6 +59,7 @@ __all__ = [
     "Tls",
     "TmemError",
     "UnavailableError",
+    "UnknownExportError",
     "UnknownPoolError",
     "connect",
     "oid",

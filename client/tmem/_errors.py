@@ -4,6 +4,7 @@ TmemError
 ├── ClosedError          the store was closed
 ├── MismatchError        the arena or the pool exists with other settings; the message names the difference
 ├── UnknownPoolError     no pool of that name, or it was destroyed
+├── UnknownExportError   no export of that name
 ├── ExhaustedError       a fixed table of the arena is full: pools, objects
 ├── ArenaError           not an arena, another version, damaged, or the operating system refused
 ├── CorruptPageError     a persistent page failed its checksum; carries the good pages of the batch
@@ -41,6 +42,17 @@ class UnknownPoolError(TmemError):
 
     def __str__(self) -> str:
         return f"pool {self.name!r} does not exist"
+
+
+class UnknownExportError(TmemError):
+    """No export has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"export {self.name!r} does not exist"
 
 
 class ExhaustedError(TmemError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tmem import _server
+from tmem import _exports, _server
 from tmem._driver import Driver
 from tmem._link import ClientStats, Link, Options
 from tmem._remote import RemotePool, RemoteStore
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tmem._oid import Oid
     from tmem._settings import PoolSettings
+    from tmem._sizes import Size
     from tmem._steps import Steps
 
 _T = TypeVar("_T")
@@ -141,6 +142,21 @@ class GrpcStore:
 
     def workers(self) -> list[_server.Worker]:
         return self.ask(_server.workers)
+
+    def exports(self) -> list[_exports.Export]:
+        return self.ask(_exports.exports)
+
+    def create_export(self, name: str, size: Size, reserve: Size, codec: str) -> _exports.Export:
+        return self.ask(lambda link: _exports.create(link, name, size, reserve, codec))
+
+    def remove_export(self, name: str, force: bool) -> int:
+        return self.ask(lambda link: _exports.remove(link, name, force))
+
+    def resize_export(self, name: str, size: Size) -> _exports.Export:
+        return self.ask(lambda link: _exports.resize(link, name, size))
+
+    def drain_export(self, name: str, undo: bool) -> _exports.Export:
+        return self.ask(lambda link: _exports.drain(link, name, undo))
 
     def events(self, pool: str | None) -> Iterator[_server.Event]:
         return self._driver.watch(pool)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self
 
+    from tmem._exports import Export
     from tmem._server import Client, Event, Worker
     from tmem._stats import Compaction, StoreStats
     from tmem._transport import StoreTransport
@@ -146,6 +147,50 @@ class Store:
         when the server goes away, with `ClosedError` when the store is closed, and by its `close` method.
         """
         return cast("Iterator[Event]", self._served("events")(pool))
+
+    def exports(self) -> list[Export]:
+        """The block devices that the server exports over NBD, with what they hold and who has them open.
+
+        Raises:
+            TmemError: The store is an arena in this process; so it is with the other methods of exports.
+        """
+        return cast("list[Export]", self._served("exports")())
+
+    def create_export(self, name: str, size: Size, *, reserve: Size = 0, codec: str = "lz4") -> Export:
+        """Make a block device of `size`, empty, with a pool of its own.
+
+        Args:
+            name: 1 to 57 letters, digits, `.`, `_` and `-`, the first a letter or digit.
+            size: A multiple of 4096. It is a promise, kept as far as there is memory.
+            reserve: Memory that it is sure of.
+            codec: As of a pool.
+
+        Raises:
+            MismatchError: There is an export of the name.
+            ExhaustedError: The reserve cannot be kept; the message has the numbers.
+        """
+        return cast("Export", self._served("create_export")(name, size, reserve, codec))
+
+    def remove_export(self, name: str, *, force: bool = False) -> int:
+        """Remove an export with all it holds; returns the number of pages dropped.
+
+        Raises:
+            UnknownExportError: There is none of the name.
+            MismatchError: A client has it open, and is not cut off by `force`.
+        """
+        return cast("int", self._served("remove_export")(name, force))
+
+    def resize_export(self, name: str, size: Size) -> Export:
+        """Give an export another size. Clients see it when they connect anew.
+
+        Raises:
+            MismatchError: It would be smaller, and holds data beyond the new end or is in use.
+        """
+        return cast("Export", self._served("resize_export")(name, size))
+
+    def drain_export(self, name: str, *, undo: bool = False) -> Export:
+        """Let no new client of an export in; those that are there go on. Restarts do not end it, `undo` does."""
+        return cast("Export", self._served("drain_export")(name, undo))
 
     @property
     def memory(self) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar, Unpack, cast, overload
 
-from tmem import _args, _server
+from tmem import _args, _exports, _server
 from tmem._aio_driver import Driver
 from tmem._errors import UnknownPoolError
 from tmem._lanes import SMALL, Lanes
@@ -250,6 +250,26 @@ class AsyncStore:
     async def events(self, pool: str | None = None) -> AsyncIterator[_server.Event]:
         """As `Store.events`: `async for event in await store.events()`."""
         return await self._driver.watch(pool)
+
+    async def exports(self) -> list[_exports.Export]:
+        """As `Store.exports`."""
+        return await self._run(_exports.exports(self._driver.link))
+
+    async def create_export(self, name: str, size: Size, *, reserve: Size = 0, codec: str = "lz4") -> _exports.Export:
+        """As `Store.create_export`."""
+        return await self._run(_exports.create(self._driver.link, name, size, reserve, codec))
+
+    async def remove_export(self, name: str, *, force: bool = False) -> int:
+        """As `Store.remove_export`."""
+        return await self._run(_exports.remove(self._driver.link, name, force))
+
+    async def resize_export(self, name: str, size: Size) -> _exports.Export:
+        """As `Store.resize_export`."""
+        return await self._run(_exports.resize(self._driver.link, name, size))
+
+    async def drain_export(self, name: str, *, undo: bool = False) -> _exports.Export:
+        """As `Store.drain_export`."""
+        return await self._run(_exports.drain(self._driver.link, name, undo))
 
     async def memory(self) -> int:
         """The most memory the store may use, in bytes."""

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tmemd.catalogue import is_reserved
 from tmemd.clients import UNNAMED
 from tmemd.errors import DeniedError, LimitError, OtherPoolError, PoolExistsError, UnknownPoolError
 
@@ -40,6 +41,7 @@ class Access:
         """The pool of a name, made where there is none and there are settings."""
         if settings is None:
             return self.find(client, name)
+        _check_free(name)
         with self._alone():
             try:
                 held = self.find(client, name).settings()
@@ -49,6 +51,7 @@ class Access:
 
     def create(self, client: Client, name: str, settings: Settings) -> StorePool:
         """A new pool."""
+        _check_free(name)
         with self._alone():
             try:
                 self._store.find_pool(name)
@@ -63,13 +66,15 @@ class Access:
             raise DeniedError(f"client {client.name!r} may not open pool {name!r}")
         return pool
 
-    def own(self, client: Client, name: str, number: int = 0) -> StorePool:
-        """A pool that the client may care for and, where the client says which it means, of that id."""
+    def own(self, client: Client, name: str, number: int = 0, *, destroy: bool = False) -> StorePool:
+        """A pool that the client may care for, or destroy, and, where the client says which it means, of that id."""
         pool = self._store.find_pool(name)
         if not _owns(client, pool.settings()):
             raise DeniedError(f"pool {name!r} is not client {client.name!r}'s own")
         if number not in (0, pool.id):
             raise OtherPoolError(name, number)
+        if destroy:
+            _check_free(name)
         return pool
 
     def visible(self, client: Client) -> list[StorePool]:
@@ -159,6 +164,11 @@ class Access:
             yield
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def _check_free(name: str) -> None:
+    if is_reserved(name):
+        raise DeniedError(f"pool {name!r} is an export's: pools of such names are made with exports")
 
 
 def _owns(client: Client, settings: Settings) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from google.protobuf.message import Message
 
 from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1.admin_pb2_grpc import TmemAdminServicer
@@ -18,11 +20,14 @@ if TYPE_CHECKING:
 
     from grpc.aio import ServicerContext
 
+    from tmemd.exports import Exports
     from tmemd.identity import Client
     from tmemd.parts import Parts
     from tmemd.surface import StorePool
     from tmemd.watch import LookOut
     from tmemd.workers import Workers
+
+M = TypeVar("M", bound=Message)
 
 SCAN_PAGES = 8192
 """Of a response, or a few more: at most some 400 KiB, where each page is another object's."""
@@ -31,7 +36,7 @@ SCAN_PAGES = 8192
 class AdminService(TmemAdminServicer):
     """Serves the care of a store. Calls that look at much run in a thread."""
 
-    def __init__(self, parts: Parts, workers: Workers, look_out: LookOut) -> None:
+    def __init__(self, parts: Parts, workers: Workers, look_out: LookOut, exports: Exports) -> None:
         self.counts = parts.counts
         self.identities = parts.identities
         self.injections = parts.injections
@@ -41,6 +46,7 @@ class AdminService(TmemAdminServicer):
         self._config = parts.config
         self._workers = workers
         self._look_out = look_out
+        self._exports = exports
 
     @rpc
     async def ListPools(self, _: pb.ListPoolsRequest, client: Client) -> pb.ListPoolsResponse:  # noqa: N802
@@ -58,7 +64,7 @@ class AdminService(TmemAdminServicer):
 
     @rpc
     async def DestroyPool(self, request: pb.DestroyPoolRequest, client: Client) -> pb.DestroyPoolResponse:  # noqa: N802
-        pool = self._access.own(client, request.name, request.pool_id)
+        pool = self._access.own(client, request.name, request.pool_id, destroy=True)
         return pb.DestroyPoolResponse(dropped=await self._store.call(pool.destroy))
 
     @rpc
@@ -163,6 +169,32 @@ class AdminService(TmemAdminServicer):
             for each in self._workers.all
         ]
         return pb.ListWorkersResponse(workers=workers, suggested_port=self._workers.suggest().port)
+
+    @rpc
+    async def CreateExport(self, request: pb.CreateExportRequest, client: Client) -> pb.CreateExportResponse:  # noqa: N802
+        return await self._of_exports("CreateExport", request, client, pb.CreateExportResponse)
+
+    @rpc
+    async def ListExports(self, request: pb.ListExportsRequest, client: Client) -> pb.ListExportsResponse:  # noqa: N802
+        return await self._of_exports("ListExports", request, client, pb.ListExportsResponse)
+
+    @rpc
+    async def RemoveExport(self, request: pb.RemoveExportRequest, client: Client) -> pb.RemoveExportResponse:  # noqa: N802
+        return await self._of_exports("RemoveExport", request, client, pb.RemoveExportResponse)
+
+    @rpc
+    async def ResizeExport(self, request: pb.ResizeExportRequest, client: Client) -> pb.ResizeExportResponse:  # noqa: N802
+        return await self._of_exports("ResizeExport", request, client, pb.ResizeExportResponse)
+
+    @rpc
+    async def DrainExport(self, request: pb.DrainExportRequest, client: Client) -> pb.DrainExportResponse:  # noqa: N802
+        return await self._of_exports("DrainExport", request, client, pb.DrainExportResponse)
+
+    async def _of_exports(self, method: str, request: Message, client: Client, response: type[M]) -> M:
+        """Have the worker that has the exports answer."""
+        client.must_administer()
+        answer = self._workers.first or self._exports.answer
+        return response.FromString(await answer(method, request.SerializeToString()))
 
     def _chosen(self, request: pb.FreezeRequest | pb.ThawRequest, client: Client) -> list[StorePool]:
         if bool(request.pool) == bool(request.client):

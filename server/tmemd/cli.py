@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         flag, about = "--" + name.replace("_", "-"), option.metadata["about"].replace("%", "%%")
         if option.type in (bool, "bool"):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=about)
+        elif name == "nbd":
+            parser.add_argument(flag, action="append", metavar="ADDRESS", help=about)
         elif name == "inject":
             parser.add_argument(flag, action="append", nargs="?", const="", metavar="INJECTION", help=about)
         else:

@@ -15,7 +15,18 @@ from typing import Any
 from tmemd.clients import ClientSettings, dump_clients, parse_clients
 from tmemd.errors import ConfigError
 from tmemd.inject import Injection, injections
-from tmemd.values import address, flag, is_loopback, names, number, one_of, size, split_address, text
+from tmemd.values import (
+    address,
+    block_addresses,
+    flag,
+    is_loopback,
+    names,
+    number,
+    one_of,
+    size,
+    split_address,
+    text,
+)
 
 
 def _quarter_of_memory() -> int:
@@ -34,6 +45,12 @@ class Config:
     listen: str = _option(address, "address of the gRPC services; port 0 is any free one", "127.0.0.1:7717")
     workers: int = _option(
         number(1, 64), "processes that serve, each on a port of its own from that of listen upwards", 1
+    )
+    nbd: tuple[str, ...] = _option(
+        block_addresses, "addresses of the NBD exports, each unix:PATH or tcp:HOST:PORT; none unless given", ()
+    )
+    nbd_poll: int = _option(
+        number(0, 1000), "microseconds for which an NBD connection looks for its next request before it sleeps", 0
     )
     metrics: str | None = _option(address, "address of the Prometheus exposition; none unless given")
     metrics_clients: tuple[str, ...] = _option(
@@ -190,6 +207,8 @@ def _agree(config: Config) -> None:
         raise ConfigError(f"workers is {config.workers}: several processes share an arena, not store {config.store!r}")
     if config.store == "null" and config.arena is not None:
         raise ConfigError(f"store is 'null', which has no arena, but arena is {config.arena!r}: give one of the two")
+    if config.nbd and config.store == "null":
+        raise ConfigError("nbd is for a store in an arena: store 'null' keeps no page")
     if config.memory < 1 << 20:
         raise ConfigError(f"memory is {config.memory} bytes; it must be at least 1 MiB")
     if not 64 << 10 <= config.max_message <= 64 << 20:
@@ -205,6 +224,13 @@ def _agree_on_tls(config: Config) -> None:
         raise ConfigError("tls_client_ca is for TLS: give tls_cert and tls_key too")
     if config.insecure and config.tls_cert is not None:
         raise ConfigError("insecure is for serving without TLS: give it or tls_cert, not both")
+    for each in config.nbd:
+        kind, _, where = each.partition(":")
+        if kind == "tcp" and not config.insecure and not is_loopback(where):
+            raise ConfigError(
+                f"nbd is {each!r}, which other machines can reach, without TLS: give loopback or unix:; or "
+                "insecure, if anybody there may read and change every export"
+            )
     for name in ("listen", "metrics"):
         address = getattr(config, name)
         if address is not None and not config.insecure and config.tls_cert is None and not is_loopback(address):

@@ -7,10 +7,14 @@
 | supervisor | `count`: a number | say what you have counted |
 | supervisor | `total`: its number; `counts` | the answer to `total` |
 | supervisor | `stop`: true | stop in order |
+| supervisor | `carry`: a number; `method`, `request` | worker 0 is to answer this call |
+| supervisor | `answer`: its number; `reply`, or `code` and `why` | the answer to `call` |
 | worker | `ready`: the port | calls are answered |
 | worker | `failed`: why | it cannot serve, and ends |
 | worker | `counted`: its number; `counts` | the answer to `count` |
 | worker | `total`: a number | say what all have counted |
+| worker | `call`: a number; `method`, `request` | have worker 0 answer this call |
+| worker | `carried`: its number; `reply`, or `code` and `why` | the answer to `carry` |
 
 Either end sees the other's death as the end of the line. A worker then ends itself: none outlives its supervisor.
 """

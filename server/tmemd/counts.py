@@ -9,7 +9,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tmemd.surface import Served
 
 BOUNDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 10.0)
 """Upper bounds of the latency buckets, in seconds; what is above all of them has a bucket too."""
@@ -48,6 +53,12 @@ class Counts:
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Calls answered, by method and status. Commands of a stream count as their method."""
     latencies: dict[str, Latency] = field(default_factory=dict)
+    exports: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """What passed through exports, by export and what it is."""
+    export_clients: Counter[str] = field(default_factory=Counter, metadata=_GAUGE)
+    """Connections that have an export open."""
+    export_sizes: Counter[str] = field(default_factory=Counter, metadata=_GAUGE)
+    """Bytes of each device."""
 
     def answered(self, method: str, code: str, seconds: float) -> None:
         self.calls[method, code] += 1
@@ -56,6 +67,12 @@ class Counts:
             latency = self.latencies.setdefault(method, Latency())
         latency.buckets[bisect_left(BOUNDS, seconds)] += 1
         latency.seconds += seconds
+
+    def take_exports(self, served: Mapping[str, Served]) -> None:
+        """The exports as they are now."""
+        self.exports = Counter({(name, key): n for name, its in served.items() for key, n in its.counters.items()})
+        self.export_clients = Counter({name: len(its.clients) for name, its in served.items()})
+        self.export_sizes = Counter({name: its.size for name, its in served.items()})
 
     def add(self, other: Counts, *, gauges: bool = True) -> None:
         """Add what another process has counted; without gauges if it is no more."""

@@ -18,6 +18,7 @@ from tmemd.channelz import SERVICE_NAME as CHANNELZ
 from tmemd.channelz import Channelz
 from tmemd.counts import Counts
 from tmemd.errors import ConfigError
+from tmemd.exports import Exports
 from tmemd.identity import Identities
 from tmemd.inject import Injections
 from tmemd.methods import Methods
@@ -45,13 +46,17 @@ SERVICES = tuple(
     for file, name in ((tmem_pb2.DESCRIPTOR, "Tmem"), (admin_pb2.DESCRIPTOR, "TmemAdmin"))
 )
 
+NBD = "nbd"
+"""The health service that says whether exports are served."""
+
 STORES: dict[str, Callable[[Config], Store]] = {"arena": EngineStore, "null": NullStore}
 
 
 class Daemon:
     """One daemon on one store. `start`, then `stop`: NOT_SERVING, the calls under way end, the arena is closed."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, first: bool = True) -> None:
+        """`first`: of the processes of an arena it is the one that has the exports."""
         keep_freed_memory()
         self._config = config
         self.counts = Counts()
@@ -60,6 +65,8 @@ class Daemon:
         self._store = STORES[config.store](config)
         self._upkeep = Upkeep(self._store, config.compact_every)
         self._look_out = LookOut(self._store, self.workers, config)
+        self._first = first
+        self.exports = Exports(self._store)
         self._health = health.aio.HealthServicer()
         self._server = _server(config)
         self._access = Access(self._store, config.clients)
@@ -73,7 +80,7 @@ class Daemon:
             sessions=Sessions(config, self.counts),
         )
         self._pages = TmemService(parts)
-        admin = AdminService(parts, self.workers, self._look_out)
+        admin = AdminService(parts, self.workers, self._look_out, self.exports)
         methods: Any = Methods(self._server)
         tmem_pb2_grpc.add_TmemServicer_to_server(self._pages, methods)
         admin_pb2_grpc.add_TmemAdminServicer_to_server(admin, methods)
@@ -105,7 +112,9 @@ class Daemon:
             raise ConfigError(f"cannot listen on {self._config.listen}: the address is taken or not ours") from error
         self.address = join_address(host, self.port)
         self.workers.alone(self.port)
-        for service in ("", *SERVICES):
+        if self._first:
+            await self.exports.start(self._config.nbd, self._config.nbd_poll)
+        for service in ("", *SERVICES, *([NBD] if self.exports.addresses else [])):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
         self._upkeep.start()
@@ -115,7 +124,12 @@ class Daemon:
     def _expose(self) -> tuple[str, Any]:
         from tmemd.metrics import expose
 
-        return expose(self._store, lambda: self.counts, self._config)
+        return expose(self._store, self.counted, self._config)
+
+    def counted(self) -> Counts:
+        """What this process has counted, its exports included."""
+        self.counts.take_exports(self.exports.served())
+        return self.counts
 
     async def stop(self) -> None:
         await self._health.enter_graceful_shutdown()
@@ -125,7 +139,7 @@ class Daemon:
         # The connections are told first, so that no client opens another stream here.
         await asyncio.sleep(0)
         self._pages.end_streams()
-        await stopped
+        await asyncio.gather(stopped, self.exports.stop(self._config.drain))
         self.close()
 
     def close(self) -> None:
@@ -133,6 +147,7 @@ class Daemon:
             self._exposition.shutdown()
             self._exposition.server_close()
         self._access.close()
+        self.exports.close()
         self._store.close()
 
 

@@ -6,6 +6,9 @@ TmemdError
 ├── UnknownPoolError      no pool of that name, or it was destroyed
 ├── OtherPoolError        the pool of that name is not the one of that id
 ├── PoolExistsError       a pool of that name exists
+├── UnknownExportError    no export of that name
+├── ExportExistsError     an export of that name exists
+├── BusyError             the export is in use
 ├── UnknownSessionError   no session of that id: of an earlier run of the daemon, idle for too long, or made up
 ├── UnauthenticatedError  the client's certificate does not tell who it is
 ├── DeniedError           the client has no right to that
@@ -14,6 +17,7 @@ TmemdError
 ├── ArenaError            not an arena, another version, damaged, or the operating system refused
 ├── NotAllowedError       the daemon was not started to allow this
 ├── InjectedError         injected on purpose, with a status of its own
+├── RelayedError          the answer of worker 0 to another worker, with a status of its own
 ├── CorruptPageError      persistent pages failed their checksum (gets answer this as an outcome)
 ├── InternalError         a fault in the engine itself
 ├── ConfigError           the configuration makes no sense; never reaches the wire
@@ -60,6 +64,24 @@ class PoolExistsError(TmemdError):
         super().__init__(f"pool {name!r} exists")
 
 
+class UnknownExportError(TmemdError):
+    """No export has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"export {name!r} does not exist")
+
+
+class ExportExistsError(TmemdError):
+    """An export of this name exists."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"export {name!r} exists")
+
+
+class BusyError(TmemdError):
+    """The export is in use, or holds what would be lost."""
+
+
 class UnknownSessionError(TmemdError):
     """No session has this id."""
 
@@ -103,6 +125,14 @@ class InjectedError(TmemdError):
         self.code = code
 
 
+class RelayedError(TmemdError):
+    """What worker 0 answered to a call that came from another worker. `code` is what to answer with."""
+
+    def __init__(self, code: StatusCode, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+
+
 class CorruptPageError(TmemdError):
     """Persistent pages whose stored bytes fail their checksum."""
 
@@ -135,6 +165,9 @@ STATUS: dict[type[Exception], StatusCode] = {
     UnknownPoolError: StatusCode.NOT_FOUND,
     OtherPoolError: StatusCode.NOT_FOUND,
     PoolExistsError: StatusCode.ALREADY_EXISTS,
+    UnknownExportError: StatusCode.NOT_FOUND,
+    ExportExistsError: StatusCode.ALREADY_EXISTS,
+    BusyError: StatusCode.FAILED_PRECONDITION,
     UnknownSessionError: StatusCode.NOT_FOUND,
     UnauthenticatedError: StatusCode.UNAUTHENTICATED,
     DeniedError: StatusCode.PERMISSION_DENIED,
@@ -150,5 +183,5 @@ STATUS: dict[type[Exception], StatusCode] = {
 
 def status_of(error: Exception) -> tuple[StatusCode, str]:
     """The status to answer an error with, and its text."""
-    code = error.code if isinstance(error, InjectedError) else STATUS.get(type(error))
+    code = error.code if isinstance(error, InjectedError | RelayedError) else STATUS.get(type(error))
     return (StatusCode.INTERNAL, "a fault in the daemon; see its log") if code is None else (code, str(error))

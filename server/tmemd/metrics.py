@@ -56,10 +56,52 @@ class StoreCollector(Collector):
         # A fault is counted from 0 on, for a counter that begins at 1 shows no increase.
         calls = {**{(method, "INTERNAL"): 0 for method in list(counts.latencies)}, **dict(counts.calls)}.items()
         yield family("tmem_calls_total", "Calls answered, by method and status.", ("method", "code"), calls)
+        yield from _exports(counts)
         latency = HistogramMetricFamily("tmem_call_seconds", "Seconds to answer a call.", labels=["method"])
         for method, seen in list(counts.latencies.items()):
             latency.add_metric([method], _cumulative(seen.buckets), seen.seconds)
         yield latency
+
+
+# Name, help, label, and what is counted of an export by the label's values.
+EXPORTS = (
+    (
+        "tmem_export_requests_total",
+        "NBD requests answered, by kind.",
+        "kind",
+        {"read": "reads", "write": "writes", "trim": "trims", "other": "others"},
+    ),
+    (
+        "tmem_export_bytes_total",
+        "Bytes of NBD requests, by kind.",
+        "kind",
+        {"read": "read_bytes", "write": "written_bytes", "trim": "trimmed_bytes"},
+    ),
+    (
+        "tmem_export_errors_total",
+        "NBD requests answered with an error, by cause: no_space and io are among all.",
+        "cause",
+        {"all": "errors", "no_space": "no_space", "io": "io_errors"},
+    ),
+    (
+        "tmem_export_connections_total",
+        "NBD clients that opened the export, by outcome.",
+        "outcome",
+        {"attached": "attached", "refused": "refused"},
+    ),
+)
+
+
+def _exports(counts: Counts) -> Iterator[Metric]:
+    """What passed through each export. There are at most as many as pools."""
+    names = sorted({name for name, _ in list(counts.exports)} | {*counts.export_sizes})
+    about = "Bytes of an NBD export's device."
+    yield family("tmem_export_size_bytes", about, ("export",), [((n,), counts.export_sizes[n]) for n in names])
+    about = "NBD clients that have an export open."
+    yield family("tmem_export_clients", about, ("export",), [((n,), counts.export_clients[n]) for n in names])
+    for family_name, about, label, keys in EXPORTS:
+        samples = [((n, value), counts.exports[n, key]) for n in names for value, key in keys.items()]
+        yield family(family_name, about, ("export", label), samples)
 
 
 def expose(store: Store, counts: Callable[[], Counts], config: Config) -> tuple[str, Exposition]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import lz4.block
 
-from tmemd.errors import ExhaustedError, MismatchError, PoolExistsError, UnknownPoolError
+from tmemd.errors import ConfigError, ExhaustedError, MismatchError, PoolExistsError, UnknownPoolError
 from tmemd.surface import Fetched, Settings
 from tmemd.threads import Threaded
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tmemd.config import Config
-    from tmemd.surface import Batch, Scanned
+    from tmemd.surface import Batch, BlockServer, Scanned
 
 MOST_POOLS = 1024
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
@@ -119,6 +119,14 @@ class NullPool:
             raise ValueError("weight must be at least 1")
         self._settings = dataclasses.replace(self._settings, weight=weight)
 
+    def reserve(self) -> int:
+        self._there()
+        return 0
+
+    def set_reserve(self, size: int) -> None:
+        if size:
+            raise ExhaustedError("a store that keeps no page keeps no memory for any")
+
     def settings(self) -> Settings:
         return self._settings
 
@@ -166,6 +174,9 @@ class NullStore(Threaded):
 
     def pools(self) -> list[NullPool]:
         return list(self._living().values())
+
+    def block_server(self, listen: Sequence[str], poll: int) -> BlockServer:  # noqa: ARG002
+        raise ConfigError("a store that keeps no page serves no NBD")
 
     def info(self) -> dict[str, Any]:
         return {"memory": self._memory, "shards": 0, "arena": None, "accept_threshold": self._accept_threshold}

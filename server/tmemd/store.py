@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tmem_engine import Engine
+from tmem_engine import Engine, NbdServer
 from tmemd import errors
-from tmemd.surface import Batch, Fetched, Scanned, Settings
+from tmemd.surface import Batch, Block, BlockServer, Fetched, Scanned, Served, Settings
 from tmemd.threads import Threaded
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tmem_engine import EnginePool
     from tmemd.config import Config
+    from tmemd.surface import StorePool
 
 
 class EngineStorePool:
@@ -74,11 +75,50 @@ class EngineStorePool:
     def set_weight(self, weight: int) -> None:
         self._pool.set_weight(weight)
 
+    def reserve(self) -> int:
+        return self._pool.reserve()
+
+    def set_reserve(self, size: int) -> None:
+        self._pool.set_reserve(size)
+
     def settings(self) -> Settings:
         return Settings(**self._pool.settings())
 
     def stats(self) -> dict[str, Any]:
         return self._pool.stats()
+
+
+class EngineBlockServer:
+    """An NBD server of the engine."""
+
+    def __init__(self, server: NbdServer) -> None:
+        self._server = server
+        self.addresses: Sequence[str] = server.addresses
+
+    def add(self, name: str, pool: StorePool, oid: bytes, size: int, draining: bool) -> None:
+        assert isinstance(pool, EngineStorePool)
+        self._server.add(name, pool._pool, oid, size, draining=draining)
+
+    def remove(self, name: str, force: bool) -> None:
+        try:
+            self._server.remove(name, force=force)
+        except RuntimeError as error:
+            raise errors.BusyError(str(error)) from error
+
+    def resize(self, name: str, size: int) -> None:
+        self._server.resize(name, size)
+
+    def drain(self, name: str, draining: bool) -> None:
+        self._server.drain(name, draining)
+
+    def served(self) -> dict[str, Served]:
+        return {
+            name: Served([Block(**client) for client in found["clients"]], found["counters"], found["size"])
+            for name, found in self._server.exports().items()
+        }
+
+    def stop(self, grace: float) -> bool:
+        return self._server.stop(grace)
 
 
 class EngineStore(Threaded):
@@ -119,6 +159,12 @@ class EngineStore(Threaded):
             except errors.UnknownPoolError:
                 continue
         return found
+
+    def block_server(self, listen: Sequence[str], poll: int) -> BlockServer:
+        try:
+            return EngineBlockServer(NbdServer(list(listen), poll_microseconds=poll))
+        except OSError as error:
+            raise errors.ConfigError(f"cannot serve NBD on {', '.join(listen)}: {error}") from error
 
     def info(self) -> dict[str, Any]:
         return self._engine.info()

@@ -17,6 +17,7 @@ from tmemd.child import Child
 from tmemd.config import dump
 from tmemd.counts import Counts
 from tmemd.logs import log
+from tmemd.relay import Relay
 from tmemd.shared_arena import shared_arena
 from tmemd.signals import on_signals
 from tmemd.sole import GRACE, sole
@@ -48,6 +49,7 @@ class Supervisor:
         ports = [int(port) + number if int(port) else 0 for number in range(config.workers)]
         self._children = [Child(number, port, self._heard) for number, port in enumerate(ports)]
         self._told: list[Worker] = []
+        self._relay = Relay()
         self._tasks: set[asyncio.Task[None]] = set()
         self._exposition: Any = None
         self.metrics_url: str | None = None
@@ -136,8 +138,14 @@ class Supervisor:
             self._tell()
 
     def _heard(self, child: Child, message: Message) -> None:
+        if not message and child.number == 0:
+            self._relay.gone()
         if "total" in message:
             self._task(self._answer(child, message["total"]))
+        elif "call" in message:
+            self._relay.ask(child, self._children[0], message)
+        elif "carried" in message:
+            self._relay.answered(message)
         elif "ready" in message or not message:
             self._tell()
 

@@ -113,8 +113,46 @@ class StorePool(Protocol):
     def frozen(self) -> bool: ...
     def set_quota(self, size: int) -> None: ...
     def set_weight(self, weight: int) -> None: ...
+    def reserve(self) -> int:
+        """Bytes of footprint that it is sure of."""
+
+    def set_reserve(self, size: int) -> None: ...
     def settings(self) -> Settings: ...
     def stats(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A connection that has an export open."""
+
+    address: str
+    tls: bool
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An export as it is served: who has it open, and what passed through it."""
+
+    clients: Sequence[Block]
+    counters: dict[str, int]
+    size: int = 0
+
+
+class BlockServer(Protocol):
+    """Serves pools' objects as block devices, in threads of its own. Its calls may wait: they are for a thread."""
+
+    @property
+    def addresses(self) -> Sequence[str]: ...
+    def add(self, name: str, pool: StorePool, oid: bytes, size: int, draining: bool) -> None: ...
+    def remove(self, name: str, force: bool) -> None:
+        """Serve an export no more; a `BusyError` while it is open, unless forced."""
+
+    def resize(self, name: str, size: int) -> None: ...
+    def drain(self, name: str, draining: bool) -> None: ...
+    def served(self) -> dict[str, Served]: ...
+    def stop(self, grace: float) -> bool:
+        """Stop; whether every connection came to its end within so many seconds."""
 
 
 T_co = TypeVar("T_co", covariant=True)
@@ -145,6 +183,9 @@ class Store(Protocol):
     def create_pool(self, name: str, settings: Settings) -> StorePool: ...
     def pools(self) -> Sequence[StorePool]:
         """All pools; one that is destroyed meanwhile is left out."""
+
+    def block_server(self, listen: Sequence[str], poll: int) -> BlockServer:
+        """Serve block devices on these addresses, each connection polling for so many microseconds."""
 
     def info(self) -> dict[str, Any]: ...
     def stats(self) -> dict[str, int]: ...

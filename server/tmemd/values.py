@@ -50,6 +50,18 @@ def address(value: object) -> str:
     return str(value)
 
 
+def block_addresses(value: object) -> tuple[str, ...]:
+    """Addresses of an NBD server: a list, or with commas between them."""
+    given = names(value) if value else ()
+    for one in given:
+        kind, _, rest = one.partition(":")
+        if kind == "tcp":
+            address(rest)
+        elif kind != "unix" or not rest:
+            raise ValueError("expected unix:PATH or tcp:HOST:PORT, such as unix:/run/tmem.nbd or tcp:127.0.0.1:10809")
+    return given
+
+
 def text(value: object) -> str:
     """Text that is not empty."""
     if not isinstance(value, str) or not value:

@@ -25,6 +25,7 @@ from tmemd.counts import Counts
 from tmemd.daemon import Daemon
 from tmemd.errors import TmemdError
 from tmemd.logs import log, log_to_stderr
+from tmemd.relay import carry_out, reply_of, request_of
 from tmemd.signals import on_signals
 from tmemd.values import join_address, split_address
 from tmemd.workers import Worker
@@ -51,13 +52,13 @@ async def _work(end: socket.socket) -> int:
     log_to_stderr(f"tmemd worker {start['number']}")
     stopping = on_signals(signal.SIGTERM)
     try:
-        daemon = Daemon(_config(start))
+        daemon = Daemon(_config(start), first=start["number"] == 0)
         await daemon.start()
     except (TmemdError, ValueError) as error:
         control.send(failed=str(error))
         control.close()
         return 2
-    supervised = _Supervised(control, daemon, stopping)
+    supervised = _Supervised(control, daemon, stopping, first=start["number"] == 0)
     control.send(ready=daemon.port)
     obeying = asyncio.create_task(supervised.obey())
     await stopping.wait()
@@ -76,13 +77,17 @@ def _config(start: Message) -> Config:
 class _Supervised:
     """A daemon and its supervisor's line."""
 
-    def __init__(self, control: Control, daemon: Daemon, stopping: asyncio.Event) -> None:
+    def __init__(self, control: Control, daemon: Daemon, stopping: asyncio.Event, first: bool) -> None:
         self._control = control
         self._daemon = daemon
         self._stopping = stopping
         self._numbers = itertools.count()
         self._totals: dict[int, asyncio.Future[Counts]] = {}
+        self._calls: dict[int, asyncio.Future[Message]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         daemon.workers.ask = self._total
+        if not first:
+            daemon.workers.first = self._call
 
     async def obey(self) -> NoReturn:
         async for message in self._control.messages():
@@ -92,14 +97,35 @@ class _Supervised:
 
     def _take(self, message: Message) -> None:
         if "count" in message:
-            self._control.send(counted=message["count"], counts=self._daemon.counts.dump())
+            self._control.send(counted=message["count"], counts=self._daemon.counted().dump())
         elif "workers" in message:
             self._daemon.workers.told([Worker(**fields) for fields in message["workers"]])
         elif "total" in message:
             if (waiting := self._totals.get(message["total"])) and not waiting.done():
                 waiting.set_result(Counts.load(message["counts"]))
+        elif "answer" in message:
+            if (called := self._calls.get(message["answer"])) and not called.done():
+                called.set_result(message)
+        elif "carry" in message:
+            task = asyncio.create_task(self._carry(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         elif "stop" in message:
             self._stopping.set()
+
+    async def _carry(self, message: Message) -> None:
+        answer = await carry_out(self._daemon.exports.answer, message)
+        self._control.send(carried=message["carry"], **answer)
+
+    async def _call(self, method: str, request: bytes) -> bytes:
+        number = next(self._numbers)
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._calls[number] = answer
+        self._control.send(call=number, **request_of(method, request))
+        try:
+            return reply_of(await answer)
+        finally:
+            del self._calls[number]
 
     async def _total(self) -> Counts:
         number = next(self._numbers)

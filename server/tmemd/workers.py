@@ -32,6 +32,8 @@ class Workers:
         self.all: Sequence[Worker] = (Worker(0, 0, os.getpid()),)
         self.ask: Callable[[], Awaitable[Counts]] | None = None
         """Asks the supervisor what all have counted."""
+        self.first: Callable[[str, bytes], Awaitable[bytes]] | None = None
+        """Has worker 0 answer a call; None where this is the one."""
         self._own = counts
         self._sent: Counter[int] = Counter()
         self._turn = 0

@@ -37,6 +37,7 @@ SURFACE = {
     "Tls",
     "TmemError",
     "UnavailableError",
+    "UnknownExportError",
     "UnknownPoolError",
     "connect",
     "oid",
@@ -61,6 +62,11 @@ STORE = {
     "resize",
     "stats",
     "workers",
+    "exports",
+    "create_export",
+    "remove_export",
+    "resize_export",
+    "drain_export",
 }
 POOL = {"destroy", "flush", "flush_object", "freeze", "frozen", "get", "get_range", "has", "name", "page_size"} | {
     "put",

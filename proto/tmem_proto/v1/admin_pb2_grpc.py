@@ -119,6 +119,31 @@ class TmemAdminStub:
                 request_serializer=tmem__proto_dot_v1_dot_admin__pb2.ScanRequest.SerializeToString,
                 response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ScanResponse.FromString,
                 _registered_method=True)
+        self.CreateExport = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/CreateExport',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.CreateExportRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.CreateExportResponse.FromString,
+                _registered_method=True)
+        self.ListExports = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/ListExports',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.ListExportsRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ListExportsResponse.FromString,
+                _registered_method=True)
+        self.RemoveExport = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/RemoveExport',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.RemoveExportRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.RemoveExportResponse.FromString,
+                _registered_method=True)
+        self.ResizeExport = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/ResizeExport',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.ResizeExportRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ResizeExportResponse.FromString,
+                _registered_method=True)
+        self.DrainExport = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/DrainExport',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.DrainExportRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.DrainExportResponse.FromString,
+                _registered_method=True)
         self.Inject = channel.unary_unary(
                 '/tmem.v1.TmemAdmin/Inject',
                 request_serializer=tmem__proto_dot_v1_dot_admin__pb2.InjectRequest.SerializeToString,
@@ -239,6 +264,38 @@ class TmemAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateExport(self, request, context):
+        """Exports: block devices over NBD. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExports(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveExport(self, request, context):
+        """Complete when it returns: its pages are gone, and its reserve is free.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResizeExport(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainExport(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Inject(self, request, context):
         """Delay or fail calls. Refused with FAILED_PRECONDITION unless the daemon was started to allow it.
         """
@@ -333,6 +390,31 @@ def add_TmemAdminServicer_to_server(servicer, server):
                     servicer.Scan,
                     request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ScanRequest.FromString,
                     response_serializer=tmem__proto_dot_v1_dot_admin__pb2.ScanResponse.SerializeToString,
+            ),
+            'CreateExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateExport,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.CreateExportRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.CreateExportResponse.SerializeToString,
+            ),
+            'ListExports': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExports,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ListExportsRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.ListExportsResponse.SerializeToString,
+            ),
+            'RemoveExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveExport,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.RemoveExportRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.RemoveExportResponse.SerializeToString,
+            ),
+            'ResizeExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeExport,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ResizeExportRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.ResizeExportResponse.SerializeToString,
+            ),
+            'DrainExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainExport,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.DrainExportRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.DrainExportResponse.SerializeToString,
             ),
             'Inject': grpc.unary_unary_rpc_method_handler(
                     servicer.Inject,
@@ -799,6 +881,141 @@ class TmemAdmin:
             '/tmem.v1.TmemAdmin/Scan',
             tmem__proto_dot_v1_dot_admin__pb2.ScanRequest.SerializeToString,
             tmem__proto_dot_v1_dot_admin__pb2.ScanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/CreateExport',
+            tmem__proto_dot_v1_dot_admin__pb2.CreateExportRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.CreateExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExports(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/ListExports',
+            tmem__proto_dot_v1_dot_admin__pb2.ListExportsRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.ListExportsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/RemoveExport',
+            tmem__proto_dot_v1_dot_admin__pb2.RemoveExportRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.RemoveExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/ResizeExport',
+            tmem__proto_dot_v1_dot_admin__pb2.ResizeExportRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.ResizeExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/DrainExport',
+            tmem__proto_dot_v1_dot_admin__pb2.DrainExportRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.DrainExportResponse.FromString,
             options,
             channel_credentials,
             insecure,

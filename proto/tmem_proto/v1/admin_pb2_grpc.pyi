@@ -61,6 +61,13 @@ class TmemAdminStub:
     """Which pages a pool holds, bit by bit, while it is in use: all that are there from the first request to the last
     response, and perhaps others.
     """
+    CreateExport: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateExportRequest, _admin_pb2.CreateExportResponse]
+    """Exports: block devices over NBD. For administrators."""
+    ListExports: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListExportsRequest, _admin_pb2.ListExportsResponse]
+    RemoveExport: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RemoveExportRequest, _admin_pb2.RemoveExportResponse]
+    """Complete when it returns: its pages are gone, and its reserve is free."""
+    ResizeExport: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ResizeExportRequest, _admin_pb2.ResizeExportResponse]
+    DrainExport: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainExportRequest, _admin_pb2.DrainExportResponse]
     Inject: _grpc.UnaryUnaryMultiCallable[_admin_pb2.InjectRequest, _admin_pb2.InjectResponse]
     """Delay or fail calls. Refused with FAILED_PRECONDITION unless the daemon was started to allow it."""
 
@@ -93,6 +100,13 @@ class TmemAdminAsyncStub(TmemAdminStub):
     """Which pages a pool holds, bit by bit, while it is in use: all that are there from the first request to the last
     response, and perhaps others.
     """
+    CreateExport: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateExportRequest, _admin_pb2.CreateExportResponse]  # type: ignore[assignment]
+    """Exports: block devices over NBD. For administrators."""
+    ListExports: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListExportsRequest, _admin_pb2.ListExportsResponse]  # type: ignore[assignment]
+    RemoveExport: _aio.UnaryUnaryMultiCallable[_admin_pb2.RemoveExportRequest, _admin_pb2.RemoveExportResponse]  # type: ignore[assignment]
+    """Complete when it returns: its pages are gone, and its reserve is free."""
+    ResizeExport: _aio.UnaryUnaryMultiCallable[_admin_pb2.ResizeExportRequest, _admin_pb2.ResizeExportResponse]  # type: ignore[assignment]
+    DrainExport: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainExportRequest, _admin_pb2.DrainExportResponse]  # type: ignore[assignment]
     Inject: _aio.UnaryUnaryMultiCallable[_admin_pb2.InjectRequest, _admin_pb2.InjectResponse]  # type: ignore[assignment]
     """Delay or fail calls. Refused with FAILED_PRECONDITION unless the daemon was started to allow it."""
 
@@ -224,6 +238,43 @@ class TmemAdminServicer(metaclass=_abc_1.ABCMeta):
         """Which pages a pool holds, bit by bit, while it is in use: all that are there from the first request to the last
         response, and perhaps others.
         """
+
+    @_abc_1.abstractmethod
+    def CreateExport(
+        self,
+        request: _admin_pb2.CreateExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CreateExportResponse, _abc.Awaitable[_admin_pb2.CreateExportResponse]]:
+        """Exports: block devices over NBD. For administrators."""
+
+    @_abc_1.abstractmethod
+    def ListExports(
+        self,
+        request: _admin_pb2.ListExportsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListExportsResponse, _abc.Awaitable[_admin_pb2.ListExportsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveExport(
+        self,
+        request: _admin_pb2.RemoveExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RemoveExportResponse, _abc.Awaitable[_admin_pb2.RemoveExportResponse]]:
+        """Complete when it returns: its pages are gone, and its reserve is free."""
+
+    @_abc_1.abstractmethod
+    def ResizeExport(
+        self,
+        request: _admin_pb2.ResizeExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ResizeExportResponse, _abc.Awaitable[_admin_pb2.ResizeExportResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DrainExport(
+        self,
+        request: _admin_pb2.DrainExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.DrainExportResponse, _abc.Awaitable[_admin_pb2.DrainExportResponse]]: ...
 
     @_abc_1.abstractmethod
     def Inject(

@@ -1,6 +1,6 @@
 //! The Python package `tmem_engine`, whose native module this is: thin bindings of tmem-core.
 //!
-//! What each part is for: `engine` and `pool` are the two classes; `args` turns Python values into the core's and
+//! What each part is for: `engine` and `pool` are the two classes of a store, `nbd` serves pools as block devices; `args` turns Python values into the core's and
 //! names what is wrong with them; `buffers` is the only file with `unsafe`; `errors` holds the exception classes the
 //! opener brought along and the guard that turns a panic into one of them; `packing` is the codec of batches that travel.
 //!
@@ -11,6 +11,7 @@ mod args;
 mod buffers;
 mod engine;
 mod errors;
+mod nbd;
 mod packing;
 mod pool;
 
@@ -21,6 +22,8 @@ mod _native {
 
     #[pymodule_export]
     use crate::engine::Engine;
+    #[pymodule_export]
+    use crate::nbd::NbdServer;
     #[pymodule_export]
     use crate::packing::{pack, unpack};
     #[pymodule_export]

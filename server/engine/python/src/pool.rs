@@ -357,6 +357,12 @@ impl EnginePool {
         Arc::downgrade(&self.cell)
     }
 
+    /// The pool itself, for who serves it.
+    pub fn core(&self, py: Python<'_>) -> PyResult<Pool> {
+        let pool = self.cell.get().ok_or_else(|| self.errors.closed(py))?;
+        Ok((*pool).clone())
+    }
+
     fn run<T: Send>(
         &self,
         py: Python<'_>,

@@ -224,3 +224,31 @@ class EnginePool:
         """The settings by name, as `_Settings` lists them; quota and weight are the current ones."""
     def stats(self) -> dict[str, Any]:
         """Counters and gauges; `size_histogram` has 64 buckets of compressed sizes, `classes` a dict a size class."""
+
+@final
+class NbdServer:
+    """Serves objects of pools as block devices over NBD, by threads of its own that need no GIL.
+
+    It keeps the arena attached until it is stopped. Errors: `KeyError` for an export that is not served, `ValueError`
+    for what makes no sense, `RuntimeError` for an export that is in use, `OSError` for an address.
+    """
+
+    def __new__(cls, listen: list[str], *, max_connections: int = 256, poll_microseconds: int = 0) -> NbdServer:
+        """Listen on `unix:PATH` and `tcp:HOST:PORT`. A connection polls so long before it sleeps."""
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens, ports that were 0 as they became."""
+    def add(self, name: str, pool: EnginePool, oid: _Oid, size: int, *, draining: bool = False) -> None:
+        """Serve an object as an export of `size` bytes; one that is draining lets no client in."""
+    def remove(self, name: str, *, force: bool = False) -> None:
+        """Serve it no more; clients that have it open are cut off, or are the reason to refuse."""
+    def resize(self, name: str, size: int) -> None:
+        """Be of another size from now on."""
+    def drain(self, name: str, draining: bool) -> None:
+        """Let no new client in, or let them in again."""
+    def exports(self) -> dict[str, dict[str, Any]]:
+        """Of each export by name: `size`, `draining`, `clients` (`address`, `tls`, `identity`) and `counters`."""
+    def counters(self) -> dict[str, int]:
+        """Of the server: `connections`, `connected`, `turned_away`, `not_opened`, `broken`."""
+    def stop(self, grace: float) -> bool:
+        """Stop: no new connections, those there finish what was received; whether they did in `grace` seconds."""

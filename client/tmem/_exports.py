@@ -1,0 +1,120 @@
+"""Exports of a server: block devices over NBD, as its administrators see them. Sans-io, as `_remote` is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tmem import _errors
+from tmem._sizes import parse_size
+from tmem._steps import Steps, call
+from tmem_proto.v1 import admin_pb2 as admin
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tmem._link import Link
+    from tmem._sizes import Size
+
+
+@dataclass(frozen=True, slots=True)
+class ExportClient:
+    """A connection that has an export open.
+
+    Attributes:
+        address: `unix`, or address and port.
+        tls: Whether it is encrypted.
+        identity: The name in its certificate; empty where it showed none.
+    """
+
+    address: str
+    tls: bool
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A block device that a server exports over NBD: the pages of a persistent pool of its own.
+
+    Attributes:
+        name: As clients open it.
+        size: Bytes of the device.
+        reserve: Bytes of memory that it is sure of; 0 is none.
+        codec: Of its pool.
+        pages: It holds.
+        footprint_bytes: That these take.
+        draining: Whether it lets no new client in.
+        clients: That have it open.
+        counters: What passed through it since the server started: `reads`, `read_bytes`, `writes`, `written_bytes`,
+            `trims`, `trimmed_bytes`, `others`, `errors`, `no_space`, `io_errors`, `attached`, `refused`.
+    """
+
+    name: str
+    size: int
+    reserve: int
+    codec: str
+    pages: int
+    footprint_bytes: int
+    draining: bool
+    clients: Sequence[ExportClient]
+    counters: Mapping[str, int]
+
+
+def exports(link: Link) -> Steps[list[Export]]:
+    """All exports."""
+    return (yield from listing(link))[0]
+
+
+def listing(link: Link) -> Steps[tuple[list[Export], list[str]]]:
+    """All exports, and where they are served: nowhere, if the server has no NBD."""
+    reply = yield from call(link, "ListExports", admin.ListExportsRequest())
+    return [_export(one) for one in reply.exports], list(reply.addresses)
+
+
+def create(link: Link, name: str, size: Size, reserve: Size, codec: str) -> Steps[Export]:
+    """A new export."""
+    request = admin.CreateExportRequest(
+        name=name, size=parse_size(size, "size"), reserve=parse_size(reserve, "reserve"), codec=codec
+    )
+    return _export((yield from _of(link, name, "CreateExport", request)).export)
+
+
+def remove(link: Link, name: str, force: bool) -> Steps[int]:
+    """Remove an export and what it holds; the pages it had."""
+    request = admin.RemoveExportRequest(name=name, force=force)
+    dropped: int = (yield from _of(link, name, "RemoveExport", request)).dropped
+    return dropped
+
+
+def resize(link: Link, name: str, size: Size) -> Steps[Export]:
+    """Another size for an export."""
+    request = admin.ResizeExportRequest(name=name, size=parse_size(size, "size"))
+    return _export((yield from _of(link, name, "ResizeExport", request)).export)
+
+
+def drain(link: Link, name: str, undo: bool) -> Steps[Export]:
+    """Let no new client of an export in, or let them in again."""
+    request = admin.DrainExportRequest(name=name, undo=undo)
+    return _export((yield from _of(link, name, "DrainExport", request)).export)
+
+
+def _of(link: Link, name: str, method: str, request: Any) -> Steps[Any]:
+    try:
+        return (yield from call(link, method, request))
+    except _errors.UnknownPoolError:
+        raise _errors.UnknownExportError(name) from None
+
+
+def _export(message: admin.Export) -> Export:
+    clients = [ExportClient(one.address, one.tls, one.identity) for one in message.clients]
+    return Export(
+        name=message.name,
+        size=message.size,
+        reserve=message.reserve,
+        codec=message.codec,
+        pages=message.pages,
+        footprint_bytes=message.footprint_bytes,
+        draining=message.draining,
+        clients=clients,
+        counters=dict(message.counters),
+    )

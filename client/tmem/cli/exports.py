@@ -1,0 +1,161 @@
+"""`tmem export`: block devices over NBD, their sizes, and who has them open."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import tmem
+from tmem import _exports
+from tmem.cli import text
+from tmem.cli.arguments import SIZE
+from tmem.cli.failures import Failed
+from tmem.cli.output import Column
+from tmem.cli.session import Session, Tree, pass_session
+
+if TYPE_CHECKING:
+    from tmem._exports import Export
+
+_COLUMNS = (
+    Column("EXPORT"),
+    Column("SIZE", right=True),
+    Column("HELD", right=True),
+    Column("FOOTPRINT", right=True, rank=1),
+    Column("RESERVE", right=True, rank=2),
+    Column("CODEC", rank=5),
+    Column("READ", right=True, rank=3),
+    Column("WRITTEN", right=True, rank=4),
+    Column("CLIENTS"),
+    Column("STATE"),
+)
+_PAGE = 4096
+_LOOK_EVERY = 0.5
+
+
+@click.group("export", cls=Tree)
+def export() -> None:
+    """Make, list, resize, drain and remove block devices that the server exports over NBD."""
+
+
+@export.command("create")
+@click.argument("name", metavar="EXPORT")
+@click.option("--size", type=SIZE, required=True, help="Of the device, a multiple of 4 KiB.")
+@click.option("--reserve", type=SIZE, default=0, help="Memory that it is sure of; without it the size is a promise.")
+@click.option("--codec", default="lz4", show_default=True, help="lz4, lz4:1 to 65537, zstd, zstd:-7 to 19, or raw.")
+@pass_session
+def create(session: Session, name: str, size: int, reserve: int, codec: str) -> None:
+    """Make a block device, empty."""
+    made = session.patient().ask(lambda link: _exports.create(link, name, size, reserve, codec))
+    if session.output.as_json:
+        session.output.document(asdict(made))
+        return
+    sure = f", {text.size(made.reserve)} of memory reserved" if made.reserve else ""
+    session.output.say(f"made export {made.name!r}: {text.size(made.size)}, {made.codec}{sure}")
+    _, addresses = session.target.ask(_exports.listing)
+    if not addresses:
+        session.output.remark("the server has no NBD address: start tmemd with --nbd to serve it")
+
+
+@export.command("ls")
+@pass_session
+def ls(session: Session) -> None:
+    """List the exports with what they hold and who has them open."""
+    found, addresses = session.target.ask(_exports.listing)
+    if session.output.as_json:
+        session.output.document({"exports": [asdict(one) for one in found], "addresses": addresses})
+        return
+    if found:
+        session.output.table(_COLUMNS, [_row(one) for one in found])
+    else:
+        session.output.say("no exports; `tmem export create NAME --size SIZE` makes one")
+    session.output.remark(f"served on {', '.join(addresses)}" if addresses else "not served: tmemd has no --nbd")
+
+
+@export.command("rm")
+@click.argument("name", metavar="EXPORT")
+@click.option("--force", is_flag=True, help="Cut its clients off.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_session
+def rm(session: Session, name: str, force: bool, yes: bool) -> None:
+    """Remove an export and everything it holds."""
+    found = _find(session, name)
+    held = text.size(found.pages * _PAGE)
+    if not yes:
+        click.confirm(f"Remove export {text.printable(name)!r}, which holds {held}?", abort=True, err=True)
+    dropped = session.patient().ask(lambda link: _exports.remove(link, name, force))
+    if session.output.as_json:
+        session.output.document({"export": name, "dropped_pages": dropped})
+    session.output.say(f"removed export {name!r} with {text.quantity(dropped, 'page')}")
+
+
+@export.command("resize")
+@click.argument("name", metavar="EXPORT")
+@click.argument("size", type=SIZE)
+@pass_session
+def resize(session: Session, name: str, size: int) -> None:
+    """Give an export another size; smaller only where nothing is held beyond it. Clients see it when they reconnect."""
+    made = session.patient().ask(lambda link: _exports.resize(link, name, size))
+    if session.output.as_json:
+        session.output.document(asdict(made))
+    session.output.say(f"export {name!r} has {text.size(made.size)}")
+
+
+@export.command("drain")
+@click.argument("name", metavar="EXPORT")
+@click.option("--undo", is_flag=True, help="Let clients in again.")
+@click.option("--wait", type=click.FloatRange(min=0), default=0, metavar="SECONDS", help="For its clients to go.")
+@pass_session
+def drain(session: Session, name: str, undo: bool, wait: float) -> None:
+    """Let no new client in, and say who is still there and what is held; status 1 while a client is."""
+    found = session.target.ask(lambda link: _exports.drain(link, name, undo))
+    until = time.monotonic() + wait
+    while found.clients and not undo and time.monotonic() < until:
+        time.sleep(min(_LOOK_EVERY, max(until - time.monotonic(), 0)))
+        found = _find(session, name)
+    if session.output.as_json:
+        session.output.document(asdict(found))
+    session.output.say(f"export {name!r} {_drained(found)}")
+    if found.clients and not undo:
+        raise Failed(f"{text.quantity(len(found.clients), 'client')} still there: swapoff, then nbd-client -d")
+
+
+def _drained(found: Export) -> str:
+    if not found.draining:
+        return "lets clients in"
+    held = f"{text.size(found.pages * _PAGE)} is held" if found.pages else "nothing is held"
+    if found.clients:
+        return f"lets no new client in; {_clients(found)} has it open, {held}"
+    return f"is drained: nobody has it open, {held}; `tmem export rm` removes it"
+
+
+def _find(session: Session, name: str) -> Export:
+    for one in session.target.ask(_exports.exports):
+        if one.name == name:
+            return one
+    raise tmem.UnknownExportError(name)
+
+
+def _clients(found: Export) -> str:
+    return ", ".join(text.printable(one.identity or one.address) for one in found.clients)
+
+
+def _row(found: Export) -> list[str]:
+    counters: Any = found.counters
+    return [
+        found.name,
+        text.size(found.size),
+        text.size(found.pages * _PAGE),
+        text.size(found.footprint_bytes),
+        text.size(found.reserve) if found.reserve else text.NONE,
+        found.codec,
+        text.size(counters.get("read_bytes", 0)),
+        text.size(counters.get("written_bytes", 0)),
+        _clients(found) or text.NONE,
+        "draining" if found.draining else "",
+    ]
+
+
+COMMANDS = (export,)

@@ -1,0 +1,179 @@
+//! `NbdServer`: exports of an engine's pools over NBD, by native threads that know no Python.
+//!
+//! What is asked of it from Python runs without the GIL where it may wait. The pools that it serves keep the arena attached until
+//! it is stopped, so it is stopped before the engine is closed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use tmem_nbd::{
+    Access, Client, ExportCounters, ExportError, ExportStatus, Exports, Listen, PoolExport,
+    PoolExportSettings, Server, Settings,
+};
+
+use crate::args;
+use crate::pool::EnginePool;
+
+#[pyclass(frozen, module = "tmem_engine")]
+pub struct NbdServer {
+    server: Mutex<Option<Server>>,
+    exports: Arc<Exports>,
+    addresses: Vec<String>,
+}
+
+#[pymethods]
+impl NbdServer {
+    #[new]
+    #[pyo3(signature = (listen, *, max_connections=256, poll_microseconds=0))]
+    fn new(
+        py: Python<'_>,
+        listen: Vec<String>,
+        max_connections: usize,
+        poll_microseconds: u64,
+    ) -> PyResult<NbdServer> {
+        let parsed: Result<Vec<Listen>, String> = listen.iter().map(|text| text.parse()).collect();
+        let listen = parsed.map_err(PyValueError::new_err)?;
+        let settings = Settings {
+            max_connections,
+            poll: Duration::from_micros(poll_microseconds),
+            ..Settings::default()
+        };
+        let exports = Exports::new();
+        let server = py.detach(|| Server::start(&listen, exports.clone(), settings))?;
+        Ok(NbdServer {
+            addresses: server.addresses().to_vec(),
+            server: Mutex::new(Some(server)),
+            exports,
+        })
+    }
+
+    #[getter]
+    fn addresses(&self) -> Vec<String> {
+        self.addresses.clone()
+    }
+
+    #[pyo3(signature = (name, pool, oid, size, *, draining=false))]
+    fn add(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        pool: &EnginePool,
+        oid: &Bound<'_, PyAny>,
+        size: &Bound<'_, PyAny>,
+        draining: bool,
+    ) -> PyResult<()> {
+        let oid = args::oid(oid)?;
+        let size = args::number(size, "size", 0, u64::MAX)?;
+        let pool = pool.core(py)?;
+        let export = PoolExport::new(pool, oid, size, PoolExportSettings::default())
+            .map_err(|refusal| PyValueError::new_err(refusal.to_string()))?;
+        let exports = &self.exports;
+        py.detach(|| {
+            exports.add(name, Arc::new(export), Access::Everybody)?;
+            exports.drain(name, draining)
+        })
+        .map_err(raise)
+    }
+
+    #[pyo3(signature = (name, *, force=false))]
+    fn remove(&self, py: Python<'_>, name: &str, force: bool) -> PyResult<()> {
+        py.detach(|| self.exports.remove(name, force).map(drop))
+            .map_err(raise)
+    }
+
+    fn resize(&self, py: Python<'_>, name: &str, size: &Bound<'_, PyAny>) -> PyResult<()> {
+        let size = args::number(size, "size", 0, u64::MAX)?;
+        py.detach(|| self.exports.resize(name, size)).map_err(raise)
+    }
+
+    fn drain(&self, py: Python<'_>, name: &str, draining: bool) -> PyResult<()> {
+        py.detach(|| self.exports.drain(name, draining))
+            .map_err(raise)
+    }
+
+    fn exports<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        for status in py.detach(|| self.exports.list()) {
+            dict.set_item(status.name.clone(), described(py, &status)?)?;
+        }
+        Ok(dict)
+    }
+
+    fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        let counted = self.lock().as_ref().map(Server::counters);
+        let counted = counted.unwrap_or_default();
+        dict.set_item("connections", counted.connections)?;
+        dict.set_item("connected", counted.connected)?;
+        dict.set_item("turned_away", counted.turned_away)?;
+        dict.set_item("not_opened", counted.not_opened)?;
+        dict.set_item("broken", counted.broken)?;
+        Ok(dict)
+    }
+
+    /// Stop; whether every connection came to its end within the grace. Stopping twice does nothing.
+    fn stop(&self, py: Python<'_>, grace: f64) -> PyResult<bool> {
+        let grace = Duration::try_from_secs_f64(grace)
+            .map_err(|why| PyValueError::new_err(format!("grace is {grace}: {why}")))?;
+        let server = self.lock().take();
+        Ok(py.detach(|| server.is_none_or(|server| server.stop(grace))))
+    }
+}
+
+impl NbdServer {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Server>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn raise(error: ExportError) -> PyErr {
+    let why = error.to_string();
+    match error {
+        ExportError::Unknown(name) => PyKeyError::new_err(name),
+        ExportError::Exists(_) | ExportError::Invalid(_) => PyValueError::new_err(why),
+        ExportError::InUse { .. } => PyRuntimeError::new_err(why),
+    }
+}
+
+fn described<'py>(py: Python<'py>, status: &ExportStatus) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("size", status.size)?;
+    dict.set_item("draining", status.draining)?;
+    let clients: PyResult<Vec<_>> = status.clients.iter().map(|one| client(py, one)).collect();
+    dict.set_item("clients", PyList::new(py, clients?)?)?;
+    dict.set_item("counters", counters(py, &status.counters)?)?;
+    Ok(dict)
+}
+
+fn client<'py>(py: Python<'py>, client: &Client) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("address", &client.address)?;
+    dict.set_item("tls", client.tls)?;
+    dict.set_item("identity", client.identity.as_deref().unwrap_or(""))?;
+    Ok(dict)
+}
+
+fn counters<'py>(py: Python<'py>, counted: &ExportCounters) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    let fields = [
+        ("reads", counted.reads),
+        ("read_bytes", counted.read_bytes),
+        ("writes", counted.writes),
+        ("written_bytes", counted.written_bytes),
+        ("trims", counted.trims),
+        ("trimmed_bytes", counted.trimmed_bytes),
+        ("others", counted.others),
+        ("errors", counted.errors),
+        ("no_space", counted.no_space),
+        ("io_errors", counted.io_errors),
+        ("attached", counted.attached),
+        ("refused", counted.refused),
+    ];
+    for (name, value) in fields {
+        dict.set_item(name, value)?;
+    }
+    Ok(dict)
+}

@@ -1,0 +1,188 @@
+"""The catalogue of exports: which there are, how large, and where their pages are. It lies in the arena itself.
+
+An export is a persistent pool of its own, `export/NAME`, and a record: one page of the pool `.exports`, under an oid
+made of the name. What is done, in this order:
+
+- create: the pool, its reserve, the record. Without a record there is no export.
+- change: the next record, at the next index; then the older one goes. The newest that is there counts, so a change
+  that is refused or cut short leaves the export as it was.
+- remove: the pool, then the record. A record names its pool by id: one whose pool is gone is no export any more.
+
+What a process that died left half done is cleared away by `mend`: a record without its pool, and a pool without a
+record, which is empty: one that holds pages is nobody's leftover, and stays. One process at a time may use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tmemd.errors import ExhaustedError, ExportExistsError, UnknownExportError, UnknownPoolError
+from tmemd.logs import log
+from tmemd.surface import Batch, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tmemd.surface import Store, StorePool
+
+CATALOGUE = ".exports"
+PREFIX = "export/"
+PAGE = 4096
+OID = bytes(24)
+"""The object of an export's pages, in its pool."""
+MOST_BYTES = PAGE << 32
+LONGEST_NAME = 64 - len(PREFIX)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SCAN_PAGES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An export. `pool` is None where that is gone; `at` is the index of its record."""
+
+    name: str
+    size: int
+    draining: bool
+    pool_id: int
+    pool: StorePool | None
+    at: int
+
+
+def is_reserved(pool: str) -> bool:
+    """Whether a pool's name is one of those that exports have."""
+    return pool == CATALOGUE or pool.startswith(PREFIX)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for what cannot be an export's name."""
+    if len(name) > LONGEST_NAME or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"export name {name!r} is not 1 to {LONGEST_NAME} letters, digits, '.', '_' and '-', the first of them a "
+            "letter or digit"
+        )
+
+
+def check_size(size: int) -> None:
+    """Raise ValueError for what cannot be an export's size."""
+    if not PAGE <= size <= MOST_BYTES or size % PAGE:
+        raise ValueError(
+            f"an export's size is {size} bytes: it must be a multiple of {PAGE}, from {PAGE} to {MOST_BYTES}"
+        )
+
+
+class Catalogue:
+    """All exports of a store. Its methods may take long; they are for a thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def entries(self) -> list[Entry]:
+        """All exports, by name."""
+        return sorted((entry for entry in self._newest() if entry.pool), key=lambda entry: entry.name)
+
+    def find(self, name: str) -> Entry:
+        """The export of a name."""
+        for entry in self.entries():
+            if entry.name == name:
+                return entry
+        raise UnknownExportError(name)
+
+    def create(self, name: str, size: int, reserve: int, codec: str) -> Entry:
+        """A new export, empty."""
+        check_name(name)
+        check_size(size)
+        if any(entry.name == name for entry in self.entries()):
+            raise ExportExistsError(name)
+        self.mend()
+        pool = self._store.create_pool(PREFIX + name, Settings(kind="persistent", codec=codec or "lz4"))
+        entry = Entry(name, size, False, pool.id, pool, 0)
+        try:
+            if reserve:
+                pool.set_reserve(reserve)
+            self._write(entry)
+        except BaseException:
+            pool.destroy()
+            raise
+        return entry
+
+    def change(self, entry: Entry, **changed: Any) -> Entry:
+        """The export with another size, or draining or not."""
+        newer = replace(entry, at=entry.at + 1, **changed)
+        self._write(newer)
+        self._records().flush(_oid(entry.name), [entry.at])
+        return newer
+
+    def remove(self, name: str) -> int:
+        """Remove an export with its pages; how many there were."""
+        entry = self.find(name)
+        assert entry.pool is not None
+        dropped = entry.pool.destroy()
+        self._records().flush_object(_oid(name))
+        return dropped
+
+    def mend(self) -> None:
+        """Clear away what was left half done."""
+        kept = set()
+        for entry in self._newest():
+            if entry.pool is None:
+                log.info("export %s was being removed: its record goes", entry.name)
+                self._records().flush_object(_oid(entry.name))
+            else:
+                kept.add(entry.pool_id)
+                self._records().flush(_oid(entry.name), range(entry.at))
+        for pool in self._store.pools():
+            if pool.name.startswith(PREFIX) and pool.id not in kept:
+                self._clear(pool)
+
+    def _clear(self, pool: StorePool) -> None:
+        with suppress(UnknownPoolError):
+            if pool.stats()["pages"]:
+                log.warning("pool %s has pages and belongs to no export; it is left as it is", pool.name)
+            else:
+                log.info("export %s was being made: its pool goes", pool.name.removeprefix(PREFIX))
+                pool.destroy()
+
+    def _records(self) -> StorePool:
+        return self._store.open_pool(CATALOGUE, Settings(kind="persistent"))
+
+    def _write(self, entry: Entry) -> None:
+        record = {"name": entry.name, "size": entry.size, "draining": entry.draining, "pool": entry.pool_id}
+        page = json.dumps(record).encode().ljust(PAGE, b"\0")
+        (outcome,) = self._records().put(Batch(_oid(entry.name), [entry.at], None, page))
+        if outcome >= 2:
+            raise ExhaustedError(f"the store has no room for the record of export {entry.name!r}")
+
+    def _newest(self) -> Iterator[Entry]:
+        """The newest record of each export."""
+        try:
+            records = self._store.find_pool(CATALOGUE)
+        except UnknownPoolError:
+            return
+        indices: dict[bytes, int] = {}
+        cursor = b""
+        while True:
+            scanned, cursor = records.scan(cursor, _SCAN_PAGES)
+            for oid, found, _ in scanned:
+                indices[oid] = max(indices.get(oid, 0), *found)
+            if not cursor:
+                break
+        for oid, at in indices.items():
+            page = records.fetch(oid, [at], False).pages
+            yield self._entry(json.loads(page.rstrip(b"\0")), at)
+
+    def _entry(self, record: dict[str, Any], at: int) -> Entry:
+        pool: StorePool | None = None
+        with suppress(UnknownPoolError):
+            pool = self._store.find_pool(PREFIX + record["name"])
+        if pool is not None and pool.id != record["pool"]:
+            pool = None
+        return Entry(record["name"], record["size"], record["draining"], record["pool"], pool, at)
+
+
+def _oid(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()[:24]

@@ -1,0 +1,168 @@
+"""Exports: block devices over NBD on the pools of the catalogue. One process of an arena has them: worker 0.
+
+What an administrator asks comes as a method's name and the bytes of its request, for it may come from another worker
+over the control line; the answer is bytes too. Calls are carried out one after another. The catalogue is changed first
+where an export grows, and the server first where one goes, so that a process that dies between the two leaves no
+device that says more than is kept. `start` mends what another left half done, and serves all there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from tmem_proto.v1 import admin_pb2 as pb
+from tmemd.catalogue import OID, PAGE, Catalogue, check_size
+from tmemd.errors import BusyError
+from tmemd.surface import Served
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tmemd.catalogue import Entry
+    from tmemd.surface import BlockServer, Store
+
+_NOBODY = Served((), {})
+_LOOK_PAGES = 1 << 20
+
+
+class Exports:
+    """All exports, and the server of them if there is one."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._catalogue = Catalogue(store)
+        self._server: BlockServer | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._calls: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+            "CreateExport": (pb.CreateExportRequest, self._create),
+            "ListExports": (pb.ListExportsRequest, self._list),
+            "RemoveExport": (pb.RemoveExportRequest, self._remove),
+            "ResizeExport": (pb.ResizeExportRequest, self._resize),
+            "DrainExport": (pb.DrainExportRequest, self._drain),
+        }
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        return self._server.addresses if self._server is not None else ()
+
+    async def start(self, listen: Sequence[str], poll: int) -> None:
+        """Clear away what was left half done; serve on these addresses, if any."""
+        await self._store.call(self._catalogue.mend)
+        if listen:
+            await self._store.call(lambda: self._serve(self._store.block_server(listen, poll)))
+
+    async def answer(self, method: str, request: bytes) -> bytes:
+        """Carry out a call."""
+        kind, carry_out = self._calls[method]
+        async with self._one_at_a_time:
+            return await self._store.call(lambda: carry_out(kind.FromString(request)).SerializeToString())
+
+    def served(self) -> dict[str, Served]:
+        """Who has which export open, and what passed through it."""
+        return {} if self._server is None else self._server.served()
+
+    async def stop(self, grace: float) -> bool:
+        """Stop serving; whether every client's requests were done in time."""
+        server = self._server
+        return server is None or await asyncio.to_thread(server.stop, grace)
+
+    def close(self) -> None:
+        """Stop at once, so that the arena can be let go."""
+        if self._server is not None:
+            self._server.stop(0)
+
+    def _serve(self, server: BlockServer) -> None:
+        self._server = server
+        for entry in self._catalogue.entries():
+            self._add(entry)
+
+    def _add(self, entry: Entry) -> None:
+        if self._server is not None and entry.pool is not None:
+            self._server.add(entry.name, entry.pool, OID, entry.size, entry.draining)
+
+    def _create(self, request: pb.CreateExportRequest) -> pb.CreateExportResponse:
+        entry = self._catalogue.create(request.name, request.size, request.reserve, request.codec)
+        self._add(entry)
+        return pb.CreateExportResponse(export=_shown(entry, _NOBODY))
+
+    def _list(self, _: pb.ListExportsRequest) -> pb.ListExportsResponse:
+        served = self.served()
+        shown = [_shown(entry, served.get(entry.name, _NOBODY)) for entry in self._catalogue.entries()]
+        return pb.ListExportsResponse(exports=shown, addresses=self.addresses)
+
+    def _remove(self, request: pb.RemoveExportRequest) -> pb.RemoveExportResponse:
+        self._catalogue.find(request.name)
+        if self._server is not None:
+            self._server.remove(request.name, request.force)
+        return pb.RemoveExportResponse(dropped=self._catalogue.remove(request.name))
+
+    def _resize(self, request: pb.ResizeExportRequest) -> pb.ResizeExportResponse:
+        check_size(request.size)
+        entry = self._catalogue.find(request.name)
+        if request.size < entry.size:
+            entry = self._shrink(entry, request.size)
+        elif request.size > entry.size:
+            entry = self._catalogue.change(entry, size=request.size)
+            if self._server is not None:
+                self._server.resize(entry.name, entry.size)
+        return pb.ResizeExportResponse(export=self._show(entry))
+
+    def _shrink(self, entry: Entry, size: int) -> Entry:
+        """Smaller, if nothing is beyond the new end and nobody is there to write it."""
+        if self._server is None:
+            _must_be_empty(entry, size)
+            return self._catalogue.change(entry, size=size)
+        self._server.drain(entry.name, True)
+        try:
+            if self.served()[entry.name].clients:
+                raise BusyError(f"export {entry.name!r} is in use: it can only grow until its clients are gone")
+            _must_be_empty(entry, size)
+            self._server.resize(entry.name, size)
+            return self._catalogue.change(entry, size=size)
+        finally:
+            self._server.drain(entry.name, entry.draining)
+
+    def _drain(self, request: pb.DrainExportRequest) -> pb.DrainExportResponse:
+        entry = self._catalogue.find(request.name)
+        draining = not request.undo
+        if entry.draining != draining:
+            entry = self._catalogue.change(entry, draining=draining)
+        if self._server is not None:
+            self._server.drain(entry.name, draining)
+        return pb.DrainExportResponse(export=self._show(entry))
+
+    def _show(self, entry: Entry) -> pb.Export:
+        return _shown(entry, self.served().get(entry.name, _NOBODY))
+
+
+def _must_be_empty(entry: Entry, size: int) -> None:
+    """Raise where a page is stored beyond the first `size` bytes."""
+    assert entry.pool is not None
+    first, end = size // PAGE, entry.size // PAGE
+    cursor = b""
+    while True:
+        scanned, cursor = entry.pool.scan(cursor, _LOOK_PAGES)
+        beyond = [index for _, indices, _ in scanned for index in indices if first <= index < end]
+        if beyond:
+            raise BusyError(
+                f"export {entry.name!r} holds data beyond {size} bytes, at {min(beyond) * PAGE} for one: trim it first"
+            )
+        if not cursor:
+            return
+
+
+def _shown(entry: Entry, served: Served) -> pb.Export:
+    assert entry.pool is not None
+    stats = entry.pool.stats()
+    return pb.Export(
+        name=entry.name,
+        size=entry.size,
+        reserve=entry.pool.reserve(),
+        codec=entry.pool.settings().codec,
+        pages=stats["pages"],
+        footprint_bytes=stats["footprint_bytes"],
+        draining=entry.draining,
+        clients=[pb.ExportClient(address=one.address, tls=one.tls, identity=one.identity) for one in served.clients],
+        counters=served.counters,
+    )
