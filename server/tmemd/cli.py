@@ -74,22 +74,31 @@ def _run(config: Config) -> None:
     if config.workers > 1:
         from tmemd.supervisor import supervise
 
-        asyncio.run(supervise(config, lambda workers: _announce(config, workers.metrics_url, workers.addresses)))
+        asyncio.run(
+            supervise(config, lambda workers: _announce(config, workers.metrics_url, workers.addresses, config.nbd))
+        )
     else:
         import uvloop
 
         from tmemd.daemon import serve
 
-        uvloop.run(serve(config, lambda daemon: _announce(config, daemon.metrics_url, [daemon.address])))
+        uvloop.run(
+            serve(
+                config,
+                lambda daemon: _announce(config, daemon.metrics_url, [daemon.address], daemon.exports.addresses),
+            )
+        )
 
 
-def _announce(config: Config, metrics_url: str | None, addresses: Sequence[str]) -> None:
+def _announce(config: Config, metrics_url: str | None, addresses: Sequence[str], exports: Sequence[str]) -> None:
     """The line `listening on` is the last: calls are answered."""
     first, *others = addresses
     where = config.arena or "private memory, gone when the daemon ends"
     print(f"tmemd {__version__}: " + (NULL if config.store == "null" else f"{config.memory >> 20} MiB in {where}"))
     if metrics_url:
         print(f"metrics on {metrics_url}")
+    if exports:
+        print(f"exports on {', '.join(exports)}")
     if config.inject is not None:
         print("CALLS MAY BE DELAYED OR FAILED ON PURPOSE (--inject):", *config.inject)
     print(_trust(config))

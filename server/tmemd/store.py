@@ -103,7 +103,8 @@ class EngineBlockServer:
         try:
             self._server.remove(name, force=force)
         except RuntimeError as error:
-            raise errors.BusyError(str(error)) from error
+            clients = error.args[0]
+            raise errors.BusyError(f"export {name!r} is in use by {clients} client{'s' * (clients > 1)}") from error
 
     def resize(self, name: str, size: int) -> None:
         self._server.resize(name, size)

@@ -134,7 +134,7 @@ fn raise(error: ExportError) -> PyErr {
     match error {
         ExportError::Unknown(name) => PyKeyError::new_err(name),
         ExportError::Exists(_) | ExportError::Invalid(_) => PyValueError::new_err(why),
-        ExportError::InUse { .. } => PyRuntimeError::new_err(why),
+        ExportError::InUse { clients, .. } => PyRuntimeError::new_err(clients),
     }
 }
 

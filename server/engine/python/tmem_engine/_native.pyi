@@ -16,7 +16,7 @@ from typing import Any, Protocol, final, type_check_only
 
 from typing_extensions import Buffer
 
-__all__ = ["Engine", "EnginePool", "__version__", "pack", "unpack"]
+__all__ = ["Engine", "EnginePool", "NbdServer", "__version__", "pack", "unpack"]
 
 __version__: str
 
@@ -230,7 +230,7 @@ class NbdServer:
     """Serves objects of pools as block devices over NBD, by threads of its own that need no GIL.
 
     It keeps the arena attached until it is stopped. Errors: `KeyError` for an export that is not served, `ValueError`
-    for what makes no sense, `RuntimeError` for an export that is in use, `OSError` for an address.
+    for what makes no sense, `RuntimeError` with the number of clients for an export in use, `OSError` for an address.
     """
 
     def __new__(cls, listen: list[str], *, max_connections: int = 256, poll_microseconds: int = 0) -> NbdServer:

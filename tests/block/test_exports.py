@@ -1,0 +1,239 @@
+"""Exports as an operator has them: made, listed, resized, drained and removed while clients come and go."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+import tmem
+from tests.block.stream import PATIENCE, EndedError
+from tests.block.wire import Wire, info_query, opened
+from tests.block.words import Cmd, Err, Opt, Rep
+from tests.daemon import Client, Daemon, daemon
+from tests.integration.commands import Command
+from tests.retry import eventually
+from tmem_proto.v1 import admin_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MIB = 1 << 20
+ALREADY_EXISTS = grpc.StatusCode.ALREADY_EXISTS
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with daemon(f"--nbd=unix:{tmp_path_factory.mktemp('nbd')}/sock", "--nbd=tcp:127.0.0.1:0") as running:
+        yield running
+
+
+@pytest.fixture
+def store(served: Daemon) -> Iterator[tmem.Store]:
+    with tmem.connect(served.address) as connected:
+        yield connected
+        for export in connected.exports():
+            connected.remove_export(export.name, force=True)
+
+
+@pytest.fixture
+def address(served: Daemon) -> str:
+    return addresses(served)[0]
+
+
+def addresses(running: Daemon) -> list[str]:
+    return running._said(r"exports on (.*)").split(", ")
+
+
+def find(store: tmem.Store, name: str) -> Any:
+    return next(export for export in store.exports() if export.name == name)
+
+
+def test_an_export_is_made_written_read_and_removed(served: Daemon, store: tmem.Store) -> None:
+    made = store.create_export("swap0", "64MiB", reserve="4MiB", codec="zstd:1")
+    assert (made.size, made.reserve, made.codec, made.pages) == (64 * MIB, 4 * MIB, "zstd:1", 0)
+    for address in addresses(served):
+        with opened(address, "swap0") as client:
+            assert client.export.size == 64 * MIB
+            client.write(MIB, b"\7" * 8192)
+            assert client.read(MIB - 4096, 4096 * 3) == bytes(4096) + b"\7" * 8192
+        eventually(lambda: not find(store, "swap0").clients)
+    found = find(store, "swap0")
+    assert found.pages == 2
+    assert (found.counters["writes"], found.counters["written_bytes"], found.counters["attached"]) == (2, 16384, 2)
+    assert store.remove_export("swap0") == 2
+    assert store.exports() == []
+    assert [pool.name for pool in store.pools() if pool.name.startswith("export/")] == []
+
+
+def test_what_makes_no_sense_is_refused(store: tmem.Store) -> None:
+    store.create_export("a", MIB)
+    with pytest.raises(tmem.MismatchError, match="export 'a' exists"):
+        store.create_export("a", MIB)
+    for name in ("", "a/b", "-a", "a b", "x" * 58, "é"):
+        with pytest.raises(ValueError, match="is not 1 to 57 letters"):
+            store.create_export(name, MIB)
+    for size in (0, 4095, 4097, (1 << 44) + 4096):
+        with pytest.raises(ValueError, match="multiple of 4096"):
+            store.create_export("b", size)
+    with pytest.raises(ValueError, match="codec"):
+        store.create_export("b", MIB, codec="gzip")
+    with pytest.raises(tmem.ExhaustedError, match=r"a reserve of 67108864 bytes cannot be kept: \d+ more are needed"):
+        store.create_export("b", MIB, reserve="64MiB")
+    for missing in (store.remove_export, store.drain_export):
+        with pytest.raises(tmem.UnknownExportError, match="export 'b' does not exist"):
+            missing("b")
+    assert [export.name for export in store.exports()] == ["a"]
+    assert [pool.name for pool in store.pools() if pool.name.startswith("export/")] == ["export/a"]
+
+
+def test_a_second_client_is_refused_until_the_first_is_gone(store: tmem.Store, address: str) -> None:
+    store.create_export("swap0", MIB)
+    with opened(address, "swap0") as first:
+        with Wire(address).begin() as second:
+            assert second.refused(Opt.GO, info_query("swap0")) == Rep.ERR_POLICY
+        first.write(0, b"\1" * 4096)
+        assert len(find(store, "swap0").clients) == 1
+    with opened(address, "swap0") as third:
+        assert third.read(0, 4096) == b"\1" * 4096
+
+
+def test_an_export_in_use_is_not_removed_unless_forced(store: tmem.Store, address: str) -> None:
+    store.create_export("swap0", MIB)
+    with opened(address, "swap0") as client:
+        with pytest.raises(tmem.MismatchError, match="'swap0' is in use by 1 client"):
+            store.remove_export("swap0")
+        client.write(0, b"\1" * 4096)
+        assert store.remove_export("swap0", force=True) == 1
+        with pytest.raises(EndedError):
+            client.read(0, 4096)
+    with Wire(address).begin() as late:
+        assert late.refused(Opt.GO, info_query("swap0")) == Rep.ERR_UNKNOWN
+
+
+def test_an_export_grows_and_shrinks_over_empty_space_only(store: tmem.Store, address: str) -> None:
+    store.create_export("swap0", MIB)
+    assert store.resize_export("swap0", 4 * MIB).size == 4 * MIB
+    with opened(address, "swap0") as client:
+        assert client.export.size == 4 * MIB
+        client.write(3 * MIB, b"\1" * 4096)
+        with pytest.raises(tmem.MismatchError, match="in use"):
+            store.resize_export("swap0", MIB)
+        assert store.resize_export("swap0", 8 * MIB).size == 8 * MIB
+    eventually(lambda: not find(store, "swap0").clients)
+    with pytest.raises(tmem.MismatchError, match=f"data beyond {2 * MIB} bytes, at {3 * MIB}"):
+        store.resize_export("swap0", 2 * MIB)
+    with opened(address, "swap0") as client:
+        assert client.export.size == 8 * MIB
+        assert client.read(3 * MIB, 4096) == b"\1" * 4096
+        client.do(Cmd.TRIM, 3 * MIB, 4096)
+    eventually(lambda: not find(store, "swap0").clients)
+    assert store.resize_export("swap0", 2 * MIB).size == 2 * MIB
+    with opened(address, "swap0") as client:
+        assert client.export.size == 2 * MIB
+
+
+def test_a_drained_export_lets_nobody_in_and_those_there_go_on(store: tmem.Store, served: Daemon, address: str) -> None:
+    store.create_export("swap0", MIB)
+    command = Command(served.address)
+    with opened(address, "swap0") as client:
+        assert store.drain_export("swap0").draining
+        assert "1 client still there" in command.fails("export", "drain", "swap0", "--wait", 0.01)
+        with Wire(address).begin() as late:
+            assert late.refused(Opt.GO, info_query("swap0")) >= Rep.ERR_UNSUP
+        client.write(0, b"\1" * 4096)
+    assert "is drained: nobody has it open, 4.00 KiB is held" in command("export", "drain", "swap0", "--wait", 30)
+    assert not store.drain_export("swap0", undo=True).draining
+    opened(address, "swap0").close()
+
+
+def test_a_store_that_is_full_answers_enospc_and_keeps_what_it_has(store: tmem.Store, address: str) -> None:
+    store.create_export("swap0", 128 * MIB)
+    kept = {}
+    with opened(address, "swap0") as client:
+        for offset in range(0, 128 * MIB, MIB):
+            data = os.urandom(MIB)
+            error = client.command(Cmd.WRITE, offset, MIB, data=data).error
+            if error != Err.OK:
+                break
+            kept[offset] = data
+        assert error == Err.NOSPC
+        assert len(kept) > 32
+        for offset in list(kept)[::8]:
+            assert client.read(offset, MIB) == kept[offset]
+    assert find(store, "swap0").counters["no_space"] >= 1
+
+
+def test_a_reserve_is_room_for_its_export_in_a_store_full_of_others_pages(store: tmem.Store, address: str) -> None:
+    store.create_export("sure", 64 * MIB, reserve=8 * MIB)
+    greedy = store.pool("greedy", kind="persistent")
+    try:
+        index = 0
+        while greedy.put(1, {index: os.urandom(4096)})[index]:
+            index += 1
+        with opened(address, "sure") as client:
+            for offset in range(0, 8 * MIB - (1 << 16), 1 << 16):
+                client.write(offset, os.urandom(1 << 16))
+    finally:
+        greedy.destroy()
+
+
+def test_pools_of_exports_are_made_and_destroyed_with_exports_only(store: tmem.Store) -> None:
+    store.create_export("swap0", MIB)
+    for name in ("export/other", ".exports"):
+        with pytest.raises(tmem.DeniedError):
+            store.pool(name, kind="ephemeral")
+    with pytest.raises(tmem.DeniedError):
+        store.find_pool("export/swap0").destroy()
+
+
+def test_the_command_lists_makes_and_removes(served: Daemon, store: tmem.Store) -> None:
+    command = Command(served.address)
+    made = command("export", "create", "swap0", "--size", "1MiB", "--reserve", "1MiB")
+    assert "made export 'swap0': 1.00 MiB, lz4, 1.00 MiB of memory reserved" in made
+    listed = command.json("export", "ls")
+    assert listed["addresses"] == addresses(served)
+    assert [(one["name"], one["size"], one["clients"]) for one in listed["exports"]] == [("swap0", MIB, [])]
+    assert "swap0" in command("export", "ls")
+    assert command("export", "resize", "swap0", "2MiB").strip() == "export 'swap0' has 2.00 MiB"
+    assert "removed export 'swap0' with 0 pages" in command("export", "rm", "swap0", "--yes")
+    assert store.exports() == []
+
+
+def test_exports_are_there_again_after_a_restart_and_a_kill(tmp_path: Path) -> None:
+    flags = (f"--nbd=unix:{tmp_path}/sock", f"--arena={tmp_path}/arena")
+    address = f"unix:{tmp_path}/sock"
+    with daemon(*flags) as running, tmem.connect(running.address) as store:
+        store.create_export("swap0", MIB, reserve=MIB)
+        store.create_export("swap1", MIB)
+        store.resize_export("swap0", 2 * MIB)
+        store.drain_export("swap1")
+        with opened(address, "swap0") as client:
+            client.write(0, b"\5" * 4096)
+    for end in (Daemon.kill, Daemon.stop):
+        with daemon(*flags) as running, tmem.connect(running.address) as store:
+            first, second = store.exports()
+            assert (first.name, first.size, first.reserve, first.draining) == ("swap0", 2 * MIB, MIB, False)
+            assert (second.name, second.draining) == ("swap1", True)
+            with opened(address, "swap0") as client:
+                assert client.read(0, 4096) == b"\5" * 4096
+            end(running)
+
+
+def test_every_worker_answers_for_the_exports_that_worker_0_has(tmp_path: Path) -> None:
+    flags = (f"--nbd=unix:{tmp_path}/sock", "--workers=2")
+    with daemon(*flags) as running:
+        for at, address in enumerate(running.addresses):
+            client = Client(address)
+            client.admin.CreateExport(pb.CreateExportRequest(name=f"swap{at}", size=MIB), timeout=PATIENCE)
+            with pytest.raises(grpc.RpcError) as exists:
+                client.admin.CreateExport(pb.CreateExportRequest(name="swap0", size=MIB), timeout=PATIENCE)
+            assert (exists.value.code(), exists.value.details()) == (ALREADY_EXISTS, "export 'swap0' exists")
+            with opened(f"unix:{tmp_path}/sock", f"swap{at}") as device:
+                device.write(0, b"\5" * 4096)
+                listed = client.admin.ListExports(pb.ListExportsRequest(), timeout=PATIENCE)
+                assert [len(one.clients) for one in listed.exports] == [0] * at + [1]
+            client.close()
