@@ -20,7 +20,7 @@ EXAMPLES = {
     "shards",
     "threads",
 }
-EXAMPLES |= {"inject", "clients"}
+EXAMPLES |= {"inject", "clients", "nbd"}
 
 
 def uncommented() -> str:
