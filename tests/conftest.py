@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import tmem
 from tmem._settings import Allocator, Kind
 
 SETTINGS = list(itertools.product(("persistent", "ephemeral"), ("lz4", "zstd", "raw"), ("zsmalloc", "zbud")))
+
+# A busy machine is slow, not wrong.
+settings.register_profile("tmem", deadline=None)
+settings.load_profile("tmem")
 
 
 @pytest.fixture
