@@ -44,6 +44,7 @@ class Export:
         pages: It holds.
         footprint_bytes: That these take.
         draining: Whether it lets no new client in.
+        multi_conn: Whether several connections may have it open at once.
         clients: That have it open.
         counters: What passed through it since the server started: `reads`, `read_bytes`, `writes`, `written_bytes`,
             `trims`, `trimmed_bytes`, `others`, `errors`, `no_space`, `io_errors`, `attached`, `refused`.
@@ -56,6 +57,7 @@ class Export:
     pages: int
     footprint_bytes: int
     draining: bool
+    multi_conn: bool
     clients: Sequence[ExportClient]
     counters: Mapping[str, int]
 
@@ -71,10 +73,14 @@ def listing(link: Link) -> Steps[tuple[list[Export], list[str]]]:
     return [_export(one) for one in reply.exports], list(reply.addresses)
 
 
-def create(link: Link, name: str, size: Size, reserve: Size, codec: str) -> Steps[Export]:
+def create(link: Link, name: str, size: Size, reserve: Size, codec: str, multi_conn: bool) -> Steps[Export]:
     """A new export."""
     request = admin.CreateExportRequest(
-        name=name, size=parse_size(size, "size"), reserve=parse_size(reserve, "reserve"), codec=codec
+        name=name,
+        size=parse_size(size, "size"),
+        reserve=parse_size(reserve, "reserve"),
+        codec=codec,
+        multi_conn=multi_conn,
     )
     return _export((yield from _of(link, name, "CreateExport", request)).export)
 
@@ -115,6 +121,7 @@ def _export(message: admin.Export) -> Export:
         pages=message.pages,
         footprint_bytes=message.footprint_bytes,
         draining=message.draining,
+        multi_conn=message.multi_conn,
         clients=clients,
         counters=dict(message.counters),
     )

@@ -146,8 +146,8 @@ class GrpcStore:
     def exports(self) -> list[_exports.Export]:
         return self.ask(_exports.exports)
 
-    def create_export(self, name: str, size: Size, reserve: Size, codec: str) -> _exports.Export:
-        return self.ask(lambda link: _exports.create(link, name, size, reserve, codec))
+    def create_export(self, name: str, size: Size, reserve: Size, codec: str, multi_conn: bool) -> _exports.Export:
+        return self.ask(lambda link: _exports.create(link, name, size, reserve, codec, multi_conn))
 
     def remove_export(self, name: str, force: bool) -> int:
         return self.ask(lambda link: _exports.remove(link, name, force))

@@ -156,7 +156,9 @@ class Store:
         """
         return cast("list[Export]", self._served("exports")())
 
-    def create_export(self, name: str, size: Size, *, reserve: Size = 0, codec: str = "lz4") -> Export:
+    def create_export(
+        self, name: str, size: Size, *, reserve: Size = 0, codec: str = "lz4", multi_conn: bool = False
+    ) -> Export:
         """Make a block device of `size`, empty, with a pool of its own.
 
         Args:
@@ -164,12 +166,14 @@ class Store:
             size: A multiple of 4096. It is a promise, kept as far as there is memory.
             reserve: Memory that it is sure of.
             codec: As of a pool.
+            multi_conn: Let several connections have it open at once; else a second client is refused, which keeps two
+                hosts from swapping to one device.
 
         Raises:
             MismatchError: There is an export of the name.
             ExhaustedError: The reserve cannot be kept; the message has the numbers.
         """
-        return cast("Export", self._served("create_export")(name, size, reserve, codec))
+        return cast("Export", self._served("create_export")(name, size, reserve, codec, multi_conn))
 
     def remove_export(self, name: str, *, force: bool = False) -> int:
         """Remove an export with all it holds; returns the number of pages dropped.

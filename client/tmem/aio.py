@@ -255,9 +255,11 @@ class AsyncStore:
         """As `Store.exports`."""
         return await self._run(_exports.exports(self._driver.link))
 
-    async def create_export(self, name: str, size: Size, *, reserve: Size = 0, codec: str = "lz4") -> _exports.Export:
+    async def create_export(
+        self, name: str, size: Size, *, reserve: Size = 0, codec: str = "lz4", multi_conn: bool = False
+    ) -> _exports.Export:
         """As `Store.create_export`."""
-        return await self._run(_exports.create(self._driver.link, name, size, reserve, codec))
+        return await self._run(_exports.create(self._driver.link, name, size, reserve, codec, multi_conn))
 
     async def remove_export(self, name: str, *, force: bool = False) -> int:
         """As `Store.remove_export`."""

@@ -48,6 +48,7 @@ class Entry:
     name: str
     size: int
     draining: bool
+    multi_conn: bool
     pool_id: int
     pool: StorePool | None
     at: int
@@ -92,7 +93,7 @@ class Catalogue:
                 return entry
         raise UnknownExportError(name)
 
-    def create(self, name: str, size: int, reserve: int, codec: str) -> Entry:
+    def create(self, name: str, size: int, reserve: int, codec: str, multi_conn: bool) -> Entry:
         """A new export, empty."""
         check_name(name)
         check_size(size)
@@ -100,7 +101,7 @@ class Catalogue:
             raise ExportExistsError(name)
         self.mend()
         pool = self._store.create_pool(PREFIX + name, Settings(kind="persistent", codec=codec or "lz4"))
-        entry = Entry(name, size, False, pool.id, pool, 0)
+        entry = Entry(name, size, False, multi_conn, pool.id, pool, 0)
         try:
             if reserve:
                 pool.set_reserve(reserve)
@@ -151,7 +152,13 @@ class Catalogue:
         return self._store.open_pool(CATALOGUE, Settings(kind="persistent"))
 
     def _write(self, entry: Entry) -> None:
-        record = {"name": entry.name, "size": entry.size, "draining": entry.draining, "pool": entry.pool_id}
+        record = {
+            "name": entry.name,
+            "size": entry.size,
+            "draining": entry.draining,
+            "multi_conn": entry.multi_conn,
+            "pool": entry.pool_id,
+        }
         page = json.dumps(record).encode().ljust(PAGE, b"\0")
         (outcome,) = self._records().put(Batch(_oid(entry.name), [entry.at], None, page))
         if outcome >= 2:
@@ -181,7 +188,8 @@ class Catalogue:
             pool = self._store.find_pool(PREFIX + record["name"])
         if pool is not None and pool.id != record["pool"]:
             pool = None
-        return Entry(record["name"], record["size"], record["draining"], record["pool"], pool, at)
+        flags = record["draining"], record.get("multi_conn", False)
+        return Entry(record["name"], record["size"], *flags, record["pool"], pool, at)
 
 
 def _oid(name: str) -> bytes:

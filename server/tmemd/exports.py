@@ -79,10 +79,10 @@ class Exports:
 
     def _add(self, entry: Entry) -> None:
         if self._server is not None and entry.pool is not None:
-            self._server.add(entry.name, entry.pool, OID, entry.size, entry.draining)
+            self._server.add(entry.name, entry.pool, OID, entry.size, entry.draining, entry.multi_conn)
 
     def _create(self, request: pb.CreateExportRequest) -> pb.CreateExportResponse:
-        entry = self._catalogue.create(request.name, request.size, request.reserve, request.codec)
+        entry = self._catalogue.create(request.name, request.size, request.reserve, request.codec, request.multi_conn)
         self._add(entry)
         return pb.CreateExportResponse(export=_shown(entry, _NOBODY))
 
@@ -165,4 +165,5 @@ def _shown(entry: Entry, served: Served) -> pb.Export:
         draining=entry.draining,
         clients=[pb.ExportClient(address=one.address, tls=one.tls, identity=one.identity) for one in served.clients],
         counters=served.counters,
+        multi_conn=entry.multi_conn,
     )

@@ -95,9 +95,9 @@ class EngineBlockServer:
         self._server = server
         self.addresses: Sequence[str] = server.addresses
 
-    def add(self, name: str, pool: StorePool, oid: bytes, size: int, draining: bool) -> None:
+    def add(self, name: str, pool: StorePool, oid: bytes, size: int, draining: bool, multi_conn: bool) -> None:
         assert isinstance(pool, EngineStorePool)
-        self._server.add(name, pool._pool, oid, size, draining=draining)
+        self._server.add(name, pool._pool, oid, size, draining=draining, multi_conn=multi_conn)
 
     def remove(self, name: str, force: bool) -> None:
         try:

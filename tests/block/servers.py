@@ -116,6 +116,6 @@ def ours(folder: Path, *flags: str, memory: str = "256MiB", size: int = SIZE) ->
     address = f"unix:{folder}/tmemd.sock"
     with daemon(f"--nbd={address}", *flags, memory=memory) as running:
         command = Command(running.address)
-        command("export", "create", NAME, "--size", size)
-        command("export", "create", LARGE, "--size", LARGE_SIZE)
+        command("export", "create", NAME, "--size", size, "--multi-conn")
+        command("export", "create", LARGE, "--size", LARGE_SIZE, "--multi-conn")
         yield Server("tmemd", address, "", running.process.pid)

@@ -11,7 +11,7 @@ import pytest
 import tmem
 from tests.block.stream import PATIENCE, EndedError
 from tests.block.wire import Wire, info_query, opened
-from tests.block.words import Cmd, Err, Opt, Rep
+from tests.block.words import Can, Cmd, Err, Opt, Rep
 from tests.daemon import Client, Daemon, daemon
 from tests.integration.commands import Command
 from tests.retry import eventually
@@ -99,6 +99,15 @@ def test_a_second_client_is_refused_until_the_first_is_gone(store: tmem.Store, a
         assert len(find(store, "swap0").clients) == 1
     with opened(address, "swap0") as third:
         assert third.read(0, 4096) == b"\1" * 4096
+
+
+def test_a_multi_conn_export_lets_several_clients_in(store: tmem.Store, address: str) -> None:
+    assert store.create_export("shared", MIB, multi_conn=True).multi_conn
+    with opened(address, "shared") as first, opened(address, "shared") as second:
+        assert Can.MULTI_CONN in first.export.can
+        first.write(0, b"\1" * 4096)
+        assert second.read(0, 4096) == b"\1" * 4096
+        assert len(find(store, "shared").clients) == 2
 
 
 def test_an_export_in_use_is_not_removed_unless_forced(store: tmem.Store, address: str) -> None:
@@ -208,7 +217,7 @@ def test_exports_are_there_again_after_a_restart_and_a_kill(tmp_path: Path) -> N
     address = f"unix:{tmp_path}/sock"
     with daemon(*flags) as running, tmem.connect(running.address) as store:
         store.create_export("swap0", MIB, reserve=MIB)
-        store.create_export("swap1", MIB)
+        store.create_export("swap1", MIB, multi_conn=True)
         store.resize_export("swap0", 2 * MIB)
         store.drain_export("swap1")
         with opened(address, "swap0") as client:
@@ -218,6 +227,7 @@ def test_exports_are_there_again_after_a_restart_and_a_kill(tmp_path: Path) -> N
             first, second = store.exports()
             assert (first.name, first.size, first.reserve, first.draining) == ("swap0", 2 * MIB, MIB, False)
             assert (second.name, second.draining) == ("swap1", True)
+            assert (first.multi_conn, second.multi_conn) == (False, True)
             with opened(address, "swap0") as client:
                 assert client.read(0, 4096) == b"\5" * 4096
             end(running)

@@ -45,10 +45,11 @@ def export() -> None:
 @click.option("--size", type=SIZE, required=True, help="Of the device, a multiple of 4 KiB.")
 @click.option("--reserve", type=SIZE, default=0, help="Memory that it is sure of; without it the size is a promise.")
 @click.option("--codec", default="lz4", show_default=True, help="lz4, lz4:1 to 65537, zstd, zstd:-7 to 19, or raw.")
+@click.option("--multi-conn", is_flag=True, help="Let several connections have it open at once; else one.")
 @pass_session
-def create(session: Session, name: str, size: int, reserve: int, codec: str) -> None:
+def create(session: Session, name: str, size: int, reserve: int, codec: str, multi_conn: bool) -> None:
     """Make a block device, empty."""
-    made = session.patient().ask(lambda link: _exports.create(link, name, size, reserve, codec))
+    made = session.patient().ask(lambda link: _exports.create(link, name, size, reserve, codec, multi_conn))
     if session.output.as_json:
         session.output.document(asdict(made))
         return

@@ -1083,6 +1083,7 @@ class Export(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     CLIENTS_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
+    MULTI_CONN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 57 letters, digits, `.`, `_` and `-`, the first a letter or digit."""
     size: _builtins.int
@@ -1096,6 +1097,8 @@ class Export(_message.Message):
     footprint_bytes: _builtins.int
     draining: _builtins.bool
     """No new client is let in."""
+    multi_conn: _builtins.bool
+    """Several connections may have it open at once, as those of one client that spreads its requests over them."""
     @_builtins.property
     def clients(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportClient]: ...
     @_builtins.property
@@ -1116,10 +1119,11 @@ class Export(_message.Message):
         draining: _builtins.bool = ...,
         clients: _abc.Iterable[Global___ExportClient] | None = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        multi_conn: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "codec", b"codec", "counters", b"counters", "draining", b"draining", "footprint_bytes", b"footprint_bytes", "name", b"name", "pages", b"pages", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "codec", b"codec", "counters", b"counters", "draining", b"draining", "footprint_bytes", b"footprint_bytes", "multi_conn", b"multi_conn", "name", b"name", "pages", b"pages", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1165,11 +1169,13 @@ class CreateExportRequest(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     RESERVE_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    MULTI_CONN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     size: _builtins.int
     reserve: _builtins.int
     codec: _builtins.str
     """Empty is lz4."""
+    multi_conn: _builtins.bool
     def __init__(
         self,
         *,
@@ -1177,10 +1183,11 @@ class CreateExportRequest(_message.Message):
         size: _builtins.int = ...,
         reserve: _builtins.int = ...,
         codec: _builtins.str = ...,
+        multi_conn: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "name", b"name", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "multi_conn", b"multi_conn", "name", b"name", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

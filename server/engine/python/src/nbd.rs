@@ -55,7 +55,8 @@ impl NbdServer {
         self.addresses.clone()
     }
 
-    #[pyo3(signature = (name, pool, oid, size, *, draining=false))]
+    #[allow(clippy::too_many_arguments)] // The signature Python sees.
+    #[pyo3(signature = (name, pool, oid, size, *, draining=false, multi_conn=false))]
     fn add(
         &self,
         py: Python<'_>,
@@ -64,11 +65,16 @@ impl NbdServer {
         oid: &Bound<'_, PyAny>,
         size: &Bound<'_, PyAny>,
         draining: bool,
+        multi_conn: bool,
     ) -> PyResult<()> {
         let oid = args::oid(oid)?;
         let size = args::number(size, "size", 0, u64::MAX)?;
         let pool = pool.core(py)?;
-        let export = PoolExport::new(pool, oid, size, PoolExportSettings::default())
+        let settings = PoolExportSettings {
+            multi_conn,
+            ..PoolExportSettings::default()
+        };
+        let export = PoolExport::new(pool, oid, size, settings)
             .map_err(|refusal| PyValueError::new_err(refusal.to_string()))?;
         let exports = &self.exports;
         py.detach(|| {

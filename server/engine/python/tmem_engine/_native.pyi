@@ -238,8 +238,20 @@ class NbdServer:
     @property
     def addresses(self) -> list[str]:
         """Where it listens, ports that were 0 as they became."""
-    def add(self, name: str, pool: EnginePool, oid: _Oid, size: int, *, draining: bool = False) -> None:
-        """Serve an object as an export of `size` bytes; one that is draining lets no client in."""
+    def add(
+        self,
+        name: str,
+        pool: EnginePool,
+        oid: _Oid,
+        size: int,
+        *,
+        draining: bool = False,
+        multi_conn: bool = False,
+    ) -> None:
+        """Serve an object as an export of `size` bytes, to one connection at a time unless it is `multi_conn`.
+
+        One that is draining lets no client in.
+        """
     def remove(self, name: str, *, force: bool = False) -> None:
         """Serve it no more; clients that have it open are cut off, or are the reason to refuse."""
     def resize(self, name: str, size: int) -> None:
