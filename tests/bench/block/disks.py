@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tests.bench.servers import Server, Tmemd
 
+_SPARE = 256 << 20
+
 
 class Disk(Server):
     """A server at a Unix socket in a directory that goes with the `with` block."""
@@ -66,16 +68,34 @@ class NbdkitZstd(NbdkitMemory):
     allocator = "zstd"
 
 
-class TmemExport(Tmemd):
-    """An export of a daemon of ours."""
+class NbdDaemon(Tmemd):
+    """Our daemon with its block front at a Unix socket."""
+
+    def __init__(self, *flags: str, memory: str = "512MiB") -> None:
+        self._home = tempfile.TemporaryDirectory(prefix="tmem-block-")
+        self.socket = Path(self._home.name) / "nbd"
+        super().__init__(f"--nbd=unix:{self.socket}", *flags, memory=memory)
+
+    def create(self, export: str, size: int, codec: str = "lz4") -> None:
+        """Make an export."""
+        tmem_cli(self.address, "export", "create", export, "--size", str(size), "--codec", codec)
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self._home.cleanup()
+
+    def _ready(self) -> bool:
+        return super()._ready() and answers(self.socket)
+
+
+class TmemExport(NbdDaemon):
+    """An export of a daemon of ours, with memory for all of it."""
 
     export = "bench"
 
-    def __init__(self, size: int, codec: str = "lz4", memory: int | None = None) -> None:
-        self._home = tempfile.TemporaryDirectory(prefix="tmem-block-")
-        self.socket = Path(self._home.name) / "nbd"
+    def __init__(self, size: int, codec: str = "lz4") -> None:
+        super().__init__(memory=str(size + _SPARE))
         self._size, self._codec = size, codec
-        super().__init__(f"--nbd=unix:{self.socket}", memory=str(memory or size + (256 << 20)))
 
     @property
     def uri(self) -> str:
@@ -84,11 +104,7 @@ class TmemExport(Tmemd):
 
     def start(self) -> None:
         super().start()
-        tmem_cli(self.address, "export", "create", self.export, "--size", str(self._size), "--codec", self._codec)
-
-    def __exit__(self, *_: object) -> None:
-        super().__exit__()
-        self._home.cleanup()
+        self.create(self.export, self._size, self._codec)
 
 
 def uri(path: Path, export: str) -> str:

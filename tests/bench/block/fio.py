@@ -29,6 +29,7 @@ class Found:
     iops: float
     bytes_per_second: float
     median_us: float
+    requests: int
 
 
 @dataclass(frozen=True)
@@ -113,4 +114,4 @@ def _found(job: dict[str, Any], direction: str) -> Found:
     side = job[direction]
     if job["error"] or not side["total_ios"]:
         raise RuntimeError(f"fio's job failed with error {job['error']}")
-    return Found(side["iops"], side["bw_bytes"], side["lat_ns"]["percentile"]["50.000000"] / 1000)
+    return Found(side["iops"], side["bw_bytes"], side["lat_ns"]["percentile"]["50.000000"] / 1000, side["total_ios"])

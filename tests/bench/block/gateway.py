@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.bench.block.disks import Disk
+from tests.bench.block.disks import Disk, NbdDaemon
 
 POOL = "san"
 
@@ -16,10 +16,20 @@ class Gateway(Disk):
     name = "tmem san"
     program = sys.executable
 
-    def __init__(self, backing: str, address: str, state: Path, *flags: str) -> None:
+    def __init__(self, backing: str, daemon: NbdDaemon, state: Path, *flags: str) -> None:
         super().__init__()
         self._arguments = [
-            *("san", "--backing", backing, "--server", address, "--pool", POOL, "--listen", f"unix:{self.socket}"),
+            *(
+                "san",
+                "--backing",
+                backing,
+                "--server",
+                f"unix:{daemon.socket}",
+                "--pool",
+                POOL,
+                "--listen",
+                f"unix:{self.socket}",
+            ),
             *("--state", str(state), *flags),
         ]
 

@@ -6,18 +6,18 @@ import shutil
 import statistics
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.block.disks import tmem_cli
+from tests.bench.block.disks import NbdDaemon, tmem_cli
 from tests.bench.block.gateway import POOL, Gateway
 from tests.bench.block.host import Played
 from tests.bench.block.san import San, Served
 from tests.bench.child import Child
-from tests.bench.servers import Tmemd
 
-_MEMORY = "512MiB"
+Beside = Callable[[NbdDaemon], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,17 @@ class Plan:
     flags: tuple[str, ...] = ("--exclusive",)
 
 
+def _nothing(_daemon: NbdDaemon) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @dataclass
 class Outcome:
     """What came of it. Seconds are those of the hosts' own work, not of waiting for their turn."""
 
     played: list[Played]
     served: Served
-    gateways_cpu: float = 0.0
+    san: str
 
     @property
     def seconds(self) -> float:
@@ -52,8 +56,8 @@ class Outcome:
         return statistics.median(taken for each in self.played for taken in each.reads)
 
 
-def run(plan: Plan, *, cached: bool) -> Outcome:
-    """Carry it out, on a copy of the volume where hosts write."""
+def run(plan: Plan, *, cached: bool, beside: Beside = _nothing) -> Outcome:
+    """Carry it out on a copy of the volume, with what happens `beside` it on the daemon."""
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tmem-hosts-")))
         volume = home / "volume"
@@ -62,25 +66,29 @@ def run(plan: Plan, *, cached: bool) -> Outcome:
         sockets = [san.socket] * plan.hosts
         gateways: list[Gateway] = []
         if cached:
-            daemon = stack.enter_context(Tmemd("--nbd=tcp:127.0.0.1:0", memory=_MEMORY))
-            gateways = [_gateway(plan, san, daemon, home / str(n), stack) for n in range(plan.hosts)]
-            if plan.quota:
-                tmem_cli(daemon.address, "pool", "quota", POOL, str(plan.quota))
+            daemon = stack.enter_context(NbdDaemon())
+            gateways = _gateways(plan, san, daemon, home, stack)
             sockets = [gateway.socket for gateway in gateways]
+            stack.enter_context(beside(daemon))
         children = [stack.enter_context(Child("tests.bench.block.host", socket)) for socket in sockets]
         played = _play(plan, children)
-        cpu = sum(gateway.cpu_seconds() for gateway in gateways)
         for gateway in gateways:
             gateway.stop()
-        outcome = Outcome(played, san.served(), cpu)
+        outcome = Outcome(played, san.served(), san.what)
     if wrong := sum(each.wrong for each in played):
         raise RuntimeError(f"{wrong} reads did not give what the volume has")
     return outcome
 
 
-def _gateway(plan: Plan, san: San, daemon: Tmemd, state: Path, stack: ExitStack) -> Gateway:
-    state.mkdir()
-    return stack.enter_context(Gateway(san.uri, daemon.address, state, *plan.flags))
+def _gateways(plan: Plan, san: San, daemon: NbdDaemon, home: Path, stack: ExitStack) -> list[Gateway]:
+    gateways = []
+    for number in range(plan.hosts):
+        state = home / str(number)
+        state.mkdir()
+        gateways.append(stack.enter_context(Gateway(san.uri, daemon, state, *plan.flags)))
+    if plan.quota:
+        tmem_cli(daemon.address, "pool", "quota", POOL, str(plan.quota))
+    return gateways
 
 
 def _play(plan: Plan, children: list[Child]) -> list[Played]:

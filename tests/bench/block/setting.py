@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from tests.bench.block.disks import Disk, NbdkitMemory, TmemExport
 from tests.bench.block.fio import Found, Job
 from tests.bench.block.image import Image
+from tests.bench.corpus import PAGE
 from tests.bench.figures import Figure
 from tests.bench.rpc.setting import say
 from tests.bench.rpc.turns import in_turn, ratio
-
-K = TypeVar("K")
 
 SIZE = 512 << 20
 COMPRESSIBLE = 50
@@ -62,26 +60,39 @@ def sides(kind: type[NbdkitMemory], size: int, codec: str = "lz4") -> Iterator[S
 def compared(
     setting: Setting, both: Sides, name: str, job: Job, corpus: str, work: Callable[[AnyDisk, Job], Found]
 ) -> Iterator[Figure]:
-    """A job on both in turns: the latency of a request where one is under way, else how much there was in a second."""
-    runs = {disk.name: partial(work, disk, job) for disk in both.all}
-    found = in_turn(runs, setting.pairs)
+    """A job on both in turns: the latency of a request where one is under way, else how much there was in a second.
+
+    And what a request costs the server's processors, which does not depend on what else the machine does.
+    """
+    found = in_turn({disk.name: partial(cost, disk, job, work) for disk in both.all}, setting.pairs)
     peer = both.peer.name if both.peer else ""
-    yield from against(name, unit_of(job), values(job, found), both.ours.name, peer, corpus)
+    pick, unit = _PICKS["rate" if job.block > PAGE else "latency" if job.depth == 1 else "requests"]
+    speeds = {disk: [pick(each.found) for each in runs] for disk, runs in found.items()}
+    yield from against(name, unit, speeds, both.ours.name, peer, corpus)
+    costs = {disk: [each.cpu_us for each in runs] for disk, runs in found.items()}
+    yield from against(f"{name}.cpu", "CPU us/request", costs, both.ours.name, peer, corpus)
 
 
-def unit_of(job: Job) -> str:
-    """Of the figure of a job."""
-    return "MB/s" if job.block > 1 << 16 else "us" if job.depth == 1 and job.jobs == 1 else "IOPS"
+_PICKS: dict[str, tuple[Callable[[Found], float], str]] = {
+    "rate": (lambda found: found.bytes_per_second / 1e6, "MB/s"),
+    "latency": (lambda found: found.median_us, "us"),
+    "requests": (lambda found: found.iops, "IOPS"),
+}
 
 
-def values(job: Job, found: Mapping[K, Sequence[Found]]) -> dict[K, list[float]]:
-    """The figures of a job, of each that did it."""
-    pick: dict[str, Callable[[Found], float]] = {
-        "MB/s": lambda each: each.bytes_per_second / 1e6,
-        "us": lambda each: each.median_us,
-        "IOPS": lambda each: each.iops,
-    }
-    return {name: [pick[unit_of(job)](each) for each in runs] for name, runs in found.items()}
+@dataclass(frozen=True)
+class Cost:
+    """What fio found, and what the server's processors did for a request, in microseconds."""
+
+    found: Found
+    cpu_us: float
+
+
+def cost(disk: AnyDisk, job: Job, work: Callable[[AnyDisk, Job], Found]) -> Cost:
+    """Do it once."""
+    before = disk.cpu_seconds()
+    found = work(disk, job)
+    return Cost(found, (disk.cpu_seconds() - before) / found.requests * 1e6)
 
 
 def against(

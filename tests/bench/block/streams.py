@@ -9,7 +9,19 @@ import tmem
 from tests.bench.block import fio
 from tests.bench.block.disks import NbdkitMemory
 from tests.bench.block.fio import Found, Job
-from tests.bench.block.setting import COMPRESSIBLE, MADE, SIZE, AnyDisk, Setting, Sides, against, compared, sides
+from tests.bench.block.setting import (
+    COMPRESSIBLE,
+    MADE,
+    SIZE,
+    AnyDisk,
+    Cost,
+    Setting,
+    Sides,
+    against,
+    compared,
+    cost,
+    sides,
+)
 from tests.bench.block.wire import Connection
 from tests.bench.corpus import PAGE
 from tests.bench.figures import Figure
@@ -34,7 +46,10 @@ def sequential(setting: Setting) -> Iterator[Figure]:
 
 
 def connections(setting: Setting) -> Iterator[Figure]:
-    """Two connections against one; the same of the peer says what the machine gives to anybody."""
+    """Two connections against one, on the clock and by what the threads of the connections could do with a core each.
+
+    On the clock two cores have the client to carry too; the same of the peer says what they give to anybody.
+    """
     with sides(NbdkitMemory, SIZE) as both:
         _fill(both)
         for rw in ("read", "write"):
@@ -45,13 +60,18 @@ def connections(setting: Setting) -> Iterator[Figure]:
 
 
 def _two(setting: Setting, disk: AnyDisk, name: str, rw: str, depth: int) -> Iterator[Figure]:
-    def iops(jobs: int) -> float:
-        job = Job(f"rand{rw}", PAGE, depth, SIZE, setting.seconds, jobs=jobs, compressible=COMPRESSIBLE)
-        return _run(disk, job).iops
+    def with_connections(count: int) -> Cost:
+        job = Job(f"rand{rw}", PAGE, depth, SIZE, setting.seconds, jobs=count, compressible=COMPRESSIBLE)
+        return cost(disk, job, _run)
 
-    runs = {f"{disk.name}, two": lambda: iops(2), f"{disk.name}, one connection": lambda: iops(1)}
-    two, one = runs
-    yield from against(name, "IOPS", in_turn(runs, setting.pairs), two, one, MADE)
+    two, one = f"{disk.name}, two", f"{disk.name}, one connection"
+    taken = in_turn({two: lambda: with_connections(2), one: lambda: with_connections(1)}, setting.pairs)
+    on_the_clock = {name: [each.found.iops for each in runs] for name, runs in taken.items()}
+    yield from against(f"{name}.clock", "IOPS", on_the_clock, two, one, MADE)
+    if depth == 1:
+        return
+    by_time = {name: [count / each.cpu_us * 1e6 for each in taken[name]] for name, count in ((two, 2), (one, 1))}
+    yield from against(name, "requests/s of a core each", by_time, two, one, MADE)
 
 
 def _fill(both: Sides) -> None:
