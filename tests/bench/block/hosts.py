@@ -17,6 +17,9 @@ from tests.bench.block.host import Played
 from tests.bench.block.san import San, Served
 from tests.bench.child import Child
 
+SHARED = ("--shared", "--volume-id", "golden")
+EXCLUSIVE = ("--exclusive",)
+
 Beside = Callable[[NbdDaemon], AbstractContextManager[None]]
 
 
@@ -30,7 +33,7 @@ class Plan:
     hosts: int = 1
     apart: float = 0.0
     quota: int = 0
-    flags: tuple[str, ...] = ("--exclusive",)
+    flags: tuple[str, ...] = EXCLUSIVE
 
 
 def _nothing(_daemon: NbdDaemon) -> AbstractContextManager[None]:
@@ -81,13 +84,14 @@ def run(plan: Plan, *, cached: bool, beside: Beside = _nothing) -> Outcome:
 
 
 def _gateways(plan: Plan, san: San, daemon: NbdDaemon, home: Path, stack: ExitStack) -> list[Gateway]:
+    kind = "--shared" if "--shared" in plan.flags else "--inclusive"
+    quota = ("--quota", str(plan.quota)) if plan.quota else ()
+    tmem_cli(daemon.address, "pool", "create", POOL, "--kind", "ephemeral", kind, *quota)
     gateways = []
     for number in range(plan.hosts):
         state = home / str(number)
         state.mkdir()
         gateways.append(stack.enter_context(Gateway(san.uri, daemon, state, *plan.flags)))
-    if plan.quota:
-        tmem_cli(daemon.address, "pool", "quota", POOL, str(plan.quota))
     return gateways
 
 

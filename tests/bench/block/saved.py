@@ -100,7 +100,7 @@ def _boot(setting: Setting, quota: int = 0) -> Plan:
         hosts=_HOSTS,
         apart=requests * DELAY * _APART,
         quota=quota,
-        flags=("--shared",),
+        flags=hosts.SHARED,
     )
 
 
