@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tmem._wire import UNAVAILABLE, Failure
+from google.protobuf.message import DecodeError
+
+from tmem._wire import INTERNAL, UNAVAILABLE, Failure
 from tmem_proto.v1 import tmem_pb2 as pb
 
 if TYPE_CHECKING:
@@ -56,12 +58,20 @@ def command_parts(number: int, method: str, request: Message) -> tuple[bytes, by
     return b"\x08" + _varint(number) + _TAGS[method] + _varint(len(body)), body
 
 
+def read(message: bytes) -> pb.Reply | Failure:
+    """A `Reply` as it came."""
+    try:
+        return pb.Reply.FromString(message)
+    except DecodeError:
+        return Failure(INTERNAL, "the server sent a reply that cannot be read")
+
+
 def answer(reply: pb.Reply, method: str) -> Any:
     """The response in a reply to a command, or its Failure."""
     if reply.code:
         return Failure(reply.code, reply.error)
     if reply.WhichOneof("body") != _FIELDS[method]:
-        return Failure(13, f"the server answered {method} with {reply.WhichOneof('body')}")
+        return Failure(INTERNAL, f"the server answered {method} with {reply.WhichOneof('body')}")
     return getattr(reply, _FIELDS[method])
 
 

@@ -154,27 +154,35 @@ class Http2Call:
     def _more_data(self, view: memoryview) -> int:
         size = min(self._data_left, len(view))
         self._data_left -= size
-        self._body += view[:size]
-        self._messages()
+        data = view[:size]
+        if not self._body:
+            data = data[self._messages(data) :]
+        if data:
+            self._body += data
+            with memoryview(self._body) as body:
+                read = self._messages(body)
+            del self._body[:read]
         padding = min(self._padding_left, len(view) - size)
         self._padding_left -= padding
         if self._ends and not (self._data_left or self._padding_left):
             self._finish(None)
         return size + padding
 
-    def _messages(self) -> None:
-        body = self._body
-        while len(body) >= _PREFIX:
-            if body[0]:
+    def _messages(self, data: memoryview) -> int:
+        """Take the whole messages that data begins with; how many bytes they are."""
+        at = 0
+        while len(data) - at >= _PREFIX:
+            start = at + _PREFIX
+            size = int.from_bytes(data[at + 1 : start], "big")
+            if data[at]:
                 raise ValueError("a compressed message")
-            end = _PREFIX + int.from_bytes(body[1:_PREFIX], "big")
-            if end > _PREFIX + MESSAGE_BYTES:
-                raise ValueError(f"a message of {end - _PREFIX} bytes")
-            if len(body) < end:
+            if size > MESSAGE_BYTES:
+                raise ValueError(f"a message of {size} bytes")
+            if len(data) < start + size:
                 break
-            with memoryview(body) as view:
-                self.replies.append(bytes(view[_PREFIX:end]))
-            del body[:end]
+            at = start + size
+            self.replies.append(bytes(data[start:at]))
+        return at
 
     def _control(self, kind: int, flags: int, stream: int, body: bytes) -> None:
         if (self._headers is not None) != (kind == _CONTINUATION):

@@ -25,7 +25,6 @@ from tmem._channel import KEEPALIVE, KEEPALIVE_TIMEOUT, WINDOW
 from tmem._exchange import IDLE
 from tmem._http2 import Http2Call
 from tmem._wire import DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, Failure
-from tmem_proto.v1 import tmem_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -205,7 +204,9 @@ class _Line:
             failure = self._call.over or self._wait(flying[0]) or self._write(flying[0])
             if failure is not None:
                 return failure
-        reply = pb.Reply.FromString(self._call.replies.popleft())
+        reply = _exchange.read(self._call.replies.popleft())
+        if isinstance(reply, Failure):
+            return reply
         if reply.id != number:
             return Failure(INTERNAL, f"the server answered command {number} as {reply.id}")
         flying.popleft()
