@@ -1,6 +1,6 @@
-"""Registers services so that bytes which are no message are answered as the client's fault.
+"""Registers services so that bytes which are no message are answered as the client's fault, and answers may be bytes.
 
-gRPC itself answers them with UNKNOWN, as it does for faults of the server.
+gRPC itself answers what cannot be read with UNKNOWN, as it does for faults of the server.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ class Malformed:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A message that is serialized already, in parts: its pages were not copied into one message after another."""
+
+    parts: tuple[bytes, ...]
+
+
 def sound(request: object) -> None:
     """Raise ValueError for a request that could not be read."""
     if isinstance(request, Malformed):
@@ -47,9 +54,9 @@ class Methods:
 
 
 def _lenient(handler: Any) -> Any:
-    options = {
+    options: dict[str, Any] = {
         "request_deserializer": _reader(handler.request_deserializer),
-        "response_serializer": handler.response_serializer,
+        "response_serializer": _writer(handler.response_serializer),
     }
     if handler.unary_unary:
         return grpc.unary_unary_rpc_method_handler(handler.unary_unary, **options)
@@ -66,3 +73,10 @@ def _reader(parse: Callable[[bytes], object]) -> Callable[[bytes], object]:
             return Malformed(str(error))
 
     return read
+
+
+def _writer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    def write(message: Any) -> bytes:
+        return b"".join(message.parts) if isinstance(message, Written) else serialize(message)
+
+    return write

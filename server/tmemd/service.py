@@ -20,7 +20,7 @@ from tmemd import cost, wire
 from tmemd.calls import explain, fail, identify, rpc
 from tmemd.errors import LimitError, OtherPoolError, UnknownPoolError
 from tmemd.idle import Idle
-from tmemd.methods import Malformed
+from tmemd.methods import Malformed, Written
 from tmemd.sessions import Session, Taken
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ class TmemService(TmemServicer):
         return await self._put(request, client, [])
 
     @rpc
-    async def Get(self, request: pb.GetRequest, client: Client) -> pb.GetResponse:  # noqa: N802
+    async def Get(  # type: ignore[override]  # noqa: N802
+        self, request: pb.GetRequest, client: Client
+    ) -> Written:
         return await self._get(request, client, [])
 
     @rpc
@@ -151,7 +153,7 @@ class TmemService(TmemServicer):
             self._streams.discard(idle)
             idle.close()
 
-    async def _command(self, command: pb.Command, client: Client, held: Unacknowledged) -> pb.Reply:
+    async def _command(self, command: pb.Command, client: Client, held: Unacknowledged) -> pb.Reply | Written:
         start, known = time.perf_counter(), len(held)
         body = command.WhichOneof("body")
         try:
@@ -170,11 +172,13 @@ class TmemService(TmemServicer):
         self.counts.answered(_STREAMED.get(body or "", "Exchange"), code, time.perf_counter() - start)
         return reply
 
-    async def _carry_out(self, body: str | None, command: pb.Command, client: Client, held: Unacknowledged) -> pb.Reply:
+    async def _carry_out(
+        self, body: str | None, command: pb.Command, client: Client, held: Unacknowledged
+    ) -> pb.Reply | Written:
         if body is None:
             raise ValueError("the command has no body that this server knows")
         operation = self._operations[body]
-        return pb.Reply(id=command.id, **{body: await operation(getattr(command, body), client, held)})
+        return wire.reply(command.id, body, await operation(getattr(command, body), client, held))
 
     async def _put(self, request: pb.PutRequest, client: Client, held: Unacknowledged) -> pb.PutResponse:
         session = self._sessions.find(request.session.id, client)
@@ -186,7 +190,7 @@ class TmemService(TmemServicer):
         short = cost.of_put(batch, pool) <= self._config.inline_bytes
         return wire.outcomes(await self._mutate(session, held, lambda: pool.put(batch), short))
 
-    async def _get(self, request: pb.GetRequest, client: Client, held: Unacknowledged) -> pb.GetResponse:
+    async def _get(self, request: pb.GetRequest, client: Client, held: Unacknowledged) -> Written:
         session = self._sessions.find(request.session.id, client)
         pool = session.pool
         lz4, oid, indices = wire.wants_lz4(request), wire.oid(request.oid), wire.indices(request, self._limit(session))
@@ -195,12 +199,12 @@ class TmemService(TmemServicer):
         else:
             fetched = await self._store.call(lambda: pool.fetch(oid, indices, lz4))
         self.counts.bytes_out["lz4" if lz4 else "raw"] += len(fetched.pages)
-        response = wire.pages(fetched, lz4)
+        acknowledgement = 0
         if request.exclusive and pool.keeps and fetched.stamps:
             stamps = dict(zip(wire.positions(fetched.found, indices), fetched.stamps, strict=True))
-            response.acknowledgement = session.take(Taken(oid, stamps))
-            held.append((session, response.acknowledgement))
-        return response
+            acknowledgement = session.take(Taken(oid, stamps))
+            held.append((session, acknowledgement))
+        return wire.pages(fetched, lz4, acknowledgement)
 
     async def _acknowledge(
         self, request: pb.AcknowledgeRequest, client: Client, held: Unacknowledged

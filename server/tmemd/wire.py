@@ -9,10 +9,14 @@ from grpc import StatusCode
 from tmem_proto.v1 import admin_pb2
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmemd.inject import Injection
+from tmemd.methods import Written
 from tmemd.surface import Batch, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from google.protobuf.descriptor import FieldDescriptor
+    from google.protobuf.message import Message
 
     from tmemd.surface import Fetched
 
@@ -31,6 +35,17 @@ _CODES = [pb.PUT_OUTCOME_STORED, pb.PUT_OUTCOME_REPLACED]
 _CODES += [_REFUSED + at // 2 + at % 2 * REFUSED_FLUSHED for at in range(10)]  # type: ignore[misc]
 _OUTCOMES = bytes(_CODES).ljust(256, b"\0")
 """The wire's outcome of each of the engine's codes."""
+
+_BYTES_FIELD = 2
+
+
+def _tag(field: FieldDescriptor) -> bytes:
+    return bytes([field.number << 3 | _BYTES_FIELD])
+
+
+# What stands before a field of bytes, and how many those are.
+_PAGES = _tag(pb.GetResponse.DESCRIPTOR.fields_by_name["pages"])
+_BODIES = {field.name: _tag(field) for field in pb.Reply.DESCRIPTOR.oneofs_by_name["body"].fields}
 
 _M = TypeVar("_M", "pb.PutRequest", "pb.GetRequest", "pb.FlushRequest")
 
@@ -86,16 +101,33 @@ def stale_put(count: int) -> pb.PutResponse:
     return pb.PutResponse(outcomes=bytes([pb.PUT_OUTCOME_STALE]) * count)
 
 
-def pages(fetched: Fetched, lz4: bool) -> pb.GetResponse:
-    if not lz4:
-        return pb.GetResponse(found=fetched.found, pages=fetched.pages)
-    return pb.GetResponse(
-        found=fetched.found,
-        encoding=pb.ENCODING_LZ4,
-        lengths=fetched.lengths,
-        pages=fetched.pages,
-        checksums=fetched.checksums,
-    )
+def pages(fetched: Fetched, lz4: bool, acknowledgement: int) -> Written:
+    """A `GetResponse`."""
+    head = pb.GetResponse(found=fetched.found, acknowledgement=acknowledgement)
+    if lz4:
+        head.encoding = pb.ENCODING_LZ4
+        head.lengths.extend(fetched.lengths)
+        head.checksums.extend(fetched.checksums)
+    if not fetched.pages:
+        return Written((head.SerializeToString(),))
+    return Written((head.SerializeToString(), _PAGES, varint(len(fetched.pages)), fetched.pages))
+
+
+def reply(number: int, body: str, response: Message | Written) -> pb.Reply | Written:
+    """The reply to command `number`."""
+    if not isinstance(response, Written):
+        return pb.Reply(id=number, **{body: response})  # type: ignore[arg-type]
+    head = b"\x08" + varint(number) if number else b""
+    return Written((head, _BODIES[body], varint(sum(map(len, response.parts))), *response.parts))
+
+
+def varint(number: int) -> bytes:
+    digits = bytearray()
+    while number > 127:
+        digits.append(number & 127 | 128)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)
 
 
 def wants_lz4(request: pb.GetRequest) -> bool:

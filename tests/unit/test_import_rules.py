@@ -89,7 +89,7 @@ DAEMON_LAYERS = {
     "exposition": set(),
     "families": {"surface", "errors"},
     "sessions": {"identity", "surface", "config", "counts", "errors"},
-    "wire": {"inject", "surface", "errors"},
+    "wire": {"inject", "methods", "surface", "errors"},
     "methods": set(),
     "cost": {"surface"},
     "allocator": set(),
