@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _READ_BYTES = 1 << 18
 _GATHERS = hasattr(socket.socket, "sendmsg")
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+_GRACE = 0.5
+"""Seconds after the deadline in which what is there already is still read: a reply in time is not late."""
 _LATE = Failure(DEADLINE_EXCEEDED, "deadline exceeded")
 
 
@@ -235,6 +237,8 @@ class _Line:
     def _wait(self, deadline: float) -> Failure | None:
         """Read something. After silence the server is asked whether it is there."""
         left = deadline - time.monotonic()
+        if left < -_GRACE:
+            return _LATE
         try:
             self._socket.settimeout(max(min(left, KEEPALIVE), 0.001))
             self._read()

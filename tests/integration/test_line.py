@@ -131,6 +131,18 @@ def test_a_peer_that_sends_byte_by_byte_is_late_all_the_same(serve: Any) -> None
     assert time.monotonic() - start < 10
 
 
+def test_a_peer_that_sends_without_end_is_late_all_the_same(serve: Any) -> None:
+    def behave(connection: socket.socket, _: int) -> None:
+        connection.sendall(HEADERS_OF_ANSWER)
+        while True:
+            connection.sendall(frame(PING, 0, bytes(8), flags=1) * 1000)
+
+    _, exchange = serve(behave, timeout=0.3)
+    start = time.monotonic()
+    assert exchange.carry_out("Has", REQUEST).code == LATE
+    assert time.monotonic() - start < 20
+
+
 def test_a_peer_that_takes_nothing_is_late(serve: Any) -> None:
     _, exchange = serve(silent, timeout=0.3)
     large = pb.PutRequest(oid=bytes(24), indices=[0], pages=bytes(1 << 20))
