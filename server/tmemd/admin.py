@@ -50,12 +50,14 @@ class AdminService(TmemAdminServicer):
 
     @rpc
     async def ListPools(self, _: pb.ListPoolsRequest, client: Client) -> pb.ListPoolsResponse:  # noqa: N802
-        return await self._store.call(lambda: pb.ListPoolsResponse(pools=_pools(self._access.visible(client))))
+        return await self._store.call(
+            lambda: pb.ListPoolsResponse(pools=_pools(self._access.visible(client))), client.name
+        )
 
     @rpc
     async def GetPool(self, request: pb.GetPoolRequest, client: Client) -> pb.GetPoolResponse:  # noqa: N802
         pool = self._access.find(client, request.name)
-        return await self._store.call(lambda: pb.GetPoolResponse(pool=_pool(pool)))
+        return await self._store.call(lambda: pb.GetPoolResponse(pool=_pool(pool)), client.name)
 
     @rpc
     async def CreatePool(self, request: pb.CreatePoolRequest, client: Client) -> pb.CreatePoolResponse:  # noqa: N802
@@ -65,18 +67,18 @@ class AdminService(TmemAdminServicer):
     @rpc
     async def DestroyPool(self, request: pb.DestroyPoolRequest, client: Client) -> pb.DestroyPoolResponse:  # noqa: N802
         pool = self._access.own(client, request.name, request.pool_id, destroy=True)
-        return pb.DestroyPoolResponse(dropped=await self._store.call(pool.destroy))
+        return pb.DestroyPoolResponse(dropped=await self._store.call(pool.destroy, client.name))
 
     @rpc
     async def Freeze(self, request: pb.FreezeRequest, client: Client) -> pb.FreezeResponse:  # noqa: N802
         pools = self._chosen(request, client)
-        await self._store.call(lambda: _each(pools, lambda pool: pool.freeze()))
+        await self._store.call(lambda: _each(pools, lambda pool: pool.freeze()), client.name)
         return pb.FreezeResponse()
 
     @rpc
     async def Thaw(self, request: pb.ThawRequest, client: Client) -> pb.ThawResponse:  # noqa: N802
         pools = self._chosen(request, client)
-        await self._store.call(lambda: _each(pools, lambda pool: pool.thaw()))
+        await self._store.call(lambda: _each(pools, lambda pool: pool.thaw()), client.name)
         return pb.ThawResponse()
 
     @rpc
@@ -92,29 +94,29 @@ class AdminService(TmemAdminServicer):
     @rpc
     async def Relinquish(self, request: pb.RelinquishRequest, client: Client) -> pb.RelinquishResponse:  # noqa: N802
         client.must_administer()
-        given_back = await self._store.call(lambda: self._store.relinquish(request.size))
+        given_back = await self._store.call(lambda: self._store.relinquish(request.size), client.name)
         return pb.RelinquishResponse(given_back=given_back)
 
     @rpc
     async def Resize(self, request: pb.ResizeRequest, client: Client) -> pb.ResizeResponse:  # noqa: N802
         client.must_administer()
-        await self._store.call(lambda: self._store.resize(request.memory))
+        await self._store.call(lambda: self._store.resize(request.memory), client.name)
         return pb.ResizeResponse()
 
     @rpc
     async def Compact(self, _: pb.CompactRequest, client: Client) -> pb.CompactResponse:  # noqa: N802
         client.must_administer()
-        return pb.CompactResponse(**await self._store.call(self._store.compact))
+        return pb.CompactResponse(**await self._store.call(self._store.compact, client.name))
 
     @rpc
     async def Check(self, _: pb.CheckRequest, client: Client) -> pb.CheckResponse:  # noqa: N802
         client.must_administer()
-        return pb.CheckResponse(violations=await self._store.call(self._store.check))
+        return pb.CheckResponse(violations=await self._store.call(self._store.check, client.name))
 
     @rpc
     async def Scan(self, request: pb.ScanRequest, client: Client) -> pb.ScanResponse:  # noqa: N802
         pool = self._access.own(client, request.pool)
-        objects, cursor = await self._store.call(lambda: pool.scan(request.cursor, SCAN_PAGES))
+        objects, cursor = await self._store.call(lambda: pool.scan(request.cursor, SCAN_PAGES), client.name)
         parts = (pb.ScannedObject(oid=oid, indices=indices, stamps=stamps) for oid, indices, stamps in objects)
         return pb.ScanResponse(objects=parts, cursor=cursor)
 
@@ -151,7 +153,9 @@ class AdminService(TmemAdminServicer):
     async def ListClients(self, _: pb.ListClientsRequest, client: Client) -> pb.ListClientsResponse:  # noqa: N802
         client.must_administer()
         pools, sessions = self._store.pools, self._sessions.by_client()
-        return await self._store.call(lambda: pb.ListClientsResponse(clients=clients(self._config, pools(), sessions)))
+        return await self._store.call(
+            lambda: pb.ListClientsResponse(clients=clients(self._config, pools(), sessions)), client.name
+        )
 
     async def _of_the_store(self) -> pb.StatsResponse:
         info = self._store.info()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import tmemd.polling  # noqa: F401 - before anything that imports gRPC
 from tmemd import __version__
 from tmemd.config import OPTIONS, dump, load
+from tmemd.descriptors import raise_limit
 from tmemd.errors import ConfigError, TmemdError, WorkerError
 from tmemd.logs import log_to_stderr
 from tmemd.notify import notify
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if print_config:
             sys.stdout.write(dump(config))
             return 0
+        raise_limit(config)
         _run(config)
     except WorkerError as error:
         print(f"tmemd: {error}", file=sys.stderr)

@@ -86,6 +86,7 @@ class Config:
     batch_pages: int = _option(number(1, 256), "pages a batch may have, of which at most 2 MiB", 256)
     max_message: int = _option(size, "bytes of the largest message taken", 4 << 20)
     max_waiting: int = _option(number(0, 100_000), "long engine calls that wait for a thread; more are refused", 256)
+    max_client_waiting: int = _option(number(0, 100_000), "those of one client", 192)
     max_calls: int = _option(number(1, 100_000), "calls and streams under way with a worker, of all clients", 512)
     max_client_calls: int = _option(number(1, 100_000), "calls and streams of one client under way with a worker", 384)
     max_streams: int = _option(number(1, 100_000), "calls and streams under way on one connection", 128)

@@ -178,6 +178,7 @@ def _server(config: Config) -> aio.Server:
         ("grpc.keepalive_time_ms", config.keepalive * 1000),
         ("grpc.keepalive_timeout_ms", config.keepalive_timeout * 1000),
         ("grpc.http2.ping_timeout_ms", config.keepalive_timeout * 1000),
+        ("grpc.server_handshake_timeout_ms", config.keepalive_timeout * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", config.ping_interval * 1000),

@@ -1,4 +1,7 @@
-"""The HTTP server of the metrics: a few requests at once, each in a thread and bounded in time, over TLS where it must.
+"""The HTTP server of the metrics: a few requests at once, each in a thread, over TLS where it must.
+
+Each has so many seconds as a whole, handshake and all: one whose peer takes longer, however little it sends at a time,
+is cut off by the thread that takes the connections.
 
 With client certificates only those may read whom the configuration names: the metrics tell of everybody's pools.
 """
@@ -9,6 +12,8 @@ import logging
 import socket
 import ssl
 import threading
+import time
+from contextlib import contextmanager, suppress
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -16,7 +21,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import make_wsgi_app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from prometheus_client import CollectorRegistry
 
@@ -24,6 +29,7 @@ log = logging.getLogger("tmemd")
 
 _SECONDS = 10.0
 _AT_ONCE = 16
+_PAUSE = 0.1
 _READER = "tmemd.reader"
 
 
@@ -45,6 +51,9 @@ class Exposition(ThreadingMixIn, WSGIServer):
         self._readers = readers
         self._exposed = make_wsgi_app(registry)
         self._slots = threading.BoundedSemaphore(_AT_ONCE)
+        self._lock = threading.Lock()
+        self._ends: dict[socket.socket, float] = {}
+        """When each request is cut off."""
         super().__init__(address, _Handler)
         self.set_app(self._answer)
 
@@ -67,10 +76,43 @@ class Exposition(ThreadingMixIn, WSGIServer):
         """In the request's thread: whoever is slow holds up nobody else."""
         request.settimeout(_SECONDS)
         if self._context is None:
-            super().finish_request(request, client_address)
+            with self._bounded(request):
+                super().finish_request(request, client_address)
             return
-        with self._context().wrap_socket(request, server_side=True) as secured:
+        context = self._context()
+        with (
+            context.wrap_socket(request, server_side=True, do_handshake_on_connect=False) as secured,
+            self._bounded(secured),
+        ):
+            secured.do_handshake()
             super().finish_request(secured, client_address)
+
+    def service_actions(self) -> None:
+        """Between connections, twice a second: cut off what has had its time."""
+        now = time.monotonic()
+        with self._lock:
+            for request, end in self._ends.items():
+                if end < now:
+                    with suppress(OSError):  # its peer is gone
+                        socket.socket.shutdown(request, socket.SHUT_RDWR)
+
+    def get_request(self) -> Any:
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_PAUSE)  # no more files can be open: they still cannot in the next moment
+            raise
+
+    @contextmanager
+    def _bounded(self, request: socket.socket) -> Iterator[None]:
+        """Have the request cut off unless it ends in time."""
+        with self._lock:
+            self._ends[request] = time.monotonic() + _SECONDS
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._ends[request]
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         log.debug("metrics: a request from %s failed", client_address, exc_info=True)

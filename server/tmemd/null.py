@@ -147,7 +147,7 @@ class NullStore(Threaded):
     """A store of pools of nothing."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config.threads, config.max_waiting)
+        super().__init__(config.threads, config.max_waiting, config.max_client_waiting)
         self._memory = config.memory
         self._accept_threshold = config.accept_threshold
         self._ids = itertools.count(1)

@@ -197,7 +197,7 @@ class TmemService(TmemServicer):
         if cost.of_get(len(indices), pool, lz4) <= self._config.inline_bytes:
             fetched = pool.fetch(oid, indices, lz4)
         else:
-            fetched = await self._store.call(lambda: pool.fetch(oid, indices, lz4))
+            fetched = await self._store.call(lambda: pool.fetch(oid, indices, lz4), client.name)
         self.counts.bytes_out["lz4" if lz4 else "raw"] += len(fetched.pages)
         acknowledgement = 0
         if request.exclusive and pool.keeps and fetched.stamps:
@@ -253,7 +253,7 @@ class TmemService(TmemServicer):
         _release(held)
         if short:
             return call()
-        work = self._store.run(call)
+        work = self._store.run(call, session.client)
         session.mutating(work.ended)
         return await work.result()
 

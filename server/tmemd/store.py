@@ -135,7 +135,7 @@ class EngineStore(Threaded):
             mlock=config.mlock,
             huge_pages=config.huge_pages,
         )
-        super().__init__(config.threads, config.max_waiting)
+        super().__init__(config.threads, config.max_waiting, config.max_client_waiting)
 
     def open_pool(self, name: str, settings: Settings) -> EngineStorePool:
         return EngineStorePool(self._engine.pool(name, settings))

@@ -172,10 +172,10 @@ class Work(Protocol[T_co]):
 class Store(Protocol):
     """The daemon's store."""
 
-    def run(self, call: Callable[[], T]) -> Work[T]:
-        """Make a long call in a thread."""
+    def run(self, call: Callable[[], T], client: str | None = None) -> Work[T]:
+        """Make a long call in a thread, for a client or the daemon itself."""
 
-    async def call(self, call: Callable[[], T]) -> T:
+    async def call(self, call: Callable[[], T], client: str | None = None) -> T:
         """Make a long call and wait for it."""
 
     def open_pool(self, name: str, settings: Settings) -> StorePool: ...

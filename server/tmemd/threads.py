@@ -8,7 +8,9 @@ is dropped with all it holds: callers that come and go leave nothing behind.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tmemd.errors import LimitError
@@ -52,36 +54,49 @@ class Work(Generic[T]):
 class Threaded:
     """What makes long calls in threads of its own."""
 
-    def __init__(self, threads: int, most_waiting: int) -> None:
+    def __init__(self, threads: int, most_waiting: int, most_of_client: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tmemd")
         self._most = threads + most_waiting
+        self._most_of_client = threads + most_of_client
         self._under_way = 0
+        self._of_client: Counter[str] = Counter()
         self._limit = Seldom(f"{most_waiting} long calls wait for a thread, which is the limit")
 
-    def run(self, call: Callable[[], T]) -> Work[T]:
-        """Make a long call in a thread.
+    def run(self, call: Callable[[], T], client: str | None = None) -> Work[T]:
+        """Make a long call in a thread, for a client or the daemon itself.
 
         Raises:
-            LimitError: Many wait already; the call is not made.
+            LimitError: Many wait already, of all or of the client; the call is not made.
         """
         if self._under_way >= self._most:
             self._limit.warn()
             raise LimitError("the daemon is busy: too many long calls wait already")
+        if client is not None and self._of_client[client] >= self._most_of_client:
+            raise LimitError(f"too many long calls of client {client!r} wait already")
         work = Work(self._threads, call)
-        self._under_way += 1
-        work.ended.add_done_callback(self._done)
+        self._begun(client)
+        work.ended.add_done_callback(partial(self._done, client))
         return work
 
-    async def call(self, call: Callable[[], T]) -> T:
+    async def call(self, call: Callable[[], T], client: str | None = None) -> T:
         """Make a long call and wait for it."""
-        return await self.run(call).result()
+        return await self.run(call, client).result()
 
     def close(self) -> None:
         """Wait for the calls in threads."""
         self._threads.shutdown()
 
-    def _done(self, future: asyncio.Future[Any]) -> None:
+    def _begun(self, client: str | None) -> None:
+        self._under_way += 1
+        if client is not None:
+            self._of_client[client] += 1
+
+    def _done(self, client: str | None, future: asyncio.Future[Any]) -> None:
         """A failure whose caller went away is nobody's: do not have the loop complain."""
         self._under_way -= 1
+        if client is not None:
+            self._of_client[client] -= 1
+            if not self._of_client[client]:
+                del self._of_client[client]
         if not future.cancelled():
             future.exception()

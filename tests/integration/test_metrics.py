@@ -2,9 +2,11 @@
 
 import platform
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -151,6 +153,23 @@ def test_a_store_that_keeps_nothing_has_the_same_metrics(client: Client, running
         names = {family.name for family in families(null.metrics_url)}
         assert names == {family.name for family in families(running.metrics_url)}
         other.close()
+
+
+def test_those_who_send_a_byte_now_and_then_do_not_keep_the_metrics_from_others() -> None:
+    """As many as are served at once never finish what they ask for, and never rest."""
+    with daemon() as running, ExitStack() as stack:
+        host, _, port = running.metrics_url.split("/")[2].rpartition(":")
+        slow = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(16)]
+        give_up_at = time.monotonic() + PATIENCE
+        served = False
+        while not served:
+            assert time.monotonic() < give_up_at
+            for one in slow:
+                with suppress(OSError):
+                    one.sendall(b"G")
+            with suppress(OSError):
+                served = "tmem_pages" in text(running.metrics_url)
+            time.sleep(0.05)
 
 
 def series(found: Samples, prefix: str = "tmem_") -> int:

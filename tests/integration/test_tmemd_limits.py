@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import queue
+import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -21,11 +25,11 @@ from tests.integration.test_tmemd_pages import Stream, code_of
 from tests.support import PATIENCE, noise, page
 from tmem._channel import OPTIONS
 from tmem_proto.v1 import tmem_pb2 as pb
+from tmem_proto.v1.admin_pb2 import ListWorkersRequest
 from tmemd.config import Config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 HOLDER = """
 import sys, time
@@ -125,6 +129,70 @@ def test_long_calls_do_not_queue_without_end() -> None:
         assert set(codes) == {grpc.StatusCode.OK, RESOURCE_EXHAUSTED}
         assert all("too many long calls" in call.details() for call in calls if call.code() == RESOURCE_EXHAUSTED)
         assert client.get([1, 255]) == {1: pages[1], 255: pages[255]}
+
+
+def test_long_calls_of_one_client_leave_room_for_anothers(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "authority")
+    flags = authority.flags(authority.server())
+    pages = {index: noise(index) for index in range(256)}
+    with daemon(*flags, "--threads=1", "--max-waiting=4", "--max-client-waiting=2") as running, ExitStack() as stack:
+        greedy, modest = (
+            stack.enter_context(closing(Client(running.address, authority.credentials(authority.client(name)))))
+            for name in ("greedy", "modest")
+        )
+        for client in (greedy, modest):
+            client.open(codec="zstd:19", name=f"pool {id(client)}")
+        calls = [greedy.tmem.Put.future(greedy.put_request(pages), timeout=PATIENCE) for _ in range(12)]
+        refused = next(call for call in calls if call.code() != grpc.StatusCode.OK)
+        assert (refused.code(), "long calls of client 'greedy'" in refused.details()) == (RESOURCE_EXHAUSTED, True)
+        assert modest.put(pages) == bytes([pb.PUT_OUTCOME_STORED]) * 256
+        assert RESOURCE_EXHAUSTED in {call.code() for call in calls}
+
+
+def limits(process: int) -> tuple[str, str]:
+    """How many files a process may have open: soft and hard."""
+    found = re.search(r"Max open files +(\d+) +(\d+)", Path(f"/proc/{process}/limits").read_text())
+    assert found
+    return found[1], found[2]
+
+
+def test_as_many_files_may_be_open_as_the_system_allows() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+    try:
+        with daemon("--workers=2") as running, closing(Client(running.address)) as client:
+            workers = client.admin.ListWorkers(ListWorkersRequest()).workers
+            for process in (running.process.pid, *(worker.process for worker in workers)):
+                assert limits(process) == (str(hard), str(hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_connections_that_say_nothing_make_room() -> None:
+    with daemon("--keepalive-timeout=2") as running, closing(Client(running.address)) as client, ExitStack() as stack:
+        client.open()
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (64, 64))
+        host, _, port = running.address.rpartition(":")
+        for _ in range(100):
+            one = stack.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex((host, int(port)))
+        for index in range(20):
+            client.put({index: page(index)})
+        assert client.get([7]) == {7: page(7)}, "who is there is served"
+        with closing(Client(running.address)) as late:
+            late.tmem.OpenPool(pb.OpenPoolRequest(name="pool"), timeout=PATIENCE, wait_for_ready=True)
+
+
+def test_a_limit_of_files_that_is_too_low_is_told() -> None:
+    code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)); import tmemd.cli; tmemd.cli.main()"
+    command = [sys.executable, "-c", code, "--listen=127.0.0.1:0", "--memory=8MiB", "--max-calls=200"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("listening on ") for line in process.stdout)
+        process.terminate()
+        _, said = process.communicate(timeout=PATIENCE)
+    assert "only 256 files can be open, and max_calls is 200: raise the limit of open files to 264 or more" in said
 
 
 def test_a_connection_that_is_not_used_is_closed_and_its_client_comes_back() -> None:

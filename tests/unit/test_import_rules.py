@@ -28,7 +28,7 @@ POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "term
 # with workers cli -> supervisor -> child, whose process is worker -> daemon. config, counts and errors are leaves.
 DAEMON_LAYERS = {
     "polling": set(),
-    "cli": {"polling", "supervisor", "daemon", "config", "errors", "logs", "notify"},
+    "cli": {"polling", "descriptors", "supervisor", "daemon", "config", "errors", "logs", "notify"},
     "supervisor": {"child", "shared_arena", "sole", "metrics", "store", "surface", "workers", "config", "counts"}
     | {"control", "logs", "relay", "signals", "values"},
     "child": {"control", "workers", "counts", "errors", "logs"},
@@ -101,6 +101,7 @@ DAEMON_LAYERS = {
     "surface": set(),
     "shared_arena": {"sole", "logs"},
     "sole": {"errors", "logs"},
+    "descriptors": {"config", "logs"},
     "workers": {"counts"},
     "control": set(),
     "signals": set(),

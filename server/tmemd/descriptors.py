@@ -1,0 +1,37 @@
+"""Open files: each connection is one, so the process may have as many as the system allows."""
+
+from __future__ import annotations
+
+import resource
+from typing import TYPE_CHECKING
+
+from tmemd.logs import log
+
+if TYPE_CHECKING:
+    from tmemd.config import Config
+
+OWN = 64
+"""Files that the daemon needs beside connections: arena, certificates, metrics, control lines, event loops."""
+
+
+def raise_limit(config: Config) -> None:
+    """Raise the soft limit to the hard one, for this process and its workers, and say so where that is still little.
+
+    Every call and stream that may be under way can come on a connection of its own.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError) as error:
+            log.warning("the limit of open files stays %d: %s", soft, error)
+    needed = config.max_calls + OWN
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        log.warning(
+            "only %d files can be open, and max_calls is %d: raise the limit of open files to %d or more (LimitNOFILE, "
+            "ulimit -n), or connections wait unserved",
+            soft,
+            config.max_calls,
+            needed,
+        )
