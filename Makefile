@@ -77,8 +77,9 @@ bench-rpc: build ## Measure the daemon and its clients against their bounds, eac
 bench-block: build ## Measure block devices and the SAN gateway against nbdkit and no cache, each with its ratio
 	$(PY) -m tests.bench.block
 
-soak-crash: $(VENV)/.deps ## Kill writers at random KILLS times (1000) and check that nothing acknowledged is lost
+soak-crash: build ## Kill writers and servers at random KILLS times (1000) and check that nothing acknowledged is lost
 	TMEM_KILLS=$(KILLS) cargo test --release -p tmem-core --test processes -- --exact --nocapture crash_soak
+	TMEM_KILLS=$(KILLS) $(PY) -m pytest -q tests/block/test_kills.py
 
 soak-rpc: build ## Make CALLS (10 million) calls of every kind and check that the daemon does not grow
 	CALLS=$(CALLS) $(PY) -m tests.bench.rpc --only soak

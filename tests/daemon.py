@@ -17,10 +17,10 @@ OID = bytes(range(24))
 
 
 class Daemon:
-    """A running daemon."""
+    """A running daemon; `within` stands before its command."""
 
-    def __init__(self, *flags: str, memory: str = "64MiB") -> None:
-        command = [sys.executable, "-m", "tmemd", "--listen=127.0.0.1:0", "--metrics=127.0.0.1:0"]
+    def __init__(self, *flags: str, memory: str = "64MiB", within: Sequence[str] = ()) -> None:
+        command = [*within, sys.executable, "-m", "tmemd", "--listen=127.0.0.1:0", "--metrics=127.0.0.1:0"]
         self.process = subprocess.Popen(
             [*command, f"--memory={memory}", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

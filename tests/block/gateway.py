@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from functools import lru_cache
@@ -17,7 +16,6 @@ from tests.block.stream import PATIENCE
 from tests.block.wire import opened
 from tests.daemon import Daemon
 from tests.integration.commands import Command
-from tests.retry import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,16 +40,21 @@ def need_gateway() -> None:
 
 
 class Cache:
-    """tmemd, at one address however often it is started."""
+    """tmemd with an arena and a pool in it, at one address however often it is started."""
 
-    def __init__(self, folder: Path, *flags: str, memory: str = "64MiB") -> None:
+    def __init__(self, folder: Path, kind: str = "--inclusive", *, memory: str = "64MiB") -> None:
         self.address = f"unix:{folder}/cache.sock"
-        self._flags, self._memory = flags, memory
+        self._flags = f"--nbd={self.address}", f"--arena={folder}/arena"
+        self._kind, self._memory = kind, memory
         self.start()
+        self.make_pool()
 
     def start(self) -> None:
-        self.daemon = Daemon(f"--nbd={self.address}", *self._flags, memory=self._memory)
+        self.daemon = Daemon(*self._flags, memory=self._memory)
         self.tmem = Command(self.daemon.address)
+
+    def make_pool(self) -> None:
+        self.tmem("pool", "create", POOL, "--kind=ephemeral", self._kind)
 
     def kill(self) -> None:
         self.daemon.kill()
@@ -69,22 +72,18 @@ class Gateway:
 
     def __init__(self, folder: Path, backing: str, cache: str, *flags: str, within: Sequence[str] = ()) -> None:
         self.address = f"unix:{folder}/san.sock"
-        arguments = [f"--backing={backing}", f"--server={cache}", f"--pool={POOL}", f"--listen={self.address}", *flags]
-        self._command = [*within, sys.executable, "-m", "tmem.cli", "san", *arguments]
+        where = f"--backing={backing}", f"--pool={POOL}", f"--listen={self.address}", f"--state={folder}/state"
+        self._command = [*within, sys.executable, "-m", "tmem.cli", "--server", cache, "san", *where, *flags]
+        self._log = folder / "san.err"
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        eventually(lambda: self._listens() or self.process.poll() is not None)
-        if self.process.poll() is not None:
-            assert self.process.stdout is not None
-            raise AssertionError(f"{self._command} ended: {self.process.stdout.read()}")
-
-    def _listens(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
-            sock.connect(self.address.removeprefix("unix:"))
-            return True
-        return False
+        """Start it; it is ready when this returns."""
+        with self._log.open("a") as log:
+            self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert self.process.stdout is not None
+        self.said = self.process.stdout.readline()
+        assert self.said.startswith("ready: "), (self._command, self.said, self._log.read_text())
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)
@@ -105,10 +104,10 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def cache(folder: Path, *flags: str, memory: str = "64MiB") -> Iterator[Cache]:
+def cache(folder: Path, kind: str = "--inclusive", *, memory: str = "64MiB") -> Iterator[Cache]:
     """A tmemd that is gone afterwards."""
     need_gateway()
-    running = Cache(folder, *flags, memory=memory)
+    running = Cache(folder, kind, memory=memory)
     try:
         yield running
     finally:
@@ -118,10 +117,12 @@ def cache(folder: Path, *flags: str, memory: str = "64MiB") -> Iterator[Cache]:
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, backing: str | os.PathLike[str], cache: str, *flags: str) -> Iterator[Gateway]:
+def gateway(
+    folder: Path, backing: str | os.PathLike[str], cache: str, *flags: str, within: Sequence[str] = ()
+) -> Iterator[Gateway]:
     """A gateway that is gone afterwards."""
     need_gateway()
-    running = Gateway(folder, os.fspath(backing), cache, *flags)
+    running = Gateway(folder, os.fspath(backing), cache, *flags, within=within)
     try:
         yield running
     finally:

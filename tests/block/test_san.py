@@ -215,12 +215,12 @@ def test_a_cache_that_takes_nothing(running: Cache, backing: San, tmp_path: Path
             assert read_through(client) == backing.volume.read_bytes()
 
 
-def test_hosts_share_what_one_of_them_read(running: Cache, tmp_path: Path) -> None:
+def test_hosts_share_what_one_of_them_read(tmp_path: Path) -> None:
     """The boot storm: three hosts, one image, and a SAN that is asked about once."""
     folders = [tmp_path / name for name in "abc"]
     for folder in folders:
         folder.mkdir()
-    with san(tmp_path) as backing:
+    with cache(tmp_path, "--shared") as running, san(tmp_path) as backing:
         expected, flags = backing.volume.read_bytes(), ("--shared", "--volume-id=image")
         with gateway(folders[0], backing.uri, running.address, *flags) as first, first.client() as client:
             assert Can.READ_ONLY in client.export.can

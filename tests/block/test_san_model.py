@@ -83,20 +83,22 @@ class Model:
         self._work(users, 100)
 
     def _frozen(self, users: list[User]) -> None:
-        self.cache.tmem.run("pool", "freeze", POOL)
+        self.cache.tmem("pool", "freeze", POOL)
         self._work(users, 100)
-        self.cache.tmem.run("pool", "thaw", POOL)
+        self.cache.tmem("pool", "thaw", POOL)
         self._work(users, 100)
 
     def _evicted(self, users: list[User]) -> None:
-        self.cache.tmem.run("pool", "quota", POOL, "64KiB")
+        self.cache.tmem("pool", "quota", POOL, "64KiB")
         self._work(users, 100)
-        self.cache.tmem.run("pool", "quota", POOL, "32MiB")
+        self.cache.tmem("pool", "quota", POOL, "32MiB")
         self._work(users, 100)
 
     def _pool_gone(self, users: list[User]) -> None:
-        self.cache.tmem.run("pool", "rm", POOL, "--yes")
-        self._work(users, 150)
+        self.cache.tmem("pool", "rm", POOL, "--yes")
+        self._work(users, 100)
+        self.cache.make_pool()
+        self._work(users, 100)
 
     def _gateway_killed(self, users: list[User]) -> None:
         self._work(users, 100)

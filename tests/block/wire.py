@@ -37,7 +37,11 @@ class Wire(Stream):
 
     def __init__(self, address: str, timeout: float = PATIENCE) -> None:
         super().__init__(connect(address, timeout))
-        greeting = self.receive(18)
+        try:
+            greeting = self.receive(18)
+        except OSError:
+            self.close()
+            raise
         must(greeting[:16] == GREETING, greeting)
         self.flags = int.from_bytes(greeting[16:], "big")
         must(self.flags & FIXED, self.flags)

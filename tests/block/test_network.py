@@ -1,0 +1,88 @@
+"""An export over a network with faults: slow, lossy, cut for a while. What clients copied is right in the end.
+
+The outages here are short; how long a client waits for a server is its own affair (`nbd-client -timeout`).
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.block.servers import program
+from tests.daemon import Daemon
+from tests.faults.link import Link, link
+from tests.retry import eventually
+from tests.support import noise, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SIZE = 4 << 20
+PORT = 10809
+ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C"}
+
+
+@pytest.fixture
+def network() -> Iterator[Link]:
+    """A tmemd at the far end, with an export of `SIZE` bytes."""
+    with link() as made:
+        far = made.inside(made.far)
+        address = f"tcp:{made.far_address}:{PORT}"
+        running = Daemon(f"--nbd={address}", "--insecure", within=far)
+        try:
+            tmem = [*far, sys.executable, "-m", "tmem.cli", "--server", running.address]
+            subprocess.run([*tmem, "export", "create", "disk", "--size", str(SIZE), "--multi-conn"], check=True)
+            yield made
+        finally:
+            running.kill()
+
+
+def copy(made: Link, source: str, target: str) -> None:
+    """Nbdcopy at the near end."""
+    line = [*made.inside(made.near), program("nbdcopy"), "--connections=2", source, target]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def outage(made: Link, after: int, count: int = 3) -> Iterator[None]:
+    """Cut the link now and then while something goes on: each time for as long as a client tries to send in vain."""
+    over = threading.Event()
+
+    def wait(goal: int) -> None:
+        eventually(lambda: made.carried >= goal or over.is_set())
+
+    def cut() -> None:
+        for _ in range(count):
+            wait(made.carried + after)
+            made.cut = True
+            over.wait(0.5)
+            made.cut = False
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("fault", ["none", "delay", "loss", "outages"])
+def test_a_copy_over_a_network_with_faults(network: Link, tmp_path: Path, fault: str) -> None:
+    image, back, dice = tmp_path / "image", tmp_path / "back", random.Random(2)
+    image.write_bytes(b"".join(dice.choice((noise(at, 65536), run(at, 16), bytes(65536))) for at in range(SIZE >> 16)))
+    uri = f"nbd://{network.far_address}:{PORT}/disk"
+    network.delay = 0.005 if fault == "delay" else 0.0
+    network.loss = 0.01 if fault == "loss" else 0.0
+    with outage(network, after=300, count=3 if fault == "outages" else 0):
+        copy(network, str(image), uri)
+        copy(network, uri, str(back))
+    assert back.read_bytes() == image.read_bytes()
