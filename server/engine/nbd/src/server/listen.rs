@@ -16,6 +16,9 @@ use rustix::net::sockopt;
 /// How long a listener rests that cannot accept, as where there are no file descriptors left.
 const REST: Duration = Duration::from_millis(50);
 
+/// Bytes that the system holds of replies on a Unix socket.
+const SEND_BUFFER: usize = 1 << 20;
+
 /// One address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
@@ -184,6 +187,8 @@ fn accept(bound: &Bound, peer_timeout: Duration) -> io::Result<Accepted> {
     match bound {
         Bound::Unix(socket, _) => {
             let stream = socket.accept()?.0;
+            // A large reply is then worked on while the client takes what is ready; TCP sees to this by itself.
+            let _ = sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
             let process = sockopt::socket_peercred(&stream).map(|who| who.pid.as_raw_nonzero());
             Ok(Accepted {
                 address: process.map_or("unix".into(), |pid| format!("unix (process {pid})")),

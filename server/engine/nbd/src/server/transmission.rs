@@ -16,8 +16,10 @@ use super::polling::Polling;
 use crate::backend::{Backend, Head, Later, Link, Out, Reply, Request, Served};
 use crate::protocol::{Errno, RequestHeader, command, flag};
 
-/// Replies of more bytes than this are sent before the next request is looked at.
-const SEND_AT: usize = 128 << 10;
+/// Replies of more bytes than this begin to be sent before the next request is looked at.
+const SEND_AT: usize = 64 << 10;
+/// With more bytes than this not yet taken by the client, nothing more is served.
+const HOLD_AT: usize = 1 << 20;
 
 /// How a transmission ends.
 pub enum End {
@@ -80,9 +82,7 @@ impl<'c> Transmission<'c> {
             }
             self.make_way()?;
             self.request(&header)?;
-            if self.out.len() >= SEND_AT {
-                self.flush()?;
-            }
+            self.push()?;
         }
     }
 
@@ -193,9 +193,7 @@ impl<'c> Transmission<'c> {
                 return Ok(());
             }
             (offset, left) = (offset + u64::from(length), left - length);
-            if self.out.len() >= SEND_AT {
-                self.flush()?;
-            }
+            self.push()?;
         }
     }
 
@@ -283,6 +281,20 @@ impl<'c> Transmission<'c> {
             let drained = link.send(None);
             link.socket.wait(!drained, true, None)?;
         }
+    }
+
+    /// Send some of what is answered, if it is much, while more is served.
+    fn push(&mut self) -> io::Result<()> {
+        if self.out.len() < SEND_AT {
+            return Ok(());
+        }
+        if self.late || self.out.len() >= HOLD_AT {
+            return self.flush();
+        }
+        if self.link.socket.send_some(&mut self.out) {
+            self.out.clear();
+        }
+        Ok(())
     }
 
     /// Send every reply; waits for a client that is slow to take them.

@@ -1,0 +1,108 @@
+//! Any commands of any alignment, over several connections that speak differently, against a plain buffer.
+
+mod support;
+
+use proptest::prelude::*;
+use support::{disk, serve};
+use tmem_nbd::protocol::{allocation, command, flag};
+
+/// No multiple of a page, and more than a cluster.
+const SIZE: u64 = (300 << 10) + 1234;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Read { df: bool },
+    Write { seed: u8 },
+    Trim,
+    Zero { no_hole: bool },
+    Status { one: bool },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => any::<bool>().prop_map(|df| Step::Read { df }),
+        4 => any::<u8>().prop_map(|seed| Step::Write { seed }),
+        1 => Just(Step::Trim),
+        1 => any::<bool>().prop_map(|no_hole| Step::Zero { no_hole }),
+        1 => any::<bool>().prop_map(|one| Step::Status { one }),
+    ]
+}
+
+/// Offset and length, often at the edges of pages and clusters.
+fn span() -> impl Strategy<Value = (u64, u32)> {
+    let edge = prop_oneof![Just(0), Just(1), Just(512), Just(4095)];
+    let offset = prop_oneof![
+        0..SIZE,
+        (0..SIZE / 4096, edge).prop_map(|(page, edge)| page * 4096 + edge),
+    ];
+    let length = prop_oneof![
+        1..9000u32,
+        1..SIZE as u32,
+        (1..70u32).prop_map(|pages| pages * 4096),
+    ];
+    (offset, length).prop_map(|(offset, length)| {
+        let offset = offset.min(SIZE - 1);
+        (offset, length.min((SIZE - offset) as u32))
+    })
+}
+
+/// Bytes that are neither all alike nor hopeless to compress.
+fn bytes(seed: u8, length: u32) -> Vec<u8> {
+    (0..length)
+        .map(|i| seed.wrapping_add((i / 7) as u8) ^ (i % 3) as u8)
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn every_command_equals_a_buffer(steps in prop::collection::vec((step(), span(), 0..3usize), 1..40)) {
+        let served = serve(disk(SIZE, true));
+        let mut wires = [served.connect(true), served.connect(false), served.connect(true)];
+        let mut model = vec![0u8; SIZE as usize];
+        for (step, (offset, length), which) in steps {
+            let wire = &mut wires[which];
+            let there = offset as usize..offset as usize + length as usize;
+            match step {
+                Step::Read { df } => {
+                    let flags = if df && wire.structured { flag::DF } else { 0 };
+                    let (data, chunks) = wire.read_with(flags, offset, length);
+                    prop_assert!(data.unwrap() == model[there], "{length} bytes at {offset} differ");
+                    prop_assert!(flags == 0 || chunks == 1, "what must not be cut came in {chunks} chunks");
+                }
+                Step::Write { seed } => {
+                    model[there].copy_from_slice(&bytes(seed, length));
+                    wire.write(offset, &bytes(seed, length)).unwrap();
+                }
+                Step::Trim => {
+                    model[there].fill(0);
+                    prop_assert_eq!(wire.run(command::TRIM, 0, offset, length), None);
+                }
+                Step::Zero { no_hole } => {
+                    model[there].fill(0);
+                    let flags = if no_hole { flag::NO_HOLE } else { flag::FAST_ZERO };
+                    prop_assert_eq!(wire.run(command::WRITE_ZEROES, flags, offset, length), None);
+                }
+                Step::Status { one } if wire.structured => {
+                    let flags = if one { flag::REQ_ONE } else { 0 };
+                    wire.ask(command::BLOCK_STATUS, flags, offset, length, &[]);
+                    let extents = wire.answer(0).extents;
+                    prop_assert!(!one || extents.len() == 1);
+                    let mut at = offset as usize;
+                    for (length, flags) in &extents {
+                        let end = at + *length as usize;
+                        let zero = flags & allocation::ZERO != 0;
+                        prop_assert!(!zero || model[at..end].iter().all(|byte| *byte == 0));
+                        at = end;
+                    }
+                    prop_assert!(at <= there.end && (one || at == there.end));
+                }
+                Step::Status { .. } => {}
+            }
+        }
+        for wire in &mut wires {
+            prop_assert!(wire.read(0, SIZE as u32).unwrap() == model);
+        }
+    }
+}
