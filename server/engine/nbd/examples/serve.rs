@@ -1,15 +1,22 @@
 //! A server without a daemon around it, to try clients on and to measure without Python.
 //!
-//! `serve ADDRESS NAME=MIB... [codec=CODEC] [poll=MICROSECONDS]`; it ends when its standard input does.
+//! `serve ADDRESS NAME=MIB... [codec=CODEC] [poll=MICROSECONDS] [tls=FOLDER]`; the folder has `server.pem`,
+//! `server.key` and `ca.pem`. It ends when its standard input does.
 
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tmem_core::{Codec, Kind, Oid, PoolSettings, Store, StoreOptions};
-use tmem_nbd::{Access, Exports, PoolExport, PoolExportSettings, Server, Settings};
+use tmem_nbd::{Access, Exports, PoolExport, PoolExportSettings, Server, Settings, Tls};
 
 type Failure = Box<dyn std::error::Error>;
+
+fn tls(folder: &str) -> Result<Tls, Failure> {
+    let read = |name: &str| std::fs::read(format!("{folder}/{name}"));
+    let (chain, key, clients) = (read("server.pem")?, read("server.key")?, read("ca.pem")?);
+    Ok(Tls::new(&chain, &key, Some(&clients), true)?)
+}
 
 fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
@@ -20,6 +27,7 @@ fn main() -> Result<(), Failure> {
         match argument.split_once('=').ok_or("no NAME=VALUE")? {
             ("codec", codec) => pool.codec = Codec::parse(codec)?,
             ("poll", time) => settings.poll = Duration::from_micros(time.parse()?),
+            ("tls", folder) => settings.tls = Some(tls(folder)?),
             (name, size) => disks.push((name.to_owned(), size.parse::<u64>()? << 20)),
         }
     }

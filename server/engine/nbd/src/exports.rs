@@ -14,7 +14,7 @@ use crate::counts::{Counts, ExportCounters};
 use crate::protocol::{MAX_DATA, MAX_STRING};
 
 /// How long a client waits for the seat of a connection whose other end is gone.
-const HANDOVER: Duration = Duration::from_secs(5);
+const HANDOVER: Duration = Duration::from_secs(2);
 
 /// Why a change of the table was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

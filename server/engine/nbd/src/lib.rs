@@ -3,7 +3,7 @@
 //! `server` speaks the NBD protocol to kernels, virtual machines and tools, and knows an export only as its backend.
 //! It knows no Python; what it serves is chosen by who starts it.
 //!
-//! Layers, lower first: `protocol <- backend <- exports <- server`, with the bytes of `socket` under `backend`; `pool` is a backend and knows no server.
+//! Layers, lower first: `protocol <- backend <- exports <- server`, with `tls <- socket` under `backend`; `pool` is a backend and knows no server.
 //! `cache` opens ephemeral pools as exports; `client` is the other end of `protocol`, and knows nothing else.
 
 #![deny(unsafe_code)]
@@ -17,6 +17,7 @@ mod pool;
 pub mod protocol;
 mod server;
 mod socket;
+mod tls;
 
 pub use backend::{
     Backend, Client, Context, Contexts, ExportInfo, Later, Refusal, Reply, Request, Resolver,
@@ -27,3 +28,4 @@ pub use exports::{Access, ExportError, ExportStatus, Exports};
 pub use pool::{PoolExport, PoolExportSettings};
 pub use protocol::Errno;
 pub use server::{Listen, Server, ServerCounters, Settings};
+pub use tls::Tls;

@@ -1,7 +1,10 @@
 //! A connected socket as the server uses it: it waits only where it is told to, and a signal of its own wakes its waiter.
+//!
+//! Once TLS is begun everything passes through it. Locking: its lock is held for no wait, but that of a sender who is told to.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write};
 use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -11,13 +14,34 @@ use rustix::net::{
 };
 
 use crate::backend::Out;
+use crate::tls::TlsSession;
 
 /// Stretches of a buffer handed to the system at once.
 const SLICES: usize = 64;
+/// Encrypted bytes received at once.
+const RECORDS: usize = 64 << 10;
 
 pub struct Socket {
     stream: OwnedFd,
     wake: OwnedFd,
+    tls: OnceLock<Mutex<TlsSession>>,
+}
+
+/// Sends as a stream does, without waiting if the flags say so.
+struct Sender<'s>(&'s OwnedFd, SendFlags);
+
+impl Write for Sender<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(self.0, bytes, self.1)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn lock(tls: &Mutex<TlsSession>) -> MutexGuard<'_, TlsSession> {
+    tls.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Socket {
@@ -26,11 +50,35 @@ impl Socket {
         Ok(Socket {
             stream: stream.into(),
             wake,
+            tls: OnceLock::new(),
         })
+    }
+
+    /// From now on everything goes through TLS.
+    pub fn encrypt(&self, session: TlsSession) {
+        let _ = self.tls.set(Mutex::new(session));
     }
 
     /// Receive some bytes; None where there are none and it is not to wait. 0 at the end.
     pub fn receive(&self, into: &mut [u8], wait: bool) -> io::Result<Option<usize>> {
+        let Some(tls) = self.tls.get() else {
+            return self.receive_raw(into, wait);
+        };
+        let mut records = [0; RECORDS];
+        loop {
+            let taken = lock(tls).take(into);
+            if taken > 0 {
+                return Ok(Some(taken));
+            }
+            match self.receive_raw(&mut records, wait)? {
+                Some(count) if count > 0 => lock(tls).feed(&records[..count])?,
+                ended => return Ok(ended),
+            }
+        }
+    }
+
+    /// The same, past TLS.
+    pub fn receive_raw(&self, into: &mut [u8], wait: bool) -> io::Result<Option<usize>> {
         let flags = if wait {
             RecvFlags::empty()
         } else {
@@ -46,14 +94,15 @@ impl Socket {
         }
     }
 
-    fn send_once(&self, out: &mut Out, flags: SendFlags) -> Result<(), Os> {
+    fn send_once(&self, out: &mut Out, flags: SendFlags) -> io::Result<()> {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let count = out.slices(&mut slices);
         let flags = flags | SendFlags::NOSIGNAL;
-        let sent = match &slices[..count] {
-            [] => 0,
-            [one] => send(&self.stream, one, flags)?,
-            all => {
+        let sent = match (&slices[..count], self.tls.get()) {
+            (slices, Some(tls)) => self.send_encrypted(slices, tls, flags)?,
+            ([], None) => 0,
+            ([one], None) => send(&self.stream, one, flags)?,
+            (all, None) => {
                 let mut none = SendAncillaryBuffer::default();
                 sendmsg(&self.stream, all, &mut none, flags)?
             }
@@ -62,15 +111,54 @@ impl Socket {
         Ok(())
     }
 
+    /// Encrypt the first slice as far as there is room, or else send some of what is encrypted.
+    fn send_encrypted(
+        &self,
+        slices: &[IoSlice<'_>],
+        tls: &Mutex<TlsSession>,
+        flags: SendFlags,
+    ) -> io::Result<usize> {
+        let mut tls = lock(tls);
+        let taken = slices.first().map_or(Ok(0), |first| tls.encrypt(first))?;
+        if taken == 0 && tls.has_unsent() {
+            self.send_records(&mut tls, flags)?;
+        }
+        Ok(taken)
+    }
+
+    fn send_records(&self, tls: &mut TlsSession, flags: SendFlags) -> io::Result<()> {
+        tls.send(&mut Sender(&self.stream, flags)).map(drop)
+    }
+
+    /// Send what TLS itself has to say, as far as that goes without waiting; false if some is left.
+    pub fn send_handshake(&self, tls: &mut TlsSession) -> io::Result<bool> {
+        while tls.has_unsent() {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match self.send_records(tls, flags) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(true)
+    }
+
+    fn is_sent(&self, out: &Out) -> bool {
+        out.is_empty() && self.tls.get().is_none_or(|tls| !lock(tls).has_unsent())
+    }
+
     /// Send what can be sent without waiting; false if some is left. What can never be sent counts as sent.
     pub fn send_some(&self, out: &mut Out) -> bool {
-        while !out.is_empty() {
+        while !self.is_sent(out) {
             match self.send_once(out, SendFlags::DONTWAIT) {
-                Ok(()) | Err(Os::INTR) => {}
-                Err(Os::AGAIN) => return false,
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(_) => {
                     out.clear();
                     self.close();
+                    return true;
                 }
             }
         }
@@ -79,10 +167,10 @@ impl Socket {
 
     /// Send everything, however long the other side takes.
     pub fn send_all(&self, out: &mut Out) -> io::Result<()> {
-        while !out.is_empty() {
+        while !self.is_sent(out) {
             match self.send_once(out, SendFlags::empty()) {
-                Ok(()) | Err(Os::INTR) => {}
-                Err(e) => return Err(e.into()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                done => done?,
             }
         }
         Ok(())
@@ -129,6 +217,15 @@ impl Socket {
     pub fn stop_receiving(&self) {
         let _ = shutdown(&self.stream, Shutdown::Read);
         self.wake();
+    }
+
+    /// The last word to a client that ends well.
+    pub fn farewell(&self) {
+        if let Some(tls) = self.tls.get() {
+            let mut tls = lock(tls);
+            tls.farewell();
+            let _ = self.send_handshake(&mut tls);
+        }
     }
 
     /// Nothing comes or goes any more.

@@ -13,7 +13,7 @@ use crate::backend::{Client, Link};
 /// Serve a connection to its end.
 pub fn run(shared: &Arc<Shared>, link: &Arc<Link>, client: Client) {
     let mut input = Input::new();
-    let Ok(Some(session)) = Handshake::new(shared, link, &client, &mut input).run() else {
+    let Ok(Some(session)) = Handshake::new(shared, link, client, &mut input).run() else {
         shared.not_opened.fetch_add(1, Ordering::Relaxed);
         return;
     };
@@ -21,6 +21,7 @@ pub fn run(shared: &Arc<Shared>, link: &Arc<Link>, client: Client) {
     let mut transmission = Transmission::new(shared, link, &session, input);
     let end = transmission.run();
     transmission.finish();
+    link.socket.farewell();
     if !matches!(end, Ok(End::Farewell)) && !shared.stopping.load(Ordering::SeqCst) {
         shared.broken.fetch_add(1, Ordering::Relaxed);
     }

@@ -16,6 +16,7 @@ use crate::protocol::{
     BASE_ALLOCATION, MAX_DATA, OPTION_MAGIC, OptionReply, OptionRequest, SERVER_MAGIC, handshake,
     info, option, reply, transmission,
 };
+use crate::tls::{Tls, TlsSession};
 
 /// Most bytes of an option's data.
 const MOST: u32 = 64 << 10;
@@ -38,10 +39,14 @@ enum Next {
 pub struct Handshake<'c> {
     shared: &'c Shared,
     link: &'c Arc<Link>,
-    client: &'c Client,
+    client: Client,
     input: &'c mut Input,
     out: Out,
     deadline: Instant,
+    /// How this connection may be encrypted.
+    tls: Option<Tls>,
+    /// Why the client, now known by its certificate, is not to be served.
+    refused: Option<String>,
     no_zeroes: bool,
     structured: bool,
     /// The export for which contexts were chosen, and which.
@@ -52,7 +57,7 @@ impl<'c> Handshake<'c> {
     pub fn new(
         shared: &'c Shared,
         link: &'c Arc<Link>,
-        client: &'c Client,
+        client: Client,
         input: &'c mut Input,
     ) -> Handshake<'c> {
         Handshake {
@@ -61,6 +66,8 @@ impl<'c> Handshake<'c> {
             client,
             input,
             out: Out::default(),
+            tls: shared.tls(),
+            refused: None,
             deadline: Instant::now() + shared.settings.handshake_timeout,
             no_zeroes: false,
             structured: false,
@@ -143,7 +150,78 @@ impl<'c> Handshake<'c> {
         let Some(data) = self.take(length as usize)? else {
             return Ok(Next::End);
         };
+        if option == option::STARTTLS {
+            return self.start_tls(&data);
+        }
+        if let Some(next) = self.refuse_plain(option) {
+            return Ok(next);
+        }
         Ok(self.answer(option, &data))
+    }
+
+    /// What is said to those who may say nothing yet, or nothing at all.
+    fn refuse_plain(&mut self, option: u32) -> Option<Next> {
+        let requires = self.tls.as_ref().is_some_and(|tls| tls.required);
+        let (kind, why) = match self.refused.clone() {
+            Some(why) => (reply::ERR_POLICY, why),
+            None if requires && !self.client.tls => {
+                let why = "this server requires TLS: begin with STARTTLS";
+                (reply::ERR_TLS_REQD, why.to_owned())
+            }
+            None => return None,
+        };
+        match option {
+            option::ABORT => return None,
+            option::EXPORT_NAME => return Some(Next::End),
+            _ => self.refuse(option, kind, &why),
+        }
+        Some(Next::On)
+    }
+
+    /// Go over to TLS. What was agreed upon before it is forgotten.
+    fn start_tls(&mut self, data: &[u8]) -> io::Result<Next> {
+        let option = option::STARTTLS;
+        let Some(tls) = self.tls.clone() else {
+            self.refuse(option, reply::ERR_UNSUP, "this server has no TLS");
+            return Ok(Next::On);
+        };
+        if !data.is_empty() || self.client.tls {
+            self.refuse(
+                option,
+                reply::ERR_INVALID,
+                "TLS is begun once, and without data",
+            );
+            return Ok(Next::On);
+        }
+        self.reply(option, reply::ACK, &[]);
+        self.send()?;
+        let mut session = TlsSession::new(&tls)?;
+        // Bytes that came too early are the client's first of TLS, and never more options in plain.
+        let early = self.input.peek(self.input.len()).map(<[u8]>::to_vec);
+        let mut records = early.unwrap_or_default();
+        self.input.consume(records.len());
+        loop {
+            let fed = session.feed(&records);
+            let sent = self.link.socket.send_handshake(&mut session)?;
+            fed?;
+            if sent && !session.is_handshaking() {
+                break;
+            }
+            wait(&self.link.socket, !sent, self.deadline)?;
+            records.resize(16 << 10, 0);
+            match self.link.socket.receive_raw(&mut records, false)? {
+                Some(0) => return Ok(Next::End),
+                received => records.truncate(received.unwrap_or(0)),
+            }
+        }
+        match session.identity() {
+            Ok(identity) => self.client.identity = identity,
+            Err(why) => self.refused = Some(why),
+        }
+        self.client.tls = true;
+        (self.structured, self.chosen) = (false, None);
+        self.link.socket.encrypt(session);
+        Ok(Next::On)
     }
 
     fn answer(&mut self, option: u32, data: &[u8]) -> Next {
@@ -196,7 +274,7 @@ impl<'c> Handshake<'c> {
     }
 
     fn list(&mut self) {
-        for name in self.shared.exports.names(self.client) {
+        for name in self.shared.exports.names(&self.client) {
             let length = (name.len() as u32).to_be_bytes();
             self.reply(option::LIST, reply::SERVER, &[&length, name.as_bytes()]);
         }
@@ -222,7 +300,7 @@ impl<'c> Handshake<'c> {
 
     /// Open an export for good.
     fn open(&mut self, name: &str, knows_blocks: bool) -> Result<Session, Refusal> {
-        let (name, backend) = self.shared.exports.probe(name, self.client)?;
+        let (name, backend) = self.shared.exports.probe(name, &self.client)?;
         let info = backend.info();
         drop(backend);
         let chosen = self.chosen.take_if(|(export, _)| *export == name);
@@ -238,7 +316,7 @@ impl<'c> Handshake<'c> {
                 "export {name:?} is for clients that ask for block sizes"
             )));
         }
-        let opened = self.shared.exports.open(&name, self.client, self.link)?;
+        let opened = self.shared.exports.open(&name, &self.client, self.link)?;
         Ok(Session {
             info: opened.backend.info(),
             opened,
@@ -253,7 +331,7 @@ impl<'c> Handshake<'c> {
             return Next::On;
         };
         let knows_blocks = wanted.contains(&info::BLOCK_SIZE);
-        let probed = self.shared.exports.probe(name, self.client);
+        let probed = self.shared.exports.probe(name, &self.client);
         let (full_name, backend) = match probed {
             Ok(found) => found,
             Err(refusal) => {
@@ -340,7 +418,7 @@ impl<'c> Handshake<'c> {
         if !self.structured {
             return self.refuse(option, reply::ERR_INVALID, "structured replies come first");
         }
-        let probed = self.shared.exports.probe(name, self.client);
+        let probed = self.shared.exports.probe(name, &self.client);
         let (name, private) = match probed {
             Ok((name, backend)) => (name, backend.info().private_context),
             Err(refusal) => return self.refuse_export(option, &refusal),

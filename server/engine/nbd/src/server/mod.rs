@@ -17,13 +17,14 @@ pub use listen::Listen;
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Client, Link};
 use crate::exports::Exports;
 use crate::socket::Socket;
+use crate::tls::Tls;
 use listen::{Accepted, Listener};
 
 /// After the grace, how long threads have to notice that their sockets are closed.
@@ -43,6 +44,8 @@ pub struct Settings {
     /// Requests of a connection that wait for their backend at once, and bytes of them.
     pub max_waiting: usize,
     pub max_waiting_bytes: usize,
+    /// None: no TLS.
+    pub tls: Option<Tls>,
 }
 
 impl Default for Settings {
@@ -54,6 +57,7 @@ impl Default for Settings {
             peer_timeout: Duration::from_secs(20),
             max_waiting: 256,
             max_waiting_bytes: 64 << 20,
+            tls: None,
         }
     }
 }
@@ -86,6 +90,7 @@ pub struct Shared {
     pub stopping: AtomicBool,
     pub not_opened: AtomicU64,
     pub broken: AtomicU64,
+    tls: RwLock<Option<Tls>>,
     accepted: AtomicU64,
     turned_away: AtomicU64,
     links: Mutex<HashMap<u64, Arc<Link>>>,
@@ -104,6 +109,7 @@ impl Server {
         let addresses = listener.addresses();
         let shared = Arc::new(Shared {
             exports,
+            tls: RwLock::new(settings.tls.clone()),
             settings,
             stopping: AtomicBool::new(false),
             not_opened: AtomicU64::new(0),
@@ -131,6 +137,12 @@ impl Server {
 
     pub fn exports(&self) -> &Arc<Exports> {
         &self.shared.exports
+    }
+
+    /// Connections that come from now on are encrypted with this, as when certificates were renewed.
+    pub fn set_tls(&self, tls: Option<Tls>) {
+        let place = self.shared.tls.write();
+        *place.unwrap_or_else(PoisonError::into_inner) = tls;
     }
 
     pub fn counters(&self) -> ServerCounters {
@@ -174,6 +186,11 @@ impl Drop for Server {
 }
 
 impl Shared {
+    pub fn tls(&self) -> Option<Tls> {
+        let tls = self.tls.read();
+        tls.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn links(&self) -> MutexGuard<'_, HashMap<u64, Arc<Link>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }

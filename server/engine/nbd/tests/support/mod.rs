@@ -107,9 +107,14 @@ pub fn eventually(mut so: impl FnMut() -> bool) {
     }
 }
 
+/// Bytes to and from a server.
+pub trait Stream: Read + Write + Send {}
+
+impl<S: Read + Write + Send> Stream for S {}
+
 /// One connection.
 pub struct Wire {
-    pub stream: UnixStream,
+    pub stream: Box<dyn Stream>,
     pub structured: bool,
     pub cookie: u64,
     pub size: u64,
@@ -131,7 +136,7 @@ impl Wire {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let mut wire = Wire {
-            stream,
+            stream: Box::new(stream),
             structured: false,
             cookie: 0,
             size: 0,
