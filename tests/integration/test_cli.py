@@ -198,7 +198,7 @@ def test_unknown_pools_are_named_with_what_is_near(cli: Command, store: tmem.Sto
         (["pool", "create", "x", "--quota", "12x"], "12x"),
         (["pool", "create", ""], "name"),
         (["relinquish", "much"], "much"),
-        (["inject", "Put"], "METHOD=FAULT"),
+        (["inject", "Put"], "METHOD:PART"),
         (["--server", "here", "stat"], "HOST:PORT"),
         (["put", "x", "y", "/nonexistent"], "/nonexistent"),
         (["restore", "/nonexistent"], "/nonexistent"),
@@ -245,7 +245,7 @@ def test_care(cli: Command, store: tmem.Store) -> None:
 
 
 def test_faults_are_injected_and_ended(cli: Command) -> None:
-    assert "50 ms" in cli("inject", "Flush=50ms,10%", "Check=UNAVAILABLE")
+    assert "50 ms" in cli("inject", "Flush:delay=50ms,fraction=0.1", "Check:code=UNAVAILABLE")
     assert "cannot be reached" in cli.fails("check")
     assert [fault["method"] for fault in cli.json("inject")["before"]] == ["Flush", "Check"]
     assert cli.json("check")["violations"] == []

@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tmem._stats import PoolStats, StoreStats
-from tmem.cli import text
-from tmem.cli.happenings import parse_fault
+from tmem.cli import faults, text
 from tmem.cli.output import Column, lay_out
 from tmem.cli.samples import Sample, as_dict, lines, of_pools, rates
 from tmem.cli.target import PoolView
@@ -101,18 +100,34 @@ def test_a_statistic_that_is_not_known_is_shown_all_the_same() -> None:
 
 
 def test_a_fault_is_read() -> None:
-    assert parse_fault("Put=50ms") == admin.Injection(method="Put", delay_ms=50)
-    assert parse_fault("*=2s,10%,unavailable,after") == admin.Injection(
-        method="*", delay_ms=2000, fraction=0.1, code=14, after=True
-    )
+    assert faults.parse("Put:delay=50ms") == [admin.Injection(method="Put", delay_ms=50)]
+    assert faults.parse("*:delay=1.5s, fraction=0.1,code=UNAVAILABLE,after; Get:code=ABORTED;") == [
+        admin.Injection(method="*", delay_ms=1500, fraction=0.1, code=14, after=True),
+        admin.Injection(method="Get", code=10),
+    ]
 
 
 @pytest.mark.parametrize(
-    "given", ["Put", "=50ms", "Put=", "Put=fast", "Put=0%", "Put=200%", "Put=x%", "Put=after", "Put=OK"]
+    ("given", "why"),
+    [
+        ("Put", "'Put' is no fault"),
+        (":delay=50ms", "':delay=50ms' is no fault"),
+        ("Put:", "'Put:' is no fault"),
+        ("Put=50ms", "'Put=50ms' is no fault"),
+        ("Put:50ms", "'50ms' is not one of"),
+        ("Put:delay=fast", "delay is 'fast'"),
+        ("Put:fraction=0", "fraction is '0'"),
+        ("Put:fraction=2", "fraction is '2'"),
+        ("Put:fraction=x", "fraction is 'x'"),
+        ("Put:after", "'Put:after' has `after` and no code"),
+        ("Put:code=OK", "code is 'OK'"),
+        ("Put:code=ABORTED,after=1", "after has no value"),
+        ("Put:delay=1s,delay=2s", "delay is there twice"),
+    ],
 )
-def test_what_is_no_fault_is_named(given: str) -> None:
-    with pytest.raises(ValueError, match=given.replace("*", "")):
-        parse_fault(given)
+def test_what_is_no_fault_is_named(given: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        faults.parse(given)
 
 
 def _pool(name: str, **stats: int) -> PoolView:

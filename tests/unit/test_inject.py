@@ -7,9 +7,11 @@ import time
 import pytest
 from grpc import StatusCode
 
+from tmem.cli import faults
 from tmemd import inject
 from tmemd.errors import InjectedError, NotAllowedError
 from tmemd.inject import Injection, Injections
+from tmemd.wire import injection_from
 
 LOST = Injection(method="Put", code=StatusCode.UNAVAILABLE, after=True)
 
@@ -60,6 +62,15 @@ def test_it_reads_and_writes(text: str, meant: Injection | None) -> None:
 def test_what_makes_no_sense_is_refused(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Injection.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Put:delay=50ms", "*:delay=1.5s,code=ABORTED,after,fraction=0.25", " Get:code=UNKNOWN ;Exchange.put:delay=2s;"],
+)
+def test_the_command_writes_as_the_daemon_does(text: str) -> None:
+    asked = [injection_from(one) for one in faults.parse(text)]
+    assert asked == [*inject.injections(text)] == [Injection.parse(str(one)) for one in asked]
 
 
 def made(injections: Injections, method: str) -> tuple[int, InjectedError | None]:

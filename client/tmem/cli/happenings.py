@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from contextlib import closing
 from dataclasses import asdict
-from functools import cache
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -15,6 +13,7 @@ import tmem
 from tmem import _server
 from tmem.cli import text
 from tmem.cli.arguments import POOL
+from tmem.cli.faults import codes, parse
 from tmem.cli.output import Column
 from tmem.cli.session import Leaf, Session, pass_session
 from tmem_proto.v1 import admin_pb2 as admin
@@ -25,11 +24,10 @@ if TYPE_CHECKING:
     from tmem._server import Event
 
 _NOUNS = {"evicted": "page", "refused": "page", "corrupt": "page", "recovered": "shard", "missed": "event"}
-_DELAY = re.compile(r"(\d+)(ms|s)", re.ASCII)
 _EXAMPLES = """\b
 Examples:
-  tmem inject Put=50ms
-  tmem inject Get=UNAVAILABLE,10% Exchange.put=UNAVAILABLE,after,1%
+  tmem inject Put:delay=50ms
+  tmem inject Get:code=UNAVAILABLE,fraction=0.1 Exchange.put:code=UNAVAILABLE,after
   tmem inject
 """
 _COLUMNS = (Column("METHOD"), Column("DELAY", right=True), Column("CODE"), Column("OF CALLS", right=True), Column(""))
@@ -66,16 +64,16 @@ def events(session: Session, pool: str | None, follow: bool, seconds: float, cou
 
 
 @click.command("inject", cls=Leaf, epilog=_EXAMPLES)
-@click.argument("faults", metavar="[METHOD=FAULT]...", nargs=-1)
+@click.argument("faults", metavar="[METHOD:PART,PART...]...", nargs=-1)
 @pass_session
 def inject(session: Session, faults: tuple[str, ...]) -> None:
     """Delay or fail calls, to test clients. A daemon takes it only if it was started to.
 
     The faults take the place of all before; none ends them. METHOD is as in Put, Exchange.put, or * for every one.
-    FAULT is made of parts with commas between: a delay (50ms, 2s), a code (UNAVAILABLE), `after` to fail a call that
-    was carried out, as if its reply were lost, and a share of the calls (10%).
+    Parts, as tmemd --inject has them: delay=50ms (or 1.5s), code=UNAVAILABLE, `after` to fail a call that was carried
+    out, as if its reply were lost, and fraction=0.1 of the calls. Several faults in one text are parted by semicolons.
     """
-    wanted = [parse_fault(fault) for fault in faults]
+    wanted = [fault for given in faults for fault in parse(given)]
     before = session.target.ask(lambda link: _server.inject(link, wanted))
     if session.output.as_json:
         session.output.document(
@@ -90,49 +88,8 @@ def inject(session: Session, faults: tuple[str, ...]) -> None:
         session.output.say(f"{text.quantity(len(before), 'fault')} from before ended")
 
 
-def parse_fault(given: str) -> admin.Injection:
-    """What `METHOD=FAULT` asks for."""
-    method, equals, rest = given.partition("=")
-    if not (method and equals and rest):
-        raise ValueError(f"{given!r} is no fault: expected METHOD=FAULT, such as Put=50ms,10%")
-    found = admin.Injection(method=method)
-    for part in rest.split(","):
-        delay = _DELAY.fullmatch(part)
-        if delay:
-            found.delay_ms = int(delay[1]) * (1000 if delay[2] == "s" else 1)
-        elif part.endswith("%"):
-            found.fraction = _fraction(given, part)
-        elif part == "after":
-            found.after = True
-        elif part.upper() in _codes():
-            found.code = _codes()[part.upper()]
-        else:
-            raise ValueError(f"{part!r} in {given!r} is no delay (50ms), share (10%), `after` or code (UNAVAILABLE)")
-    if found.after and not found.code:
-        raise ValueError(f"{given!r} has `after` and no code to answer with then")
-    return found
-
-
-def _fraction(given: str, part: str) -> float:
-    try:
-        share = float(part.removesuffix("%")) / 100
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise ValueError(f"{part!r} in {given!r} is no share of calls: expected above 0% to 100%")
-    return share
-
-
-@cache
-def _codes() -> dict[str, int]:
-    """The numbers of gRPC's codes, success apart."""
-    import grpc
-
-    return {code.name: code.value[0] for code in grpc.StatusCode if code.value[0]}
-
-
 def _code_name(number: int) -> str:
-    return {code: name for name, code in _codes().items()}.get(number, "OK" if number == 0 else str(number))
+    return {code: name for name, code in codes().items()}.get(number, "OK" if number == 0 else str(number))
 
 
 def _until_closed(stream: Iterator[Event]) -> Iterator[Event]:
