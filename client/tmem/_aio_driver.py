@@ -15,6 +15,7 @@ from tmem._aio_stream import Exchange
 from tmem._channel import OPTIONS, WINDOW, calls, failure, watch
 from tmem._errors import ClosedError
 from tmem._placement import Placement
+from tmem._present import Present, Used
 from tmem._steps import Replies, Send, Steps, Wait
 from tmem._wire import Failure
 from tmem_proto.v1 import admin_pb2 as admin
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class _Connection:
+class _Connection(Used):
     """A channel to one process of a server, and what is called on it."""
 
     def __init__(self, address: str, security: Security, timeout: float) -> None:
+        super().__init__()
         if security.credentials is None:
             self.channel = grpc.aio.insecure_channel(address, OPTIONS)
         else:
@@ -51,8 +53,7 @@ class Driver:
         self._security = security
         self._placement = Placement(link.address)
         self._placing = asyncio.Lock()
-        self._connection = self._connect(link.address)
-        self._left: list[_Connection] = []
+        self._present = Present(self._connect(link.address))
 
     async def run(self, steps: Steps[_T]) -> _T:
         try:
@@ -69,12 +70,13 @@ class Driver:
         request = _server.watch_request(pool)
         self.link.admit()
         await self._place()
-        stream: Any = watch(self._connection.channel)(request)
+        connection = self._present.begin()
+        stream: Any = watch(connection.channel)(request)
         with suppress(grpc.RpcError):  # which reading tells
             await stream.initial_metadata()
-        return self._events(stream)
+        return self._events(stream, connection)
 
-    async def _events(self, stream: Any) -> AsyncIterator[_server.Event]:
+    async def _events(self, stream: Any, connection: _Connection) -> AsyncIterator[_server.Event]:
         try:
             async for message in stream:
                 yield _server.event(message)
@@ -85,10 +87,15 @@ class Driver:
             raise
         finally:
             stream.cancel()
+            await self._close(self._present.done(connection))
 
     async def close(self) -> None:
         self.link.closed = True
-        for connection in (self._connection, *self._left):
+        for connection in self._present.all():
+            await connection.channel.close()
+
+    async def _close(self, connections: list[_Connection]) -> None:
+        for connection in connections:
             await connection.channel.close()
 
     def _connect(self, address: str) -> _Connection:
@@ -102,9 +109,13 @@ class Driver:
             nobody = await self._place()
             if nobody:
                 return [nobody for _ in step.requests]
-            if step.single:
-                return [await self._one(self._connection, step)]
-            return await self._many(self._connection, step)
+            connection = self._present.begin()
+            try:
+                if step.single:
+                    return [await self._one(connection, step)]
+                return await self._many(connection, step)
+            finally:
+                await self._close(self._present.done(connection))
         except grpc.aio.UsageError:
             raise ClosedError("the store is closed") from None
 
@@ -116,17 +127,16 @@ class Driver:
             return await self._ask_for_place() if self._placement.due else None
 
     async def _ask_for_place(self) -> Failure | None:
-        placement, present = self._placement, self._connection
+        placement, present = self._placement, self._present.connection
         before = placement.address
         home = present if before == placement.home else self._connect(placement.home)
         nobody = placement.answered(await self._unary(home, "ListWorkers", admin.ListWorkersRequest()))
+        now = present
         if placement.address != before:
-            self._connection = home if placement.address == placement.home else self._connect(placement.address)
-        if present not in (home, self._connection):
-            # Calls of other tasks may be on their way.
-            self._left.append(present)
-        if home is not self._connection:
+            now = home if placement.address == placement.home else self._connect(placement.address)
+        if home not in (present, now):
             await home.channel.close()
+        await self._close(self._present.move(now))
         return nobody
 
     async def _one(self, connection: _Connection, step: Send) -> Any:

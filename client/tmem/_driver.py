@@ -12,6 +12,7 @@ from tmem import _exchange, _line, _server, _stream
 from tmem._channel import OPTIONS, WINDOW, calls, failure, watch
 from tmem._errors import ClosedError
 from tmem._placement import Placement
+from tmem._present import Present, Used
 from tmem._steps import Replies, Send, Steps, Wait
 from tmem._wire import Failure
 from tmem_proto.v1 import admin_pb2 as admin
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class _Connection:
+class _Connection(Used):
     """A channel to one process of a server, and what is called on it."""
 
     def __init__(self, address: str, security: Security, timeout: float) -> None:
+        super().__init__()
         if security.credentials is None:
             self.channel = grpc.insecure_channel(address, OPTIONS)
         else:
@@ -56,8 +58,7 @@ class Driver:
         self._security = security
         self._placement = Placement(link.address)
         self._placing = threading.Lock()
-        self._connection = self._connect(link.address)
-        self._left: list[_Connection] = []
+        self._present = Present(self._connect(link.address))
         self._closed = threading.Event()
 
     def run(self, steps: Steps[_T]) -> _T:
@@ -76,11 +77,12 @@ class Driver:
         request = _server.watch_request(pool)
         self._link.admit()
         self._place()
-        stream = watch(self._connection.channel)(request)
+        connection = self._present.begin()
+        stream = watch(connection.channel)(request)
         stream.initial_metadata()  # waits until the watch has begun, or failed
-        return self._events(stream)
+        return self._events(stream, connection)
 
-    def _events(self, stream: Any) -> Iterator[_server.Event]:
+    def _events(self, stream: Any, connection: _Connection) -> Iterator[_server.Event]:
         try:
             for message in stream:
                 yield _server.event(message)
@@ -88,11 +90,16 @@ class Driver:
             raise self._failed(failure(error)).exception() from None
         finally:
             stream.cancel()
+            self._close(self._present.done(connection))
 
     def close(self) -> None:
         self._link.closed = True
         self._closed.set()
-        for connection in (self._connection, *self._left):
+        for connection in self._present.all():
+            connection.close()
+
+    def _close(self, connections: list[_Connection]) -> None:
+        for connection in connections:
             connection.close()
 
     def _connect(self, address: str) -> _Connection:
@@ -106,9 +113,13 @@ class Driver:
             nobody = self._place()
             if nobody:
                 return [nobody for _ in step.requests]
-            if step.single:
-                return [self._one(self._connection, step)]
-            return self._many(self._connection, step)
+            connection = self._present.begin()
+            try:
+                if step.single:
+                    return [self._one(connection, step)]
+                return self._many(connection, step)
+            finally:
+                self._close(self._present.done(connection))
         except ValueError:
             # gRPC's own word for a channel that was closed meanwhile.
             if self._link.closed:
@@ -123,17 +134,16 @@ class Driver:
             return self._ask_for_place() if self._placement.due else None
 
     def _ask_for_place(self) -> Failure | None:
-        placement, present = self._placement, self._connection
+        placement, present = self._placement, self._present.connection
         before = placement.address
         home = present if before == placement.home else self._connect(placement.home)
         nobody = placement.answered(self._unary(home, "ListWorkers", admin.ListWorkersRequest()))
+        now = present
         if placement.address != before:
-            self._connection = home if placement.address == placement.home else self._connect(placement.address)
-        if home is not self._connection:
+            now = home if placement.address == placement.home else self._connect(placement.address)
+        if home not in (present, now):
             home.close()
-        if present not in (home, self._connection):
-            # Calls of other threads may be on their way.
-            self._left.append(present)
+        self._close(self._present.move(now))
         return nobody
 
     def _one(self, connection: _Connection, step: Send) -> Any:

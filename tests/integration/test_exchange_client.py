@@ -243,3 +243,21 @@ def test_a_connection_moves_to_the_worker_that_it_is_given() -> None:
         ports = {worker.port for worker in stores[0].workers()}
         transports: list[Any] = [store._transport for store in stores]
         assert {int(transport._driver._placement.address.rpartition(":")[2]) for transport in transports} == ports
+
+
+def test_a_connection_to_a_worker_that_is_no_more_is_closed(tmp_path: Path) -> None:
+    arena = ("--memory", "32MiB", "--arena", str(tmp_path / "arena"))
+    with daemon(*arena, "--workers", "2") as running, contextlib.ExitStack() as stack:
+        stores = [stack.enter_context(tmem.connect(running.address)) for _ in range(4)]
+        for store in stores:
+            store.pool("swap").put(1, {7: page(7)})
+        transports: list[Any] = [store._transport for store in stores]
+        drivers: list[Any] = [transport._driver for transport in transports]
+        before = [driver._present.connection for driver in drivers]
+        running.stop()
+        running._options = arena
+        running.start()
+        for store in stores:
+            assert store.pool("swap").get(1, [7]) == {7: page(7)}
+        assert any(driver._present.connection is not was for driver, was in zip(drivers, before, strict=True))
+        assert all(len(driver._present.all()) == 1 for driver in drivers)
