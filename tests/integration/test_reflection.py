@@ -35,7 +35,7 @@ def call(service, name, /, **fields):
         request_serializer=GetMessageClass(method.input_type).SerializeToString,
         response_deserializer=GetMessageClass(method.output_type).FromString,
     )
-    return ask(GetMessageClass(method.input_type)(**fields), timeout=PATIENCE)
+    return ask(GetMessageClass(method.input_type)(**fields), timeout=30)
 
 
 page = bytes(range(256)) * 16
