@@ -151,6 +151,16 @@ impl Pool {
             .put(&self.key(oid), &pages, Input::Pages, outcomes)
     }
 
+    /// Store a page of which only a part is new. Refused, it leaves the older one as it was: unlike a put, whose caller has the
+    /// whole page, this has nobody who knows the rest.
+    pub fn amend(&self, oid: &Oid, index: u32, page: &[u8]) -> Result<Outcome> {
+        self.page_length(index, page.len())?;
+        let (pages, mut outcomes) = (self.neighbours(index, page), Vec::new());
+        self.target()
+            .put(&self.key(oid), &pages, Input::Amended, &mut outcomes)?;
+        Ok(outcomes[0])
+    }
+
     fn neighbours<B>(&self, first: u32, bytes: B) -> Neighbours<B> {
         Neighbours {
             first,

@@ -1,6 +1,6 @@
 //! Put, under the shard lock: admission, room, place, and what a refusal leaves behind.
 //!
-//! A refused put leaves no older page: it is flushed, and its place tried once more, before the put is refused for want of
+//! A refused put leaves no older page, unless it only amends one: it is flushed, and its place tried once more, before the put is refused for want of
 //! room. Room is made in bounded rounds; what this shard cannot find is asked of the others, with the lock released.
 
 use crate::arena::{Counter, Full, promised, promised_to};
@@ -34,12 +34,13 @@ impl<'a> Shard<'a> {
         }
         let replaced = older.is_some();
         if let Some(reason) = self.admission(pool, item, !replaced) {
-            let old_flushed = self.remove(key, item.index);
+            let old_flushed = !item.amends && self.remove(key, item.index);
             return Ok(self.refused(pool, reason, old_flushed));
         }
         match self.store_with_room(pool, key, item, last && pool.persistent) {
             Ok(()) => Ok(Outcome::Stored { replaced }),
             Err(full) if !last && (full != Full::Quota || !pool.persistent) => Err(full),
+            Err(full) if item.amends => Ok(self.no_room(pool, full, false)),
             Err(full) => Ok(self.give_way(pool, key, item, full)),
         }
     }
@@ -85,6 +86,10 @@ impl<'a> Shard<'a> {
             self.count(pool.slot, Counter::PutsReplaced, 1);
             return Outcome::Stored { replaced };
         }
+        self.no_room(pool, full, replaced)
+    }
+
+    fn no_room(&self, pool: &PoolView, full: Full, old_flushed: bool) -> Outcome {
         if full != Full::Quota && pool.persistent {
             self.arena.superblock().full.set(1);
         }
@@ -93,7 +98,7 @@ impl<'a> Shard<'a> {
             Full::Quota => Reason::Quota,
             Full::NoSpace => Reason::NoSpace,
         };
-        self.refused(pool, reason, replaced)
+        self.refused(pool, reason, old_flushed)
     }
 
     fn refused(&self, pool: &PoolView, reason: Reason, old_flushed: bool) -> Outcome {

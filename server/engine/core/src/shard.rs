@@ -49,6 +49,8 @@ pub struct Item<'b> {
     pub form: Form,
     pub checksum: u32,
     pub bytes: &'b [u8],
+    /// Most of it is as in the older page, which stays if this is refused.
+    pub amends: bool,
 }
 
 impl ObjectKey {

@@ -1,7 +1,8 @@
 //! An export on one object of a pool: page `n` of the object holds the bytes from `n` pages on.
 //!
 //! What was never written, or was trimmed, is no page and reads as zeros. What was acknowledged is in the arena, so there is
-//! nothing to flush. A page that the pool refuses is ENOSPC to the write, a corrupt one EIO to the read.
+//! nothing to flush. A page that the pool refuses is ENOSPC to the write, a corrupt one EIO to the read. After ENOSPC what was
+//! to be overwritten may be gone, but nothing beside it.
 //! Locking: a cluster's stripe is taken shared by those who write or remove whole pages, exclusively by those who change parts of
 //! one, which read it first, so that no acknowledged write of others is undone. Reads take none.
 
@@ -213,7 +214,12 @@ impl PoolExport {
             self.get_page(scratch, start)?;
             let at = (part.offset - start) as usize;
             change(&mut scratch.page[at..at + part.length as usize]);
-            self.put_with(&mut scratch.outcomes, start, &scratch.page)
+            let amended = self.pool.amend(&self.oid, self.index(start), &scratch.page);
+            match amended {
+                Ok(Outcome::Stored { .. }) => Ok(()),
+                Ok(Outcome::Refused { .. }) => Err(Errno::NoSpace),
+                Err(_) => Err(Errno::Io),
+            }
         })
     }
 

@@ -89,6 +89,25 @@ fn a_full_pool_is_no_space_and_frees_with_trim() {
     wire.write(0, &noise(1, 65536)).unwrap();
 }
 
+/// The rest of a page is in nobody's hands but ours.
+#[test]
+fn a_part_of_a_page_that_finds_no_room_leaves_the_rest_of_it() {
+    let pool = pool(8 * MIB);
+    let settings = PoolExportSettings::default();
+    let export = PoolExport::new(pool.clone(), OID, MIB, settings).unwrap();
+    let served = serve(Arc::new(export));
+    let mut wire = served.connect(true);
+    wire.write(0, &[5; 8192]).unwrap();
+    pool.freeze().unwrap();
+    assert_eq!(wire.write(100, &[6; 10]), Err(Errno::NoSpace));
+    assert_eq!(wire.run(command::TRIM, 0, 4000, 200), Some(Errno::NoSpace));
+    assert_eq!(wire.read(0, 8192).unwrap(), [5; 8192]);
+    pool.thaw().unwrap();
+    pool.set_quota(4096).unwrap();
+    assert_eq!(wire.write(100, &noise(1, 3000)), Err(Errno::NoSpace));
+    assert_eq!(wire.read(0, 8192).unwrap(), [5; 8192]);
+}
+
 #[test]
 fn draining_lets_nobody_new_in_and_removal_waits_for_clients_or_cuts_them_off() {
     let served = serve(disk(MIB, true));

@@ -20,12 +20,13 @@ pub struct Ready {
 }
 
 impl Ready {
-    fn item<'b>(&self, blocks: &'b [u8]) -> Item<'b> {
+    fn item<'b>(&self, blocks: &'b [u8], amends: bool) -> Item<'b> {
         Item {
             index: self.index,
             form: self.encoded.form,
             checksum: self.encoded.checksum,
             bytes: &blocks[self.start..self.start + self.encoded.len as usize],
+            amends,
         }
     }
 }
@@ -45,7 +46,7 @@ impl Target<'_> {
         let index = |i: usize| pages.index(i);
         SCRATCH.with_borrow_mut(|scratch| {
             // A single stretch is encoded whole, and so verified, before any of it is stored.
-            if input != Input::Pages && !self.is_one_stretch(pages) {
+            if input.has_blocks() && !self.is_one_stretch(pages) {
                 self.verify_blocks(scratch, pages, input)?;
             }
             stretches(
@@ -55,7 +56,7 @@ impl Target<'_> {
                 index,
                 |scratch, stretch| {
                     self.encode(scratch, pages, stretch, input)?;
-                    self.store(key, scratch, outcomes)
+                    self.store(key, scratch, input == Input::Amended, outcomes)
                 },
             )
         })
@@ -164,14 +165,20 @@ impl Target<'_> {
     }
 
     /// Store an encoded stretch, asking other shards for room twice before any page is refused for want of it.
-    fn store(&self, key: &ObjectKey, scratch: &Scratch, outcomes: &mut [Outcome]) -> Result<()> {
+    fn store(
+        &self,
+        key: &ObjectKey,
+        scratch: &Scratch,
+        amends: bool,
+        outcomes: &mut [Outcome],
+    ) -> Result<()> {
         let mut todo = &scratch.encoded[..];
         let home = key.shard(self.arena, todo[0].index / CLUSTER);
         for last in [false, false, true] {
             let mut full = Full::Memory;
             let done = self.with(home, |shard, view| {
                 let stored = todo.iter().map_while(|ready| {
-                    let put = shard.put(view, key, &ready.item(&scratch.blocks), last);
+                    let put = shard.put(view, key, &ready.item(&scratch.blocks, amends), last);
                     outcomes[ready.position] = put.map_err(|why| full = why).ok()?;
                     Some(())
                 });
