@@ -154,6 +154,7 @@ fn a_smaller_export_refuses_what_is_beyond_and_a_larger_again_reads_zeros_there(
 
 #[test]
 fn a_corrupt_page_is_an_io_error_and_its_neighbours_are_read() {
+    use rustix::fs::SeekFrom;
     use std::os::unix::fs::FileExt;
     let arena = support::path().with_extension("arena");
     let options = tmem_core::StoreOptions {
@@ -169,13 +170,18 @@ fn a_corrupt_page_is_an_io_error_and_its_neighbours_are_read() {
     let mut wire = served.connect(true);
     wire.write(0, &noise(3, 3 * 4096)).unwrap();
     let page = &noise(3, 3 * 4096)[4096..8192];
-    let bytes = std::fs::read(&arena).unwrap();
-    let at = bytes
-        .windows(64)
-        .position(|some| some == &page[..64])
-        .unwrap();
-    let file = std::fs::File::options().write(true).open(&arena).unwrap();
-    file.write_at(&[!page[10]], at as u64 + 10).unwrap();
+    let mut file = std::fs::File::options();
+    let file = file.read(true).write(true).open(&arena).unwrap();
+    let (mut frame, mut at) = ([0; 4096], 0);
+    loop {
+        at = rustix::fs::seek(&file, SeekFrom::Data(at)).unwrap();
+        file.read_exact_at(&mut frame, at).unwrap();
+        if frame == *page {
+            break;
+        }
+        at += 4096;
+    }
+    file.write_at(&[!page[10]], at + 10).unwrap();
     assert_eq!(wire.read(4096, 4096), Err(Errno::Io));
     assert_eq!(wire.read(0, 3 * 4096), Err(Errno::Io));
     assert_eq!(

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -76,17 +77,26 @@ enum Bound {
     Tcp(TcpListener),
 }
 
-/// All listening sockets of a server.
+/// All listening sockets of a server. Dropped, they and their files are gone.
 pub struct Listener {
     bound: Vec<Bound>,
-    wake: OwnedFd,
+    wake: Arc<OwnedFd>,
+}
+
+/// Ends a listener's wait.
+pub struct Waker(Arc<OwnedFd>);
+
+impl Waker {
+    pub fn wake(&self) {
+        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+    }
 }
 
 impl Listener {
     pub fn bind(addresses: &[Listen]) -> io::Result<Listener> {
         let mut listener = Listener {
             bound: Vec::new(),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            wake: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
         };
         for address in addresses {
             let named = |e: io::Error| io::Error::new(e.kind(), format!("{address}: {e}"));
@@ -112,13 +122,13 @@ impl Listener {
         self.bound.iter().map(of).collect()
     }
 
-    pub fn wake(&self) {
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    pub fn waker(&self) -> Waker {
+        Waker(self.wake.clone())
     }
 
     /// Wait for connections, or to be woken.
     pub fn accept(&self, peer_timeout: Duration) -> Vec<Accepted> {
-        let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
         fds.extend(self.bound.iter().map(|bound| {
             let socket = match bound {
                 Bound::Unix(socket, _) => socket.as_fd(),

@@ -25,7 +25,7 @@ use crate::backend::{Client, Link};
 use crate::exports::Exports;
 use crate::socket::Socket;
 use crate::tls::Tls;
-use listen::{Accepted, Listener};
+use listen::{Accepted, Listener, Waker};
 
 /// After the grace, how long threads have to notice that their sockets are closed.
 const LAST_CALL: Duration = Duration::from_secs(1);
@@ -95,7 +95,7 @@ pub struct Shared {
     turned_away: AtomicU64,
     links: Mutex<HashMap<u64, Arc<Link>>>,
     ended: Condvar,
-    listener: Listener,
+    waker: Waker,
 }
 
 impl Server {
@@ -118,11 +118,11 @@ impl Server {
             turned_away: AtomicU64::new(0),
             links: Mutex::default(),
             ended: Condvar::new(),
-            listener,
+            waker: listener.waker(),
         });
         let its = shared.clone();
         let acceptor = std::thread::Builder::new().name("nbd-accept".into());
-        let acceptor = acceptor.spawn(move || its.accept())?;
+        let acceptor = acceptor.spawn(move || its.accept(&listener))?;
         Ok(Server {
             shared,
             addresses,
@@ -167,7 +167,7 @@ impl Server {
             return true;
         };
         self.shared.stopping.store(true, Ordering::SeqCst);
-        self.shared.listener.wake();
+        self.shared.waker.wake();
         let _ = acceptor.join();
         self.shared.each(|link| link.socket.stop_receiving());
         let graceful = self.shared.wait_for_end(grace);
@@ -214,9 +214,9 @@ impl Shared {
     }
 
     /// Accept until the server stops.
-    fn accept(self: &Arc<Shared>) {
+    fn accept(self: &Arc<Shared>, listener: &Listener) {
         while !self.stopping.load(Ordering::SeqCst) {
-            for accepted in self.listener.accept(self.settings.peer_timeout) {
+            for accepted in listener.accept(self.settings.peer_timeout) {
                 let id = self.accepted.fetch_add(1, Ordering::Relaxed);
                 if self.links().len() >= self.settings.max_connections
                     || self.welcome(id, accepted).is_err()
