@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "tmem_engine": {"tmem_engine"},
     "tmem_proto": {"tmem_proto"},
 }
-# The files that may import the engine: the SDK's shm and embedded transport and its codec, and the daemon's store.
-ENGINE_USERS = {"tmem/_local.py", "tmem/_codec.py", "tmemd/store.py"}
+# The files that may import the engine: the SDK's shm and embedded transport, its codec and its SAN gateway, and the
+# daemon's store.
+ENGINE_USERS = {"tmem/_local.py", "tmem/_codec.py", "tmem/_san.py", "tmemd/store.py"}
 # Modules that Windows does not have: the SDK may use them inside functions only.
 POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty", "uvloop"}
 # Inside the daemon: cli -> daemon -> {service, admin, metrics} -> surface, of which store and null are the two kinds;

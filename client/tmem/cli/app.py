@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import tmem
-from tmem.cli import bench, care, clients, exports, files, happenings, look, moving, pools, top
+from tmem.cli import bench, care, clients, exports, files, happenings, look, moving, pools, san, top
 from tmem.cli.failures import Failed, Misused, explain
 from tmem.cli.session import DEFAULT_SERVER, Session, Tree, pass_session
 
@@ -19,7 +19,7 @@ _INTERRUPTED = 130
 _SECTIONS = {
     "Look": ("stat", "top", "events"),
     "Pools": ("pool",),
-    "Block devices": ("export",),
+    "Block devices": ("export", "san"),
     "Files in a pool": ("put", "get", "flush"),
     "Whole pools": ("save", "restore"),
     "Care": ("check", "compact", "relinquish", "client", "worker"),
@@ -117,7 +117,7 @@ def root(
     context.call_on_close(session.close)
 
 
-for _module in (bench, care, clients, exports, files, happenings, look, moving, pools, top):
+for _module in (bench, care, clients, exports, files, happenings, look, moving, pools, san, top):
     for _command in _module.COMMANDS:
         root.add_command(_command)
 

@@ -11,6 +11,8 @@
 //! up is so never carried out after its successor began. The content of objects in shared pools never changes, so
 //! whatever lands there late is right.
 //!
+//! A pool that does not exist is made: inclusive for a client with a session, shared for one without.
+//!
 //! The description names the [`Caches::instance`]: while it stays the same, what was flushed stays away. A machine that
 //! lost power may bring back flushed pages of an arena on disk, so a gateway takes a new object when it changes.
 //! Locking: `guards`, then a guard, then the pool.
@@ -19,7 +21,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
-use tmem_core::{CLUSTER, Error, Fetch, Kind, Oid, Outcome, Pool, PoolSettings, Store};
+use tmem_core::{CLUSTER, Error, FRAME, Fetch, Kind, Oid, Outcome, Pool, PoolSettings, Store};
 
 use crate::backend::{
     Backend, Client, Context, ExportInfo, Later, Refusal, Reply, Request, Resolver, Served,
@@ -145,19 +147,21 @@ fn instance(store: &Store) -> String {
 }
 
 impl Resolver for Caches {
-    fn open(&self, name: &str, client: &Client, _probe: bool) -> Result<Arc<dyn Backend>, Refusal> {
+    fn open(&self, name: &str, client: &Client, probe: bool) -> Result<Arc<dyn Backend>, Refusal> {
         let Some(parts) = Name::parse(name) else {
             return Err(Refusal::Invalid(format!(
                 "{name:?} is not {PREFIX}POOL/OBJECT[/SESSION], OBJECT in 48 and SESSION in 32 hex digits"
             )));
         };
-        let found = self.store.find_pool(parts.pool);
-        let found = found.map_err(|error| Refusal::Shutdown(error.to_string()))?;
-        let Some(pool) = found else {
-            return Err(Refusal::Unknown(name.into()));
-        };
-        let settings = pool.settings();
+        let found = self.store.find_pool(parts.pool).map_err(refusal)?;
+        let settings = found.as_ref().map(Pool::settings);
+        let settings = settings.unwrap_or_else(|| made_for(parts.session.is_some(), client));
         (self.admission)(client, parts.pool, &settings).map_err(Refusal::Policy)?;
+        let pool = match found {
+            Some(pool) => pool,
+            None if probe => return Ok(Arc::new(Unmade)),
+            None => self.store.pool(parts.pool, &settings).map_err(refusal)?,
+        };
         suits(parts.pool, &settings, parts.session.is_some())?;
         let session = parts.session.filter(|_| !settings.shared);
         Ok(Arc::new(CacheExport {
@@ -169,6 +173,25 @@ impl Resolver for Caches {
             pool,
             object: parts.object,
         }))
+    }
+}
+
+fn refusal(error: Error) -> Refusal {
+    match error {
+        Error::Invalid(_) | Error::Mismatch(_) | Error::Exhausted(_) => {
+            Refusal::Policy(error.to_string())
+        }
+        other => Refusal::Shutdown(other.to_string()),
+    }
+}
+
+/// The pool that a gateway gets which names one that does not exist.
+fn made_for(session: bool, client: &Client) -> PoolSettings {
+    PoolSettings {
+        inclusive: session,
+        shared: !session,
+        owner: client.identity.clone().unwrap_or_default(),
+        ..PoolSettings::new(Kind::Ephemeral)
     }
 }
 
@@ -199,16 +222,7 @@ struct CacheExport {
 
 impl Backend for CacheExport {
     fn info(&self) -> ExportInfo {
-        ExportInfo {
-            description: self.description.clone(),
-            multi_conn: true,
-            minimum_block: self.page as u32,
-            preferred_block: self.page as u32,
-            piece: 256 << 10,
-            private_context: Some(CONTEXT.into()),
-            context_required: true,
-            ..ExportInfo::default()
-        }
+        info(self.description.clone(), self.page as u32)
     }
 
     fn size(&self) -> u64 {
@@ -237,6 +251,36 @@ impl Backend for CacheExport {
             return Served::Now(Err(Errno::Shutdown));
         }
         Served::Now(self.carry_out(request, reply))
+    }
+}
+
+/// What a client is told of an object of a pool that will be made when it opens it.
+struct Unmade;
+
+impl Backend for Unmade {
+    fn info(&self) -> ExportInfo {
+        info(String::new(), FRAME as u32)
+    }
+
+    fn size(&self) -> u64 {
+        (FRAME as u64) << 32
+    }
+
+    fn serve(&self, _: Request<'_>, _: &mut Reply<'_>, _: &Later<'_>) -> Served {
+        Served::Now(Err(Errno::Shutdown))
+    }
+}
+
+fn info(description: String, page: u32) -> ExportInfo {
+    ExportInfo {
+        description,
+        multi_conn: true,
+        minimum_block: page,
+        preferred_block: page,
+        piece: 256 << 10,
+        private_context: Some(CONTEXT.into()),
+        context_required: true,
+        ..ExportInfo::default()
     }
 }
 

@@ -137,7 +137,7 @@ impl Exports {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serve `backend` as `name`.
+    /// Serve `backend` as `name`; the empty name is what a client opens that names none.
     pub fn add(
         &self,
         name: &str,
@@ -450,9 +450,9 @@ fn status((name, entry): (&String, &Entry)) -> (ExportStatus, Arc<dyn Backend>) 
 }
 
 fn check_name(name: &str) -> Result<(), ExportError> {
-    if name.is_empty() || name.len() > MAX_STRING {
+    if name.len() > MAX_STRING {
         return Err(ExportError::Invalid(format!(
-            "an export's name has 1 to {MAX_STRING} bytes, not {}",
+            "an export's name has at most {MAX_STRING} bytes, not {}",
             name.len()
         )));
     }

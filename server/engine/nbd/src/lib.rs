@@ -15,6 +15,7 @@ mod counts;
 mod exports;
 mod pool;
 pub mod protocol;
+pub mod san;
 mod server;
 mod socket;
 mod tls;

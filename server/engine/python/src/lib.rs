@@ -2,7 +2,8 @@
 //!
 //! What each part is for: `engine` and `pool` are the two classes of a store, `nbd` serves pools as block devices; `args` turns Python values into the core's and
 //! names what is wrong with them; `buffers` is the only file with `unsafe`; `errors` holds the exception classes the
-//! opener brought along and the guard that turns a panic into one of them; `packing` is the codec of batches that travel.
+//! opener brought along and the guard that turns a panic into one of them; `packing` is the codec of batches that travel;
+//! `san` is the gateway of a SAN volume, which knows no engine.
 //!
 //! Every call that touches pages converts its arguments, releases the GIL once, calls the core once, and converts the
 //! answer. The module imports nothing of ours: SDK and daemon each bring their own error tree.
@@ -14,6 +15,7 @@ mod errors;
 mod nbd;
 mod packing;
 mod pool;
+mod san;
 
 #[pyo3::pymodule(gil_used = true)]
 mod _native {
@@ -28,6 +30,8 @@ mod _native {
     use crate::packing::{pack, unpack};
     #[pymodule_export]
     use crate::pool::EnginePool;
+    #[pymodule_export]
+    use crate::san::SanGateway;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

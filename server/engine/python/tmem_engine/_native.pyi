@@ -16,7 +16,7 @@ from typing import Any, Protocol, final, type_check_only
 
 from typing_extensions import Buffer
 
-__all__ = ["Engine", "EnginePool", "NbdServer", "__version__", "pack", "unpack"]
+__all__ = ["Engine", "EnginePool", "NbdServer", "SanGateway", "__version__", "pack", "unpack"]
 
 __version__: str
 
@@ -264,3 +264,58 @@ class NbdServer:
         """Of the server: `connections`, `connected`, `turned_away`, `not_opened`, `broken`."""
     def stop(self, grace: float) -> bool:
         """Stop: no new connections, those there finish what was received; whether they did in `grace` seconds."""
+
+@final
+class SanGateway:
+    """A volume on a SAN, served over NBD with reads from a cache where it has them. Runs from when it is made.
+
+    `OSError` where the system refuses, `ValueError` for arguments that make no sense.
+    """
+
+    def __new__(
+        cls,
+        backing: str,
+        server: str,
+        pool: str,
+        listen: Sequence[str],
+        *,
+        page_size: int,
+        shared_object: bytes | None,
+        state: str | PathLike[str] | None,
+        key: str,
+        trust: bool,
+        max_delay: float,
+        scan: int,
+        readahead: int,
+        readahead_memory: int,
+        threads: int,
+    ) -> SanGateway:
+        """Serve `backing`, a path or `nbd://...`, at each address of `listen`; cache in `pool` of the server.
+
+        With `shared_object`, 24 bytes that name the content, the volume is read-only; without, it is this gateway's
+        alone, and `state` is where the token of a clean stop is kept under `key`. `max_delay` is in seconds, sizes are
+        in bytes.
+        """
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens."""
+    @property
+    def size(self) -> int:
+        """Bytes of the volume."""
+    @property
+    def warm(self) -> bool:
+        """Whether what was cached before a clean stop is used."""
+    @property
+    def cache_down(self) -> str | None:
+        """Why the cache is not used; None while it is."""
+    def stats(self) -> dict[str, int]:
+        """Counters and gauges by name."""
+    def latencies(self) -> list[tuple[str, tuple[list[tuple[int, int]], int, int]]]:
+        """How long reads took that the cache answered, and that the SAN did, in microseconds.
+
+        Bounds with how many took at most so long, the count, and the sum.
+        """
+    def wait_cache(self, seconds: float) -> bool:
+        """Wait until the cache is used; whether it is."""
+    def stop(self, detach: bool = True, grace: float = 30.0) -> bool:
+        """Stop. With `detach` what is under way ends and is made durable; whether a token for a warm start was left."""

@@ -1,0 +1,106 @@
+"""`tmem san`: a SAN volume served on this host through a cache on another, until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tmem._san import GatewaySettings, open_gateway
+from tmem._san_metrics import MetricsServer, exposition
+from tmem.cli.arguments import SIZE
+from tmem.cli.failures import Failed, Misused
+from tmem.cli.session import DEFAULT_SERVER, Leaf, Session, pass_session
+from tmem.cli.text import printable
+
+if TYPE_CHECKING:
+    import tmem_engine
+
+_FIRST_LOOK = 2.0
+
+
+@click.command("san", cls=Leaf)
+@click.option("--backing", required=True, metavar="PATH|DEVICE|nbd://...", help="The volume on the SAN.")
+@click.option("--pool", required=True, metavar="NAME", help="An ephemeral pool, --inclusive or --shared.")
+@click.option("--listen", required=True, multiple=True, metavar="unix:PATH|tcp:HOST:PORT", help="Where it is served.")
+@click.option("--shared/--exclusive", default=False, help="Read-only for many hosts; or for this host alone (default).")
+@click.option("--volume-id", metavar="ID", help="The volume's name, the same on all hosts that share it.")
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keeps tokens for warm starts.  [default: $XDG_STATE_HOME/tmem/san]",
+)
+@click.option("--trust-detach", is_flag=True, help="Start a device or nbd:// warm: nobody else wrote to it.")
+@click.option("--page-size", type=SIZE, default="4096", show_default=True, help="As the pool's.")
+@click.option("--max-delay", type=click.FloatRange(min=0.001), default=0.02, show_default=True, metavar="SECONDS")
+@click.option("--scan", type=SIZE, default="256MiB", show_default=True, help="Longer runs are not cached; 0: all are.")
+@click.option("--readahead", type=SIZE, default="1MiB", show_default=True, help="Most ahead of a stream; 0: none.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=32, show_default=True, help="Reads at once of a file.")
+@click.option("--metrics", metavar="HOST:PORT", help="Serve /metrics for Prometheus.")
+@pass_session
+def san(session: Session, /, metrics: str | None, listen: tuple[str, ...], page_size: int, **options: object) -> None:
+    """Serve a SAN's volume through a pool of a tmemd; --server is where its NBD front listens.
+
+    Reads come from the pool where it has them, and from the SAN where not; writes go to the SAN. Whatever happens to
+    the server, the volume stays right and about as fast as the SAN. SIGTERM ends it with a clean detach.
+    """
+    if session.options.server == DEFAULT_SERVER:
+        raise Misused("name the NBD front of the tmemd that caches: --server unix:PATH or HOST:PORT (tmemd --nbd)")
+    settings = GatewaySettings(
+        server=session.options.server,
+        listen=listen,
+        page_size=page_size,
+        **options,  # type: ignore[arg-type]
+    )
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    try:
+        gateway = open_gateway(settings)
+    except OSError as error:
+        raise Failed(f"the gateway does not start: {error}") from error
+    server = None
+    try:
+        if metrics:
+            server = MetricsServer(metrics, lambda: exposition(gateway.stats(), gateway.latencies()))
+        _tell(gateway, settings, server)
+        _watch(gateway, ended)
+    finally:
+        if server:
+            server.close()
+        _end(gateway, settings)
+
+
+def _tell(gateway: tmem_engine.SanGateway, settings: GatewaySettings, server: MetricsServer | None) -> None:
+    """One line when it is ready: reads and writes work from now on, whether the cache is there or not."""
+    kind = "shared, read-only" if settings.shared else "exclusive, " + ("warm" if gateway.warm else "cold")
+    places = ", ".join(gateway.addresses) + (f"; metrics at {server.address}" if server else "")
+    click.echo(f"ready: {printable(settings.backing)} ({gateway.size:,} bytes, {kind}) at {places}")
+
+
+def _watch(gateway: tmem_engine.SanGateway, ended: threading.Event) -> None:
+    """Say it whenever the cache comes or goes, until the end."""
+    gateway.wait_cache(0 if ended.is_set() else _FIRST_LOOK)
+    before: str | None = "?"
+    while True:
+        why = gateway.cache_down
+        if (why is None) != (before is None) or before == "?":
+            click.echo("the cache is used" if why is None else f"the cache is not used: {printable(why)}", err=True)
+            before = why
+        if ended.wait(1.0):
+            return
+
+
+def _end(gateway: tmem_engine.SanGateway, settings: GatewaySettings) -> None:
+    try:
+        token = gateway.stop(True)
+    except OSError as error:
+        raise Failed(f"the volume may lack what was written last: {error}") from error
+    if not settings.shared:
+        click.echo("detached: the next start is warm" if token else "detached: the next start is cold", err=True)
+
+
+COMMANDS = (san,)

@@ -1,0 +1,529 @@
+//! The way to the cache: sessions, what is owed, and the keeper that brings the cache back.
+//!
+//! The cache is **up** when a session may be read from and put to. It is not while there is none (dead, unreachable), or
+//! while it rests because it is slower than the SAN. Then changes are *owed*: their pages are remembered, and flushed
+//! before the cache is up again.
+//!
+//! - A session has two connections: one for reads, one on which all puts and flushes go, in order.
+//! - A command of the second that fails or is not answered in time ends its session: what became of it is unknown. The
+//!   next session has another name, upon which the server carries out nothing more of the old one.
+//! - [`Link::forget`] answers when the flush is done in a session that is up, or owed while none is; both are decided
+//!   under one lock with going up and down, so no session goes up without a flush that was owed before.
+//! - Only the keeper brings a session up, and only when nothing is owed.
+//! - When more is owed than is remembered, or the server's instance is another one, the object is given up for a new one.
+//!
+//! Locking: `state`, then `up`. No session is dropped or closed under them, for that runs completions.
+
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use super::counters::Counters;
+use super::judge::Judge;
+use super::owed::Owed;
+use super::seen::Seen;
+use crate::cache::{CONTEXT, PREFIX};
+use crate::client::{Client, Command, ConnectError, Endpoint, Failure, Options};
+
+/// Between two tries to bring the cache up, doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(3);
+/// A session that was up for longer is tried again without a long pause.
+const LASTING: Duration = Duration::from_secs(10);
+/// Reads by which a cache at rest is tried.
+const PROBES: u32 = 8;
+/// Most bytes of one flush.
+const FLUSHED_AT_ONCE: u64 = 1 << 30;
+/// Reads under way beyond which the SAN is asked.
+const MOST_READS: usize = 512;
+
+/// Where the cache is, and how long to wait for it.
+#[derive(Clone, Debug)]
+pub struct CacheAddress {
+    pub endpoint: Endpoint,
+    pub pool: String,
+    /// Bytes of a page of the pool.
+    pub page: u32,
+    /// For connecting.
+    pub connect: Duration,
+    /// For a put or a flush; after it the session is over.
+    pub patience: Duration,
+}
+
+/// The object in the pool that holds the volume's pages, and the server's instance it is known to be good at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generation {
+    pub object: [u8; 24],
+    pub instance: Option<String>,
+}
+
+/// Two connections to the object.
+pub struct Session {
+    object: [u8; 24],
+    reads: Client,
+    changes: Client,
+}
+
+struct State {
+    generation: Generation,
+    /// What the cache is waited for with: a session at rest.
+    resting: Option<Arc<Session>>,
+    owed: Owed,
+    stopping: bool,
+    next_try: Instant,
+    pause: Duration,
+    up_since: Instant,
+    /// Why the cache is not up.
+    why: String,
+}
+
+pub struct Link {
+    address: CacheAddress,
+    /// Content never changes, and all hosts name it alike: there are no sessions and no generations.
+    shared: bool,
+    up: RwLock<Option<Arc<Session>>>,
+    state: Mutex<State>,
+    wake: Condvar,
+    counters: Arc<Counters>,
+    judge: Arc<Judge>,
+    seen: Arc<Seen>,
+}
+
+impl Session {
+    pub fn close(&self) {
+        self.reads.close();
+        self.changes.close();
+    }
+
+    pub fn is_busy(&self) -> bool {
+        self.reads.under_way() >= MOST_READS
+    }
+
+    pub fn read(&self, offset: u64, length: u32, within: Duration, done: crate::client::Done) {
+        let deadline = Instant::now() + within;
+        self.reads
+            .send(Command::Read { offset, length }, deadline, done);
+    }
+}
+
+impl Link {
+    pub fn new(
+        address: CacheAddress,
+        shared: bool,
+        generation: Generation,
+        counters: Arc<Counters>,
+        judge: Arc<Judge>,
+        seen: Arc<Seen>,
+    ) -> Link {
+        Link {
+            address,
+            shared,
+            up: RwLock::default(),
+            state: Mutex::new(State {
+                generation,
+                resting: None,
+                owed: Owed::default(),
+                stopping: false,
+                next_try: Instant::now(),
+                pause: FIRST_PAUSE,
+                up_since: Instant::now(),
+                why: "not yet connected".into(),
+            }),
+            wake: Condvar::new(),
+            counters,
+            judge,
+            seen,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session that is up.
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.up
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Why the cache is not up; None while it is.
+    pub fn why_down(&self) -> Option<String> {
+        let state = self.state();
+        self.session().is_none().then(|| state.why.clone())
+    }
+
+    /// Take a session down; false if it was not up. What is under way on it goes on.
+    fn down(&self, state: &mut State, session: &Arc<Session>) -> bool {
+        let mut up = self.up.write().unwrap_or_else(PoisonError::into_inner);
+        if up.as_ref().is_none_or(|up| !Arc::ptr_eq(up, session)) {
+            return false;
+        }
+        *up = None;
+        if state.up_since.elapsed() > LASTING {
+            state.pause = FIRST_PAUSE;
+        }
+        state.next_try = Instant::now() + state.pause;
+        self.wake.notify_all();
+        true
+    }
+
+    /// A session's connections are of no more use.
+    pub fn lost(&self, session: &Arc<Session>, why: &str) {
+        let mut state = self.state();
+        if self.down(&mut state, session) {
+            state.why = why.into();
+            self.counters.sessions_lost.add(1);
+        }
+        if state
+            .resting
+            .as_ref()
+            .is_some_and(|resting| Arc::ptr_eq(resting, session))
+        {
+            state.resting = None;
+        }
+        drop(state);
+        session.close();
+    }
+
+    /// The cache is slower than the SAN: leave it alone, and try it now and then.
+    pub fn rest(&self, session: &Arc<Session>) {
+        let mut state = self.state();
+        if self.down(&mut state, session) {
+            state.resting = Some(session.clone());
+            state.why = "it is slower than the SAN".into();
+            self.counters.rests.add(1);
+        }
+    }
+
+    /// Put pages. Called under their stripe's lock, so that the order of the locks is that of the commands; so `done` must
+    /// not take such a lock, nor lose the session.
+    pub fn put(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        page: u64,
+        data: &[u8],
+        done: crate::client::Done,
+    ) {
+        let offset = page * u64::from(self.address.page);
+        let deadline = Instant::now() + self.address.patience;
+        let command = Command::Write {
+            offset,
+            data,
+            fua: false,
+        };
+        session.changes.send(command, deadline, done);
+    }
+
+    /// Have pages flushed, or owed where the cache is not up; then call `done`. Called while their stripes are changing.
+    pub fn forget(self: &Arc<Self>, pages: Range<u64>, done: Box<dyn FnOnce() + Send>) {
+        if self.shared || !self.seen.any(&pages) {
+            return done();
+        }
+        let session = {
+            let mut state = self.state();
+            let session = self.session();
+            if session.is_none() {
+                self.counters.flushes_owed.add(1);
+                state.owed.add(pages.clone());
+            }
+            session
+        };
+        let Some(session) = session else {
+            return done();
+        };
+        self.counters.flushes.add(1);
+        self.flush(session, pages, done);
+    }
+
+    /// Flush the first piece of a range, then the rest; where that fails, begin anew without this session.
+    fn flush(
+        self: &Arc<Self>,
+        session: Arc<Session>,
+        pages: Range<u64>,
+        done: Box<dyn FnOnce() + Send>,
+    ) {
+        let (piece, rest) = self.piece(&pages);
+        let (link, on) = (self.clone(), session.clone());
+        let after = Box::new(move |answer: Result<_, Failure>| match answer {
+            Ok(_) if rest.is_empty() => done(),
+            Ok(_) => link.flush(on, rest, done),
+            Err(_) => {
+                link.lost(&on, "a flush was not answered");
+                link.forget(pages, done);
+            }
+        });
+        let deadline = Instant::now() + self.address.patience;
+        session.changes.send(piece, deadline, after);
+    }
+
+    /// The flush of the first pages of a range, and what remains of it.
+    fn piece(&self, pages: &Range<u64>) -> (Command<'static>, Range<u64>) {
+        let page = u64::from(self.address.page);
+        let most = FLUSHED_AT_ONCE / page;
+        let end = pages.end.min(pages.start + most);
+        let length = ((end - pages.start) * page) as u32;
+        (
+            Command::Trim {
+                offset: pages.start * page,
+                length,
+            },
+            end..pages.end,
+        )
+    }
+
+    /// Whether the object is not the one it was begun with.
+    pub fn is_renewed(&self) -> bool {
+        self.counters.generations.get() > 0
+    }
+
+    /// Give all that is cached up, as the volume is not what it was.
+    pub fn renew(&self, why: &str) {
+        let session = self.session();
+        let mut state = self.state();
+        if let Some(session) = &session {
+            self.down(&mut state, session);
+        }
+        let resting = state.resting.take();
+        state.why = why.into();
+        self.regenerate(&mut state);
+        drop(state);
+        drop(resting);
+        if let Some(session) = session {
+            session.close();
+        }
+    }
+
+    /// A new object. Nothing is up.
+    fn regenerate(&self, state: &mut State) {
+        state.generation = Generation {
+            object: super::random(),
+            instance: None,
+        };
+        state.owed.clear();
+        self.seen.clear();
+        self.counters.generations.add(1);
+    }
+
+    /// End the keeper, and the session. The generation, if the cache holds nothing but what the volume has.
+    pub fn stop(&self) -> Option<Generation> {
+        let session = self.session();
+        let mut state = self.state();
+        state.stopping = true;
+        self.wake.notify_all();
+        let generation = state.generation.clone();
+        let clean = state.owed.is_empty() && generation.instance.is_some() && !self.shared;
+        let resting = state.resting.take();
+        drop(state);
+        drop(resting);
+        *self.up.write().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Some(session) = session {
+            session.close();
+        }
+        clean.then_some(generation)
+    }
+
+    /// Wait until the cache is up.
+    pub fn wait_up(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while self.session().is_none() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+
+    /// The keeper's thread: bring the cache up, whenever it is down, until stopped. `tend` is called about once a second.
+    pub fn keep(self: &Arc<Self>, tend: impl Fn()) {
+        loop {
+            let mut state = self.state();
+            if state.stopping {
+                return;
+            }
+            let now = Instant::now();
+            let idle = match self.session() {
+                Some(_) => Duration::from_secs(1),
+                None => state
+                    .next_try
+                    .saturating_duration_since(now)
+                    .min(Duration::from_secs(1)),
+            };
+            if !idle.is_zero() {
+                let waited = self.wake.wait_timeout(state, idle);
+                let (after, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+                state = after;
+                if timeout.timed_out() && !state.stopping {
+                    drop(state);
+                    tend();
+                }
+                continue;
+            }
+            drop(state);
+            if let Err(why) = self.bring_up() {
+                let mut state = self.state();
+                state.why = why;
+                state.pause = (state.pause * 2).min(LAST_PAUSE);
+                state.next_try = Instant::now() + state.pause;
+            }
+        }
+    }
+
+    fn bring_up(self: &Arc<Self>) -> Result<(), String> {
+        let resting = self.state().resting.clone();
+        let at_rest = resting.is_some();
+        let session = match resting {
+            Some(session) => session,
+            None => Arc::new(self.connect()?),
+        };
+        self.pay(&session)?;
+        self.probe(&session, at_rest)?;
+        loop {
+            self.pay(&session)?;
+            let mut state = self.state();
+            if state.stopping {
+                return Ok(());
+            }
+            if !state.owed.is_empty() {
+                continue;
+            }
+            if state.generation.object != session.object {
+                return Err("all that was cached was given up meanwhile".into());
+            }
+            state.resting = None;
+            state.up_since = Instant::now();
+            state.pause = (state.pause * 2).min(LAST_PAUSE); // unless it lasts
+            *self.up.write().unwrap_or_else(PoisonError::into_inner) = Some(session);
+            return Ok(());
+        }
+    }
+
+    fn connect(&self) -> Result<Session, String> {
+        let mut state = self.state();
+        if state.owed.is_everything() {
+            self.regenerate(&mut state);
+        }
+        let generation = state.generation.clone();
+        drop(state);
+        let mut name = format!("{PREFIX}{}/{}", self.address.pool, hex(&generation.object));
+        if !self.shared {
+            name = format!("{name}/{}", hex(&super::random::<16>()));
+        }
+        let changes = self.open(&name)?;
+        let instance = changes.opened().description.clone();
+        if !self.shared
+            && generation
+                .instance
+                .as_ref()
+                .is_some_and(|known| *known != instance)
+        {
+            self.regenerate(&mut self.state());
+            return Err("the server has another instance of the pool".into());
+        }
+        let mut state = self.state();
+        if state.generation.object == generation.object {
+            state.generation.instance = Some(instance);
+        }
+        drop(state);
+        self.counters.sessions.add(1);
+        let (object, reads) = (generation.object, self.open(&name)?);
+        Ok(Session {
+            object,
+            reads,
+            changes,
+        })
+    }
+
+    fn open(&self, name: &str) -> Result<Client, String> {
+        let options = Options {
+            contexts: vec![CONTEXT.into()],
+            connect: self.address.connect,
+            patience: self.address.patience,
+            tick: Duration::from_millis(1),
+        };
+        let endpoint = &self.address.endpoint;
+        let client = Client::connect(endpoint, name, &options).map_err(|error| match error {
+            ConnectError::Io(error) => format!("no connection to {endpoint}: {error}"),
+            other => format!("{endpoint} refuses pool {:?}: {other}", self.address.pool),
+        })?;
+        let (opened, page) = (client.opened(), self.address.page);
+        if opened.contexts.iter().all(|(_, name)| name != CONTEXT) {
+            return Err(format!("{endpoint} is no tmemd: it knows no {CONTEXT}"));
+        }
+        if opened.minimum != page {
+            return Err(format!(
+                "pool {:?} has pages of {} bytes; the gateway was set up for {page}",
+                self.address.pool, opened.minimum
+            ));
+        }
+        Ok(client)
+    }
+
+    /// Flush what is owed. Nothing is put meanwhile, so a flush counts for all changes up to when the cache is up again.
+    fn pay(&self, session: &Arc<Session>) -> Result<(), String> {
+        loop {
+            let mut state = self.state();
+            if state.owed.is_everything() {
+                state.resting = None;
+                drop(state);
+                session.close();
+                return Err("more pages changed than are remembered; all are given up".into());
+            }
+            let Some(range) = state.owed.pop() else {
+                return Ok(());
+            };
+            drop(state);
+            let mut rest = range.clone();
+            while !rest.is_empty() {
+                let (piece, next) = self.piece(&rest);
+                if session.changes.call(piece, self.address.patience).is_err() {
+                    let mut state = self.state();
+                    state.owed.add(range);
+                    state.resting = None;
+                    drop(state);
+                    session.close();
+                    return Err("it does not answer flushes".into());
+                }
+                rest = next;
+            }
+        }
+    }
+
+    /// Read a few pages, and see whether the cache is worth it. One that does not answer is given up.
+    fn probe(&self, session: &Arc<Session>, at_rest: bool) -> Result<(), String> {
+        let bound = self.judge.bound(self.address.page as usize);
+        let begun = Instant::now();
+        for number in 0..PROBES {
+            let offset = u64::from(number) * u64::from(self.address.page);
+            let read = Command::Read {
+                offset,
+                length: self.address.page,
+            };
+            if session
+                .reads
+                .call(read, self.address.patience.max(bound))
+                .is_err()
+            {
+                self.state().resting = None;
+                session.close();
+                return Err("it does not answer reads".into());
+            }
+        }
+        match self.judge.welcome(begun.elapsed() / PROBES) {
+            true => Ok(()),
+            false => {
+                if !at_rest {
+                    self.state().resting = Some(session.clone());
+                }
+                Err("it is slower than the SAN".into())
+            }
+        }
+    }
+}
+
+/// Bytes as hex digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,401 @@
+//! The SAN gateway: a volume served to its user, with reads from a cache where it has them and from the SAN where not.
+//!
+//! **Never a stale block.** A read gives what the volume held at some moment between its beginning and its end. Why:
+//!
+//! 1. The object in the cache is a random *generation*, known to this gateway alone, or content that never changes (a
+//!    shared volume, read-only). A gateway that starts cold begins a new one, so nothing of before can be read. It starts
+//!    warm only from the token of a clean detach, which it takes away first, and only if the volume's fingerprint is what
+//!    it was: see `volume`. What two gateways put never meets in one object.
+//! 2. A change begins by moving the *version* of its stripes on and marking them as changing: see `stripes`. It is
+//!    acknowledged when the SAN has it, the pages it touches were flushed from the cache (or owed, see 4), and the
+//!    read-ahead buffer has none of them. While a stripe is changing reads of it ask the SAN alone, and nothing they
+//!    bring is put.
+//! 3. What the SAN gave is put only if the version of its stripe is what it was before the SAN was asked. This is decided
+//!    under the stripe's lock, under which the put also leaves on the one connection for puts and flushes. A change moves
+//!    the version under that lock and sends its flush after: so an older page is either not sent, or flushed after it was
+//!    put. A page that was written is put under the same rule, with the version its own change gave it.
+//! 4. While the cache is away (dead, cut off, late) or rests, flushes are *owed*. It is read again only in a session of
+//!    which the server lets nothing older through, and after all that was owed is flushed: see `link`. What cannot be
+//!    remembered any more makes the generation be given up; so does a server that is another instance than before, as one
+//!    that lost power may bring flushed pages back, and a volume whose size has changed.
+//! 5. What the read-ahead buffer gives is fetched by these rules, and no older than the last change: see `ahead`.
+//!
+//! **First do no harm.** A cache read has a bound that follows the SAN's own latency; beyond it the SAN answers. A cache
+//! that is slower than the SAN, or late several times in a row, is left alone and tried now and then: see `judge`. Pages
+//! that were surely never put are not asked for, and where hits are rare both are asked at once. Puts wait for nobody and
+//! nobody waits for puts: see `puts`. Scans are not put, and of a working set that does not fit only part is.
+//!
+//! Layers, lower first: `stripes`, `seen`, `owed`, `judge`, `counters`, `streams <- ahead`, `backing <- volume`;
+//! `link`; `puts`; `reads`, `changes`; the gateway. Locking: a stripe, then `link`, the queue of puts or the buffer.
+
+mod ahead;
+mod backing;
+mod changes;
+mod counters;
+mod judge;
+mod link;
+mod owed;
+mod puts;
+mod reads;
+mod seen;
+mod streams;
+mod stripes;
+mod volume;
+
+pub use backing::{Backing, Change, Changed, FileBacking, NbdBacking, Read};
+pub use counters::Histogram;
+pub use link::CacheAddress;
+pub use volume::Tokens;
+
+use std::io::{self, Read as _};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::backend::{Backend, ExportInfo, Later, Reply, Request, Served};
+use crate::protocol::Errno;
+use ahead::Ahead;
+use counters::Counters;
+use judge::Judge;
+use link::{Generation, Link};
+use puts::Puts;
+use seen::Seen;
+use stripes::Stripes;
+
+/// How a gateway looks for what it needs, and when it leaves the cache alone. Sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub cache: CacheAddress,
+    pub volume: Volume,
+    /// A cache read takes no longer; less where the SAN is fast.
+    pub max_delay: Duration,
+    /// What is read in a row beyond this is not put; 0: all is.
+    pub scan: u64,
+    /// Most that is read ahead of a stream; 0: nothing is.
+    pub readahead: u64,
+    /// Most that was read ahead and not yet asked for.
+    pub readahead_memory: u64,
+}
+
+/// Who uses the volume, and thereby what its pages are called.
+#[derive(Clone, Debug)]
+pub enum Volume {
+    /// Nobody writes to it; every host names its content by the same object.
+    Shared { object: [u8; 24] },
+    /// Only this gateway writes to it.
+    Exclusive { tokens: Option<Tokens> },
+}
+
+/// What all threads of a gateway share.
+pub(crate) struct Shared {
+    backing: Arc<dyn Backing>,
+    link: Arc<Link>,
+    stripes: Stripes,
+    puts: Puts,
+    ahead: Ahead,
+    judge: Arc<Judge>,
+    seen: Arc<Seen>,
+    counters: Arc<Counters>,
+    hit_latency: Histogram,
+    miss_latency: Histogram,
+    size: AtomicU64,
+    /// What a shared volume was when it was opened.
+    fingerprint: Option<String>,
+    /// Of the cache, in bytes.
+    page: u64,
+    /// Pages read in a row that make a scan.
+    scan: u64,
+    read_only: bool,
+    /// Requests under way.
+    busy: AtomicU64,
+    stopped: AtomicBool,
+}
+
+/// A volume with its cache. Serve it by a [`crate::Server`]; detach, or drop it as a crash would.
+pub struct Gateway {
+    shared: Arc<Shared>,
+    tokens: Option<Tokens>,
+    warm: bool,
+}
+
+/// How a gateway is doing.
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub counters: Vec<(&'static str, u64)>,
+    /// Why the cache is not used; None: it is.
+    pub cache_down: Option<String>,
+    /// Mean microseconds of short reads, lately.
+    pub cache_micros: u64,
+    pub san_micros: u64,
+    /// See [`Histogram::read`]: reads that the cache answered, and that the SAN did.
+    pub hit_latency: (Vec<(u64, u64)>, u64, u64),
+    pub miss_latency: (Vec<(u64, u64)>, u64, u64),
+}
+
+/// Under what name a volume's pages are cached to begin with.
+struct Begun {
+    shared: bool,
+    warm: bool,
+    generation: Generation,
+    tokens: Option<Tokens>,
+}
+
+impl Begun {
+    fn of(volume: Volume, backing: &dyn Backing) -> io::Result<Begun> {
+        let (shared, object, tokens) = match volume {
+            Volume::Shared { object } => (true, object, None),
+            Volume::Exclusive { tokens } => (false, random(), tokens),
+        };
+        let token = tokens.as_ref().map(|tokens| tokens.consume(backing));
+        let token = token.transpose()?.flatten();
+        Ok(Begun {
+            shared,
+            warm: token.is_some(),
+            generation: token.unwrap_or(Generation {
+                object,
+                instance: None,
+            }),
+            tokens,
+        })
+    }
+}
+
+impl Gateway {
+    /// Begin to serve a volume. The cache need not be there yet.
+    pub fn start(backing: Arc<dyn Backing>, settings: Settings) -> io::Result<Gateway> {
+        let page = u64::from(settings.cache.page);
+        if backing.size().div_ceil(page) > 1 << 32 {
+            let why =
+                format!("the volume has more than 2^32 pages of {page} bytes: use larger pages");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let begun = Begun::of(settings.volume, &*backing)?;
+        let counters = Arc::new(Counters::default());
+        let judge = Arc::new(Judge::new(settings.max_delay));
+        let all = begun.warm || begun.shared;
+        let seen = Arc::new(Seen::new(backing.size().div_ceil(page), all));
+        let of = (counters.clone(), judge.clone(), seen.clone());
+        let link = Link::new(
+            settings.cache,
+            begun.shared,
+            begun.generation,
+            of.0,
+            of.1,
+            of.2,
+        );
+        let shared = Arc::new(Shared {
+            size: backing.size().into(),
+            fingerprint: if begun.shared {
+                backing.fingerprint()
+            } else {
+                None
+            },
+            backing,
+            link: Arc::new(link),
+            stripes: Stripes::default(),
+            puts: Puts::default(),
+            ahead: Ahead::new(settings.readahead / page, settings.readahead_memory / page),
+            judge,
+            seen,
+            counters,
+            hit_latency: Histogram::default(),
+            miss_latency: Histogram::default(),
+            page,
+            scan: settings.scan / page,
+            read_only: begun.shared,
+            busy: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+        });
+        let (putter, keeper) = (shared.clone(), Arc::downgrade(&shared));
+        let link = shared.link.clone();
+        let spawn = |name: &str| thread::Builder::new().name(name.into());
+        spawn("san-put").spawn(move || puts::run(&putter))?;
+        spawn("san-keep").spawn(move || link.keep(|| tend(&keeper)))?;
+        Ok(Gateway {
+            shared,
+            tokens: begun.tokens,
+            warm: begun.warm,
+        })
+    }
+
+    /// Whether pages of before may be used.
+    pub fn is_warm(&self) -> bool {
+        self.warm
+    }
+
+    /// What to serve.
+    pub fn backend(&self) -> Arc<dyn Backend> {
+        Arc::new(Export(self.shared.clone()))
+    }
+
+    /// Wait until the cache is used.
+    pub fn wait_cache(&self, limit: Duration) -> bool {
+        self.shared.link.wait_up(limit)
+    }
+
+    /// Wait until nothing is under way, puts included.
+    pub fn wait_idle(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let idle = || self.shared.busy.load(Ordering::SeqCst) == 0 && self.shared.puts.is_idle();
+        while !idle() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        idle()
+    }
+
+    pub fn status(&self) -> Status {
+        let shared = &self.shared;
+        let (cache_micros, san_micros) = shared.judge.means();
+        Status {
+            counters: shared.counters.fields(),
+            cache_down: shared.link.why_down(),
+            cache_micros,
+            san_micros,
+            hit_latency: shared.hit_latency.read(),
+            miss_latency: shared.miss_latency.read(),
+        }
+    }
+
+    /// Stop as cleanly as can be: what is under way ends, what was written is made durable, and a token is left for a warm
+    /// start; whether one was. Requests that come later are refused.
+    pub fn detach(&self, limit: Duration) -> io::Result<bool> {
+        let shared = &self.shared;
+        shared.stopped.store(true, Ordering::SeqCst);
+        let idle = self.wait_idle(limit);
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let flushed = Box::new(move |result| {
+            let _ = sender.send(result);
+        });
+        if !shared.read_only {
+            shared.backing.change(Change::Flush, flushed);
+            let flushed = receiver.recv_timeout(limit);
+            if !matches!(flushed, Ok(Ok(()))) {
+                return Err(io::Error::other(
+                    "the SAN could not make what was written durable",
+                ));
+            }
+        }
+        let generation = shared.link.stop();
+        match (&self.tokens, generation) {
+            (Some(tokens), Some(generation)) if idle => tokens.leave(&*shared.backing, &generation),
+            _ => Ok(false),
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        self.shared.puts.stop();
+        self.shared.link.stop();
+    }
+}
+
+/// What the keeper does now and then: see whether the volume is as large as before.
+fn tend(shared: &Weak<Shared>) {
+    let Some(shared) = shared.upgrade() else {
+        return;
+    };
+    let size = shared.backing.size();
+    let resized = shared.size.swap(size, Ordering::SeqCst) != size;
+    let changed =
+        shared.fingerprint.is_some() && shared.fingerprint != shared.backing.fingerprint();
+    if resized || (changed && !shared.link.is_renewed()) {
+        shared.link.renew("the volume has changed");
+    }
+}
+
+/// Random bytes.
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    read.expect("the system has random numbers");
+    bytes
+}
+
+/// The volume as the server sees it.
+struct Export(Arc<Shared>);
+
+/// Counts a request as under way for as long as it lives.
+pub(crate) struct Busy(Arc<Shared>);
+
+impl Busy {
+    fn new(shared: &Arc<Shared>) -> Busy {
+        shared.busy.fetch_add(1, Ordering::SeqCst);
+        Busy(shared.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Backend for Export {
+    fn info(&self) -> ExportInfo {
+        ExportInfo {
+            description: "a volume through tmem".into(),
+            read_only: self.0.read_only,
+            multi_conn: true,
+            ..ExportInfo::default()
+        }
+    }
+
+    fn size(&self) -> u64 {
+        self.0.size.load(Ordering::Relaxed)
+    }
+
+    fn serve(&self, request: Request<'_>, reply: &mut Reply<'_>, later: &Later<'_>) -> Served {
+        let shared = &self.0;
+        let busy = Busy::new(shared);
+        if shared.stopped.load(Ordering::SeqCst) {
+            return Served::Now(Err(Errno::Shutdown));
+        }
+        let change = match request {
+            Request::Read { offset, length } => {
+                reads::serve(shared, offset, length, later.take(), busy);
+                return Served::Later;
+            }
+            Request::Cache { offset, length } => {
+                reads::prefetch(shared, offset, length);
+                return Served::Now(Ok(()));
+            }
+            Request::BlockStatus {
+                length, contexts, ..
+            } => {
+                for context in contexts.iter() {
+                    reply.begin(context);
+                    reply.extent(length.into(), 0);
+                }
+                return Served::Now(Ok(()));
+            }
+            Request::WriteZeroes { fast: true, .. } => {
+                return Served::Now(Err(Errno::NotSupported));
+            }
+            Request::Write { offset, data, fua } => {
+                let data = Arc::new(data.to_vec());
+                Change::Write { offset, data, fua }
+            }
+            Request::Trim { offset, length, .. } => Change::Trim { offset, length },
+            Request::WriteZeroes {
+                offset,
+                length,
+                no_hole,
+                ..
+            } => Change::Zero {
+                offset,
+                length,
+                no_hole,
+            },
+            Request::Flush => Change::Flush,
+        };
+        let fua = matches!(
+            request,
+            Request::Trim { fua: true, .. } | Request::WriteZeroes { fua: true, .. }
+        );
+        changes::serve(shared, change, fua, later.take(), busy);
+        Served::Later
+    }
+}

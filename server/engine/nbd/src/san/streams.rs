@@ -1,0 +1,312 @@
+//! Which pages will be asked for next, from those that were: sequential, strided and interleaved streams.
+//!
+//! A stream begins where three of the latest requests are equally far apart, whatever came between them; where that is
+//! far, a fourth must agree. It goes the way that the majority of its last steps went (Boyer and Moore's vote, as in
+//! Leap), so that one odd step does not end it. It is followed up to a depth that doubles with each batch, as the
+//! requests show that the last one paid. What was fetched and never asked for lowers the depth of all streams, down to
+//! nothing; then a stream is tried now and then. A stream also knows how much it read without a gap: a long one is a scan.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+const RECENT: usize = 16;
+const STREAMS: usize = 8;
+const STEPS: usize = 8;
+const NEAR: i64 = 8;
+const SKIPPED: i64 = 4;
+const START: u64 = 4;
+const JUDGED: u64 = 32;
+const REST: u32 = 256;
+
+struct Stream {
+    last: i64,
+    steps: VecDeque<i64>,
+    step: i64,
+    depth: u64,
+    /// Pages fetched ahead, the last batch.
+    ahead: Vec<u64>,
+    sure: bool,
+    /// Pages read in a row.
+    run: u64,
+}
+
+/// What follows from a request.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Advice {
+    /// Pages to fetch now, the most urgent first.
+    pub ahead: Vec<u64>,
+    /// Pages that the request's stream has read in a row.
+    pub run: u64,
+}
+
+/// The streams of one volume.
+pub struct Streams {
+    most: u64,
+    limit: u64,
+    recent: VecDeque<i64>,
+    streams: VecDeque<Stream>,
+    used: u64,
+    wasted: u64,
+    rested: u32,
+}
+
+impl Stream {
+    fn new(last: i64, step: i64) -> Stream {
+        Stream {
+            last,
+            steps: [step, step].into(),
+            step,
+            depth: START,
+            ahead: Vec::new(),
+            sure: step.abs() <= NEAR,
+            run: 0,
+        }
+    }
+
+    fn advance(&mut self, first: i64) {
+        let step = first - self.last;
+        self.sure = step == self.step;
+        if self.steps.len() == STEPS {
+            self.steps.pop_front();
+        }
+        self.steps.push_back(step);
+        self.last = first;
+        self.step = majority(&self.steps).unwrap_or(self.step);
+    }
+
+    /// 0 where it was expected; the farther, the less it belongs here.
+    fn distance(&self, first: i64) -> i64 {
+        (first - self.last - self.step).abs()
+    }
+
+    /// Whether a request is one of this stream: nearly where it was expected, or some steps farther.
+    fn takes(&self, first: i64) -> bool {
+        let step = first - self.last;
+        let steps = step.div_euclid(self.step);
+        let far = step.rem_euclid(self.step) == 0 && (1..=SKIPPED).contains(&steps);
+        self.distance(first) <= NEAR || far
+    }
+}
+
+impl Streams {
+    /// At most `limit` pages ahead of each stream; 0 is never any.
+    pub fn new(limit: u64) -> Streams {
+        Streams {
+            most: limit,
+            limit,
+            recent: VecDeque::new(),
+            streams: VecDeque::new(),
+            used: 0,
+            wasted: 0,
+            rested: 0,
+        }
+    }
+
+    /// Note a request for `pages` of a volume of `end` pages.
+    pub fn advise(&mut self, pages: &Range<u64>, end: u64) -> Advice {
+        let (first, count) = (pages.start as i64, pages.end - pages.start);
+        if self.recent.back() == Some(&first) {
+            return Advice::default();
+        }
+        let found = self.stream(first);
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(first);
+        if !found {
+            return Advice::default();
+        }
+        let allowed = self.streams[0].sure && self.allowed();
+        let (limit, most) = (self.limit, self.most);
+        let stream = &mut self.streams[0];
+        let follows = stream.sure && 0 < stream.step && stream.step as u64 <= count;
+        stream.run = if follows {
+            stream.run + stream.step as u64
+        } else {
+            0
+        };
+        let run = stream.run;
+        let ahead = match allowed {
+            true => stream.batch(first, count, end, limit, most),
+            false => Vec::new(),
+        };
+        Advice { ahead, run }
+    }
+
+    /// Hear what became of pages that were fetched ahead.
+    pub fn hear(&mut self, used: u64, wasted: u64) {
+        self.used += used;
+        self.wasted += wasted;
+        let total = self.used + self.wasted;
+        if total < JUDGED {
+            return;
+        }
+        if 4 * self.used >= 3 * total {
+            self.limit = self.most.min(START.max(2 * self.limit));
+        } else if 2 * self.used < total {
+            self.limit = if self.limit > START {
+                self.limit / 2
+            } else {
+                0
+            };
+        }
+        (self.used, self.wasted) = (0, 0);
+    }
+
+    /// Bring the stream of a request to the front; whether it has one.
+    fn stream(&mut self, first: i64) -> bool {
+        let distances = self.streams.iter().map(|stream| stream.distance(first));
+        let nearest = distances.enumerate().min_by_key(|(_, distance)| *distance);
+        let nearest = nearest.filter(|(at, _)| self.streams[*at].takes(first));
+        let stream = match nearest {
+            Some((at, _)) => self.streams.remove(at).map(|mut stream| {
+                stream.advance(first);
+                stream
+            }),
+            None => self.begun(first),
+        };
+        let Some(stream) = stream else {
+            return false;
+        };
+        self.streams.truncate(STREAMS - 1);
+        self.streams.push_front(stream);
+        true
+    }
+
+    /// The stream whose third request this is, if it is one's.
+    fn begun(&self, first: i64) -> Option<Stream> {
+        let steps = self.recent.iter().rev().map(|earlier| first - earlier);
+        let mut steps = steps.filter(|step| *step != 0);
+        let step = steps.find(|step| self.recent.contains(&(first - 2 * step)))?;
+        Some(Stream::new(first, step))
+    }
+
+    fn allowed(&mut self) -> bool {
+        if self.limit > 0 {
+            return true;
+        }
+        self.rested += 1;
+        if self.rested < REST || self.most == 0 {
+            return false;
+        }
+        self.rested = 0;
+        self.limit = START.min(self.most);
+        true
+    }
+}
+
+impl Stream {
+    /// The next batch, if it is time for one.
+    fn batch(&mut self, first: i64, count: u64, end: u64, limit: u64, most: u64) -> Vec<u64> {
+        let depth = self.depth.min(limit);
+        let wanted = following(self.step, first, count as i64, depth);
+        let wanted: Vec<u64> = wanted
+            .into_iter()
+            .filter_map(|page| u64::try_from(page).ok())
+            .filter(|page| *page < end)
+            .collect();
+        let new: Vec<u64> = wanted
+            .iter()
+            .copied()
+            .filter(|page| !self.ahead.contains(page))
+            .collect();
+        // Half of what was fetched is still ahead: wait, and fetch a batch worth its while.
+        let full = wanted.len() as u64 == depth;
+        if new.is_empty() || (!self.ahead.is_empty() && 2 * (new.len() as u64) < depth && full) {
+            return Vec::new();
+        }
+        self.ahead = wanted;
+        self.depth = (2 * depth).min(most);
+        new
+    }
+}
+
+/// The `depth` pages that requests like this one reach next, `step` apart.
+fn following(step: i64, first: i64, count: i64, depth: u64) -> Vec<i64> {
+    let depth = depth as usize;
+    if 0 < step && step <= count {
+        return (first + count..).take(depth).collect();
+    }
+    if -count <= step && step < 0 {
+        return (0..first).rev().take(depth).collect();
+    }
+    let starts = (1..).map(|n| first + n * step);
+    starts
+        .flat_map(|start| start..start + count)
+        .take(depth)
+        .collect()
+}
+
+/// The step that more than half of them are.
+fn majority(steps: &VecDeque<i64>) -> Option<i64> {
+    let (mut candidate, mut votes) = (0, 0);
+    for &step in steps {
+        if votes == 0 {
+            candidate = step;
+        }
+        votes += if step == candidate { 1 } else { -1 };
+    }
+    let count = steps.iter().filter(|step| **step == candidate).count();
+    (2 * count > steps.len()).then_some(candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The pages fetched ahead of requests for single pages.
+    fn fetched(streams: &mut Streams, requests: impl IntoIterator<Item = u64>) -> Vec<u64> {
+        let all = requests.into_iter();
+        all.flat_map(|page| streams.advise(&(page..page + 1), 10_000).ahead)
+            .collect()
+    }
+
+    #[test]
+    fn a_sequential_stream_is_followed_ever_deeper() {
+        let ahead = fetched(&mut Streams::new(64), 100..140);
+        assert!(ahead.starts_with(&[103, 104, 105, 106]), "{ahead:?}");
+        assert!((103..160).all(|page| ahead.contains(&page)), "{ahead:?}");
+    }
+
+    #[test]
+    fn strides_backward_and_interleaved_streams_are_followed() {
+        let strided = fetched(&mut Streams::new(64), (0..10).map(|n| 1000 + 32 * n));
+        assert!(
+            strided.contains(&(1000 + 32 * 11)) && strided.iter().all(|p| (p - 1000) % 32 == 0)
+        );
+        let back = fetched(&mut Streams::new(64), (500..520).rev());
+        assert!(back.contains(&499));
+        let two = (0..20).flat_map(|n| [100 + n, 5000 + 2 * n]);
+        let two = fetched(&mut Streams::new(64), two);
+        assert!(two.contains(&122) && two.contains(&5042), "{two:?}");
+    }
+
+    #[test]
+    fn random_requests_fetch_nothing() {
+        let mut at = 1u64;
+        let random = std::iter::repeat_with(|| {
+            at = at
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            at >> 51
+        });
+        assert_eq!(fetched(&mut Streams::new(64), random.take(200)).len(), 0);
+    }
+
+    #[test]
+    fn what_does_not_pay_ends_and_is_tried_again_now_and_then() {
+        let mut streams = Streams::new(64);
+        (0..10).for_each(|_| streams.hear(0, 100));
+        assert_eq!(fetched(&mut streams, 100..300).len(), 0);
+        assert_ne!(fetched(&mut streams, 300..500).len(), 0);
+    }
+
+    #[test]
+    fn a_run_is_as_long_as_what_was_read_in_a_row() {
+        let mut streams = Streams::new(0);
+        let mut run = |pages: Range<u64>| streams.advise(&pages, 10_000).run;
+        assert_eq!([run(0..8), run(8..16)], [0, 0]);
+        assert!((2..100).all(|n| run(8 * n..8 * n + 8) == 8 * (n - 1)));
+        assert_eq!(run(5000..5008), 0);
+    }
+}

@@ -1,0 +1,127 @@
+//! The versions of the volume's blocks, a stripe at a time.
+//!
+//! A stripe stands for groups of [`GROUP`] pages, many groups a stripe in a large volume. A change of any page of it moves
+//! its version on before anything else is done, and keeps it *changing* until the change is over. So who remembers a
+//! version while nothing is changing, and finds it unchanged later, knows that no change began in between.
+//! Locking: a stripe's lock is taken first, one at a time; under it pages are handed to the cache.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Pages that lie in one stripe together, aligned.
+pub const GROUP: u64 = 64;
+const STRIPES: u64 = 1024;
+
+#[derive(Default)]
+pub struct Stripe {
+    version: u64,
+    changing: u32,
+}
+
+pub struct Stripes {
+    stripes: Vec<Mutex<Stripe>>,
+}
+
+/// A version of a stripe at a moment when nothing of it was changing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Version(u64);
+
+/// A change under way: the stripes it touches, with the versions it gave them.
+pub struct Changing {
+    stripes: Vec<(usize, u64)>,
+}
+
+impl Default for Stripes {
+    fn default() -> Self {
+        let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
+        Stripes { stripes }
+    }
+}
+
+fn of(page: u64) -> usize {
+    (page / GROUP % STRIPES) as usize
+}
+
+impl Stripes {
+    fn lock(&self, stripe: usize) -> MutexGuard<'_, Stripe> {
+        let stripe = self.stripes[stripe].lock();
+        stripe.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The version of a page's stripe; None while it is changing.
+    pub fn look(&self, page: u64) -> Option<Version> {
+        let stripe = self.lock(of(page));
+        (stripe.changing == 0).then_some(Version(stripe.version))
+    }
+
+    /// The stripe, locked, if no change of it began since `version`.
+    pub fn unchanged(&self, page: u64, version: Version) -> Option<MutexGuard<'_, Stripe>> {
+        let stripe = self.lock(of(page));
+        (stripe.version == version.0).then_some(stripe)
+    }
+
+    pub fn begin(&self, pages: &Range<u64>) -> Changing {
+        let groups = pages.start / GROUP..pages.end.div_ceil(GROUP);
+        let groups = groups.start..groups.end.min(groups.start + STRIPES);
+        let touched: BTreeSet<usize> = groups.map(|group| of(group * GROUP)).collect();
+        let begun = touched.into_iter().map(|number| {
+            let mut stripe = self.lock(number);
+            stripe.version += 1;
+            stripe.changing += 1;
+            (number, stripe.version)
+        });
+        Changing {
+            stripes: begun.collect(),
+        }
+    }
+
+    /// The change is over.
+    pub fn end(&self, changing: &Changing) {
+        for &(number, _) in &changing.stripes {
+            self.lock(number).changing -= 1;
+        }
+    }
+}
+
+impl Changing {
+    /// The version that the change gave a page's stripe: while it lasts, the change was the last one to begin.
+    pub fn version(&self, page: u64) -> Option<Version> {
+        let number = of(page);
+        let found = self.stripes.iter().find(|(stripe, _)| *stripe == number);
+        found.map(|(_, version)| Version(*version))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_noticed_by_who_looked_before_it_and_by_who_looks_during_it() {
+        let stripes = Stripes::default();
+        let before = stripes.look(5).unwrap();
+        assert!(stripes.unchanged(5, before).is_some());
+        let change = stripes.begin(&(60..70));
+        assert_eq!((stripes.look(5), stripes.look(127)), (None, None));
+        assert!(stripes.look(128).is_some());
+        stripes.end(&change);
+        assert!(stripes.unchanged(5, before).is_none());
+        assert_eq!(stripes.look(5), change.version(5));
+        let (one, two) = (stripes.begin(&(0..1)), stripes.begin(&(1..2)));
+        stripes.end(&one);
+        assert_eq!(stripes.look(0), None, "the other change goes on");
+        assert!(stripes.unchanged(0, one.version(0).unwrap()).is_none());
+        stripes.end(&two);
+        assert_eq!(stripes.look(0), two.version(0));
+    }
+
+    #[test]
+    fn a_change_of_everything_ends_for_every_stripe() {
+        let stripes = Stripes::default();
+        let change = stripes.begin(&(1..1 << 40));
+        assert_eq!(stripes.look(12345), None);
+        stripes.end(&change);
+        assert!((0..STRIPES).all(|group| stripes.look(group * GROUP).is_some()));
+    }
+}

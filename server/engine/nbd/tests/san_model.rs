@@ -1,0 +1,229 @@
+//! The gateway against a reference image, whatever happens to the cache, the gateway and the volume: every block is right.
+
+#[path = "support/proxy.rs"]
+mod proxy;
+#[path = "support/san.rs"]
+#[allow(dead_code)]
+mod san;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use san::{Cache, Host, LONG, Lagging, PAGE, Random, read, settings, write};
+use tempfile::TempDir;
+use tmem_nbd::client::{Client, Command};
+
+const PAGES: usize = 512;
+/// Clients at once; each owns every so manyth page, so that they meet in all stripes.
+const USERS: usize = 3;
+
+/// The reference, and what changes and checks the volume by it.
+struct User {
+    number: usize,
+    image: Vec<u8>,
+    random: Random,
+}
+
+impl User {
+    fn offset(&mut self) -> usize {
+        // Most of what is done is done to a few pages, so that it meets.
+        let hot = self.random.below(4) > 0;
+        let page = self
+            .random
+            .below(if hot { 30 } else { (PAGES / USERS) as u64 - 1 }) as usize;
+        (page * USERS + self.number) * PAGE
+    }
+
+    fn step(&mut self, client: &Client) {
+        let offset = self.offset();
+        let start = self.random.below(PAGE as u64) as usize;
+        let (from, to) = match self.random.below(3) {
+            0 => (offset + start, offset + PAGE),
+            _ => (offset, offset + PAGE),
+        };
+        match self.random.below(10) {
+            0..2 => {
+                let byte = self.random.below(255) as u8;
+                let data: Vec<u8> = (from..to).map(|at| byte ^ (at / 64) as u8).collect();
+                write(client, from as u64, &data);
+                self.image[from..to].copy_from_slice(&data);
+            }
+            2 => {
+                let (offset, length) = (from as u64, (to - from) as u32);
+                let zero = Command::WriteZeroes {
+                    offset,
+                    length,
+                    no_hole: false,
+                };
+                client.call(zero, LONG).unwrap();
+                self.image[from..to].fill(0);
+            }
+            _ => self.check(client, from, to),
+        }
+    }
+
+    fn check(&self, client: &Client, from: usize, to: usize) {
+        let found = read(client, from as u64, to - from).unwrap();
+        if found != self.image[from..to] {
+            let at = from
+                + found
+                    .iter()
+                    .zip(&self.image[from..to])
+                    .take_while(|(a, b)| a == b)
+                    .count();
+            panic!(
+                "user {}: byte {at} of page {} is wrong",
+                self.number,
+                at / PAGE
+            );
+        }
+    }
+
+    fn check_all(&self, client: &Client) {
+        for page in (self.number..PAGES).step_by(USERS) {
+            self.check(client, page * PAGE, (page + 1) * PAGE);
+        }
+    }
+}
+
+/// What happens to the cache while users are at work.
+fn trouble(cache: &mut Cache, random: &mut Random) {
+    match random.below(16) {
+        0 => cache.proxy.cut(),
+        1 => cache.proxy.hold(),
+        2 => cache.proxy.hold_all(),
+        3 => cache.proxy.delay(Duration::from_micros(random.below(3000))),
+        4 => {
+            cache.store.relinquish(1 << 20).unwrap();
+        }
+        5 => {
+            cache.kill();
+            thread::sleep(Duration::from_millis(random.below(50)));
+            cache.resume();
+        }
+        6 => cache.pool.freeze().unwrap(),
+        _ => {
+            cache.proxy.release();
+            cache.proxy.delay(Duration::ZERO);
+            cache.pool.thaw().unwrap();
+        }
+    }
+    thread::sleep(Duration::from_millis(random.below(60)));
+}
+
+fn at_work(host: &Host, users: &mut [User], cache: &mut Cache, random: &mut Random, rounds: u32) {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for user in users.iter_mut() {
+            let (client, over) = (host.connect(), &over);
+            scope.spawn(move || {
+                while !over.load(Ordering::SeqCst) {
+                    user.step(&client);
+                }
+            });
+        }
+        (0..rounds).for_each(|_| trouble(cache, random));
+        over.store(true, Ordering::SeqCst);
+    });
+    cache.proxy.release();
+    cache.proxy.delay(Duration::ZERO);
+    cache.pool.thaw().unwrap();
+    let client = host.connect();
+    users.iter().for_each(|user| user.check_all(&client));
+}
+
+/// Write to the volume behind the gateway's back.
+fn meddle(path: &Path, users: &mut [User]) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    for user in users {
+        let offset = user.offset();
+        user.image[offset..offset + PAGE].fill(0xee);
+        file.write_all_at(&[0xee; PAGE], offset as u64).unwrap();
+    }
+}
+
+#[test]
+fn every_block_is_right_whatever_happens() {
+    let directory = TempDir::new().unwrap();
+    let (path, state) = (
+        directory.path().join("volume"),
+        directory.path().join("state"),
+    );
+    std::fs::write(&path, vec![0; PAGES * PAGE]).unwrap();
+    let mut cache = Cache::start(4 << 20, false);
+    let mut random = Random(std::env::var("SEED").map_or(1, |seed| seed.parse().unwrap()));
+    let mut users: Vec<User> = (0..USERS)
+        .map(|number| User {
+            number,
+            image: vec![0; PAGES * PAGE],
+            random: Random(random.below(1 << 30)),
+        })
+        .collect();
+    let (mut warm, mut hits, mut expect) = (0, 0, None);
+    let mut told = Vec::new();
+    let rounds = std::env::var("ROUNDS").map_or(8, |rounds| rounds.parse().unwrap());
+    for round in 0..rounds {
+        let mut settings = settings(&cache, Some(&state));
+        settings.readahead *= round % 2;
+        let host = Host::start(Lagging::open(&path, 2000), settings);
+        if let Some(expect) = expect {
+            assert_eq!(host.gateway.is_warm(), expect);
+        }
+        warm += u32::from(host.gateway.is_warm());
+        assert!(
+            host.gateway.wait_cache(LONG),
+            "{:?}",
+            host.gateway.status().cache_down
+        );
+        at_work(&host, &mut users, &mut cache, &mut random, 12);
+        hits += host.count("hit_pages");
+        told.push(host.gateway.status());
+        expect = match random.below(3) {
+            0 => {
+                host.crash();
+                Some(false)
+            }
+            choice => {
+                assert!(
+                    host.gateway.wait_cache(LONG),
+                    "{:?}",
+                    host.gateway.status().cache_down
+                );
+                assert!(host.detach());
+                if choice == 1 {
+                    meddle(&path, &mut users);
+                }
+                Some(choice != 1)
+            }
+        };
+    }
+    println!("{warm} warm starts, {hits} hits");
+    assert!(hits > 500, "the cache was hardly used: {told:#?}");
+}
+
+#[test]
+fn a_put_that_was_given_up_lands_nowhere() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("volume");
+    std::fs::write(&path, vec![1; PAGES * PAGE]).unwrap();
+    let cache = Cache::start(16 << 20, false);
+    let host = Host::start(Lagging::open(&path, 0), settings(&cache, None));
+    assert!(host.gateway.wait_cache(LONG));
+    let client = host.connect();
+    cache.proxy.hold(); // the put of page 5 is on its way
+    assert_eq!(read(&client, 5 * PAGE as u64, PAGE).unwrap(), [1; PAGE]);
+    let deadline = Instant::now() + LONG;
+    while host.count("sessions") < 2 {
+        assert!(Instant::now() < deadline);
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(host.gateway.wait_cache(LONG));
+    write(&client, 5 * PAGE as u64, &[2; PAGE]);
+    cache.proxy.release();
+    for _ in 0..200 {
+        assert_eq!(read(&client, 5 * PAGE as u64, PAGE).unwrap(), [2; PAGE]);
+    }
+}
