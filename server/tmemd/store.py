@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tmem_engine import Engine, NbdServer
 from tmemd import errors
+from tmemd.catalogue import is_reserved
+from tmemd.clients import UNNAMED
 from tmemd.surface import Batch, Block, BlockServer, Fetched, Scanned, Served, Settings
 from tmemd.threads import Threaded
 
@@ -135,7 +137,20 @@ class EngineStore(Threaded):
             mlock=config.mlock,
             huge_pages=config.huge_pages,
         )
+        self._clients, self._admins = config.clients, config.administrators
         super().__init__(config.threads, config.max_waiting, config.max_client_waiting)
+
+    def _why_not(self, client: str, pool: str, owner: str, shared: bool, made: bool) -> str:
+        """Why a gateway may not have a pool; the rules are those of `access`."""
+        if is_reserved(pool):
+            return f"pool {pool!r} is the daemon's own"
+        if client in self._admins:
+            return ""
+        if made:
+            return f"there is no pool {pool!r}, and client {client!r} may not have it made: `tmem pool create` makes it"
+        if owner == client or (shared and self._clients.get(client, UNNAMED).may_share(pool)):
+            return ""
+        return f"client {client!r} may not use pool {pool!r}"
 
     def open_pool(self, name: str, settings: Settings) -> EngineStorePool:
         return EngineStorePool(self._engine.pool(name, settings))
@@ -163,7 +178,9 @@ class EngineStore(Threaded):
 
     def block_server(self, listen: Sequence[str], poll: int) -> BlockServer:
         try:
-            return EngineBlockServer(NbdServer(list(listen), poll_microseconds=poll))
+            server = NbdServer(list(listen), poll_microseconds=poll)
+            server.serve_caches(self._engine, self._why_not)
+            return EngineBlockServer(server)
         except OSError as error:
             raise errors.ConfigError(f"cannot serve NBD on {', '.join(listen)}: {error}") from error
 

@@ -97,7 +97,7 @@ DAEMON_LAYERS = {
     "calls": {"methods", "identity", "inject", "counts", "errors"},
     "identity": {"clients", "config", "values", "errors"},
     "tls": {"config", "errors"},
-    "store": {"surface", "threads", "config", "errors"},
+    "store": {"catalogue", "clients", "surface", "threads", "config", "errors"},
     "null": {"surface", "threads", "config", "errors"},
     "surface": set(),
     "shared_arena": {"sole", "logs"},

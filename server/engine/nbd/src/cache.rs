@@ -39,8 +39,8 @@ const FLUSHED_AT_ONCE: usize = 4096;
 /// Pages of one question about which are held.
 const ASKED_AT_ONCE: u64 = 1 << 16;
 
-/// Whether a client may use a pool; the reason if not.
-pub type Admission = dyn Fn(&Client, &str, &PoolSettings) -> Result<(), String> + Send + Sync;
+/// Whether a client may use a pool, by its name and settings, or (last) have it made with these; the reason if not.
+pub type Admission = dyn Fn(&Client, &str, &PoolSettings, bool) -> Result<(), String> + Send + Sync;
 
 /// The objects of a store's ephemeral pools, as exports.
 pub struct Caches {
@@ -156,7 +156,8 @@ impl Resolver for Caches {
         let found = self.store.find_pool(parts.pool).map_err(refusal)?;
         let settings = found.as_ref().map(Pool::settings);
         let settings = settings.unwrap_or_else(|| made_for(parts.session.is_some(), client));
-        (self.admission)(client, parts.pool, &settings).map_err(Refusal::Policy)?;
+        (self.admission)(client, parts.pool, &settings, found.is_none())
+            .map_err(Refusal::Policy)?;
         let pool = match found {
             Some(pool) => pool,
             None if probe => return Ok(Arc::new(Unmade)),
@@ -190,7 +191,10 @@ fn made_for(session: bool, client: &Client) -> PoolSettings {
     PoolSettings {
         inclusive: session,
         shared: !session,
-        owner: client.identity.clone().unwrap_or_default(),
+        owner: client
+            .identity
+            .clone()
+            .unwrap_or(if client.local { "local" } else { "network" }.into()),
         ..PoolSettings::new(Kind::Ephemeral)
     }
 }

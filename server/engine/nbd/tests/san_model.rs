@@ -7,6 +7,7 @@ mod proxy;
 mod san;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use san::{Cache, Host, LONG, Lagging, PAGE, Random, read, settings, write};
 use tempfile::TempDir;
 use tmem_nbd::client::{Client, Command};
+use tmem_nbd::san::Volume;
 
 const PAGES: usize = 512;
 /// Clients at once; each owns every so manyth page, so that they meet in all stripes.
@@ -43,7 +45,7 @@ impl User {
             0 => (offset + start, offset + PAGE),
             _ => (offset, offset + PAGE),
         };
-        match self.random.below(10) {
+        match self.random.below(12) {
             0..2 => {
                 let byte = self.random.below(255) as u8;
                 let data: Vec<u8> = (from..to).map(|at| byte ^ (at / 64) as u8).collect();
@@ -60,7 +62,19 @@ impl User {
                 client.call(zero, LONG).unwrap();
                 self.image[from..to].fill(0);
             }
+            3 => self.walk(client, offset),
             _ => self.check(client, from, to),
+        }
+    }
+
+    /// Read some pages in a row, so that the next ones are read ahead, and then those that are this user's.
+    fn walk(&self, client: &Client, offset: usize) {
+        let pages = offset / PAGE..PAGES.min(offset / PAGE + 12);
+        for page in pages.clone() {
+            match page % USERS == self.number {
+                true => self.check(client, page * PAGE, (page + 1) * PAGE),
+                false => drop(read(client, (page * PAGE) as u64, PAGE)),
+            }
         }
     }
 
@@ -223,7 +237,69 @@ fn a_put_that_was_given_up_lands_nowhere() {
     assert!(host.gateway.wait_cache(LONG));
     write(&client, 5 * PAGE as u64, &[2; PAGE]);
     cache.proxy.release();
-    for _ in 0..200 {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < deadline {
         assert_eq!(read(&client, 5 * PAGE as u64, PAGE).unwrap(), [2; PAGE]);
     }
+}
+
+#[test]
+fn what_the_san_gave_before_a_write_is_not_put_after_it() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("volume");
+    std::fs::write(&path, vec![1; PAGES * PAGE]).unwrap();
+    let cache = Cache::start(16 << 20, false);
+    let volume = Lagging::open(&path, 0);
+    let host = Host::start(volume.clone(), settings(&cache, None));
+    assert!(host.gateway.wait_cache(LONG));
+    volume.held.store(true, Ordering::SeqCst);
+    let (slow, client) = (host.connect(), host.connect());
+    let reader = thread::spawn(move || read(&slow, 5 * PAGE as u64, PAGE).unwrap());
+    while volume.waiting.load(Ordering::SeqCst) == 0 {
+        thread::yield_now();
+    }
+    write(&client, 5 * PAGE as u64, &[2; PAGE]);
+    volume.held.store(false, Ordering::SeqCst);
+    assert_eq!(reader.join().unwrap(), [1; PAGE]);
+    assert!(host.gateway.wait_idle(LONG));
+    assert_eq!(read(&client, 5 * PAGE as u64, PAGE).unwrap(), [2; PAGE]);
+    assert_eq!(host.count("puts_dropped_stale"), 1);
+    assert_eq!(host.count("hit_pages"), 1);
+}
+
+#[test]
+fn a_token_is_good_for_one_start() {
+    let directory = TempDir::new().unwrap();
+    let (path, state) = (
+        directory.path().join("volume"),
+        directory.path().join("state"),
+    );
+    std::fs::write(&path, vec![1; PAGES * PAGE]).unwrap();
+    let cache = Cache::start(16 << 20, false);
+    let start = || {
+        let mut settings = settings(&cache, Some(&state));
+        if let Volume::Exclusive {
+            tokens: Some(tokens),
+        } = &mut settings.volume
+        {
+            tokens.trust = true;
+        }
+        let mut volume = Lagging::new(&path, 0);
+        volume.nameless = true;
+        let host = Host::start(Arc::new(volume), settings);
+        assert!(host.gateway.wait_cache(LONG));
+        host
+    };
+    let host = start();
+    assert!(!host.gateway.is_warm());
+    assert_eq!(read(&host.connect(), 0, PAGE).unwrap(), [1; PAGE]);
+    assert!(host.detach());
+    let host = start();
+    assert!(host.gateway.is_warm());
+    let client = host.connect();
+    write(&client, 0, &[2; PAGE]);
+    host.crash();
+    let host = start();
+    assert!(!host.gateway.is_warm());
+    assert_eq!(read(&host.connect(), 0, PAGE).unwrap(), [2; PAGE]);
 }

@@ -174,6 +174,11 @@ impl Engine {
         })
     }
 
+    /// The store, for what is to use it beside this engine.
+    pub fn store(&self, py: Python<'_>) -> PyResult<Store> {
+        self.run(py, |store| Ok(store.clone()))
+    }
+
     fn run<T: Send>(
         &self,
         py: Python<'_>,

@@ -9,12 +9,15 @@ use std::time::Duration;
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
+use tmem_core::PoolSettings;
+use tmem_nbd::cache::{Caches, PREFIX};
 use tmem_nbd::{
     Access, Client, ExportCounters, ExportError, ExportStatus, Exports, Listen, PoolExport,
     PoolExportSettings, Server, Settings,
 };
 
 use crate::args;
+use crate::engine::Engine;
 use crate::pool::EnginePool;
 
 #[pyclass(frozen, module = "tmem_engine")]
@@ -84,6 +87,26 @@ impl NbdServer {
         .map_err(raise)
     }
 
+    /// Serve ephemeral pools to gateways, as the exports under `cache/`. `refusal` is asked why a client may not have a pool.
+    fn serve_caches(&self, py: Python<'_>, engine: &Engine, refusal: Py<PyAny>) -> PyResult<()> {
+        let admission = move |client: &Client, name: &str, settings: &PoolSettings, made: bool| {
+            let who = client_name(client);
+            let asked = Python::attach(|py| -> PyResult<String> {
+                let arguments = (who, name, &settings.owner, settings.shared, made);
+                refusal.call1(py, arguments)?.extract(py)
+            });
+            match asked {
+                Ok(why) if why.is_empty() => Ok(()),
+                Ok(why) => Err(why),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        let caches = Caches::new(engine.store(py)?, Box::new(admission));
+        self.exports
+            .add_prefix(PREFIX, Arc::new(caches))
+            .map_err(raise)
+    }
+
     #[pyo3(signature = (name, *, force=false))]
     fn remove(&self, py: Python<'_>, name: &str, force: bool) -> PyResult<()> {
         py.detach(|| self.exports.remove(name, force).map(drop))
@@ -133,6 +156,12 @@ impl NbdServer {
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Server>> {
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the daemon calls a client: see `tmemd.identity`.
+fn client_name(client: &Client) -> &str {
+    let unnamed = if client.local { "local" } else { "network" };
+    client.identity.as_deref().unwrap_or(unnamed)
 }
 
 fn raise(error: ExportError) -> PyErr {

@@ -10,7 +10,7 @@ here holds a lock while the GIL is released.
 A buffer handed to a call must not be written to by another thread until the call returns.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from typing import Any, Protocol, final, type_check_only
 
@@ -251,6 +251,12 @@ class NbdServer:
         """Serve an object as an export of `size` bytes, to one connection at a time unless it is `multi_conn`.
 
         One that is draining lets no client in.
+        """
+    def serve_caches(self, engine: Engine, refusal: Callable[[str, str, str, bool, bool], str]) -> None:
+        """Serve the engine's ephemeral pools to gateways, under `cache/`.
+
+        `refusal` is called by any thread: with a client's name, a pool's, its owner, whether it is shared, and whether
+        it would have to be made. It says why not; nothing if the client may.
         """
     def remove(self, name: str, *, force: bool = False) -> None:
         """Serve it no more; clients that have it open are cut off, or are the reason to refuse."""

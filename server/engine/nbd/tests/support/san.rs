@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -79,7 +79,7 @@ impl Cache {
     pub fn resume(&mut self) {
         self.kill();
         let exports = Exports::new();
-        let caches = Caches::new(self.store.clone(), Box::new(|_, _, _| Ok(())));
+        let caches = Caches::new(self.store.clone(), Box::new(|_, _, _, _| Ok(())));
         exports.add_prefix(PREFIX, Arc::new(caches)).unwrap();
         let listen = Listen::Unix(self.directory.path().join("server"));
         self.server = Some(Server::start(&[listen], exports, Serving::default()).unwrap());
@@ -111,21 +111,32 @@ impl Cache {
 
 /// A volume whose reads are on their way for a while after they were carried out, and whose writes take their time.
 pub struct Lagging {
-    file: FileBacking,
+    file: Arc<FileBacking>,
     most: u64,
     random: AtomicU64,
-    pub reads: AtomicU64,
+    /// Nothing tells whether the volume was changed.
+    pub nameless: bool,
+    /// Reads that were carried out are not answered; and how many of these there are.
+    pub held: Arc<AtomicBool>,
+    pub waiting: Arc<AtomicU64>,
 }
 
 impl Lagging {
     pub fn open(path: &Path, most: u64) -> Arc<Lagging> {
-        let file = FileBacking::open(path, false, 16).unwrap();
-        Arc::new(Lagging {
+        Arc::new(Lagging::new(path, most))
+    }
+
+    pub fn new(path: &Path, most: u64) -> Lagging {
+        let file = Arc::new(FileBacking::open(path, false, 16).unwrap());
+        let random = AtomicU64::new(1);
+        Lagging {
             file,
             most,
-            random: AtomicU64::new(1),
-            reads: AtomicU64::new(0),
-        })
+            random,
+            nameless: false,
+            held: Arc::default(),
+            waiting: Arc::default(),
+        }
     }
 
     fn lag(&self) -> Duration {
@@ -145,11 +156,15 @@ impl Backing for Lagging {
 
     fn read(&self, offset: u64, length: usize, done: Read) {
         let lag = self.lag();
-        self.reads.fetch_add(1, Ordering::Relaxed);
+        let (held, waiting) = (self.held.clone(), self.waiting.clone());
         self.file.read(
             offset,
             length,
             Box::new(move |read| {
+                waiting.fetch_add(1, Ordering::SeqCst);
+                while held.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
                 std::thread::sleep(lag);
                 done(read);
             }),
@@ -157,18 +172,19 @@ impl Backing for Lagging {
     }
 
     fn change(&self, change: Change, done: Changed) {
-        let lag = self.lag();
-        self.file.change(
-            change,
-            Box::new(move |changed| {
-                std::thread::sleep(lag);
+        let (before, after, file) = (self.lag(), self.lag(), self.file.clone());
+        std::thread::spawn(move || {
+            std::thread::sleep(before);
+            let done = Box::new(move |changed| {
+                std::thread::sleep(after);
                 done(changed);
-            }),
-        );
+            });
+            file.change(change, done);
+        });
     }
 
     fn fingerprint(&self) -> Option<String> {
-        self.file.fingerprint()
+        self.file.fingerprint().filter(|_| !self.nameless)
     }
 }
 
