@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING
 from tmem._errors import EngineMissingError
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     import tmem_engine
+
+    Gateway: TypeAlias = tmem_engine.SanGateway
 
 _SAMPLES = 64
 _SAMPLE = 64 << 10
@@ -44,7 +48,7 @@ class GatewaySettings:
     threads: int = 32
 
 
-def open_gateway(settings: GatewaySettings) -> tmem_engine.SanGateway:
+def open_gateway(settings: GatewaySettings) -> Gateway:
     """Start a gateway. `ValueError` for settings that make no sense, `OSError` where the system refuses."""
     if not settings.listen:
         raise ValueError("a gateway needs at least one address to listen on")
@@ -107,7 +111,7 @@ def _key(settings: GatewaySettings) -> str:
     return repr((volume, settings.server, settings.pool, settings.page_size))
 
 
-def _gateway() -> type[tmem_engine.SanGateway]:
+def _gateway() -> type[Gateway]:
     try:
         import tmem_engine
     except ImportError as error:

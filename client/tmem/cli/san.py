@@ -17,7 +17,7 @@ from tmem.cli.session import DEFAULT_SERVER, Leaf, Session, pass_session
 from tmem.cli.text import printable
 
 if TYPE_CHECKING:
-    import tmem_engine
+    from tmem._san import Gateway
 
 _FIRST_LOOK = 2.0
 
@@ -74,14 +74,14 @@ def san(session: Session, /, metrics: str | None, listen: tuple[str, ...], page_
         _end(gateway, settings)
 
 
-def _tell(gateway: tmem_engine.SanGateway, settings: GatewaySettings, server: MetricsServer | None) -> None:
+def _tell(gateway: Gateway, settings: GatewaySettings, server: MetricsServer | None) -> None:
     """One line when it is ready: reads and writes work from now on, whether the cache is there or not."""
     kind = "shared, read-only" if settings.shared else "exclusive, " + ("warm" if gateway.warm else "cold")
     places = ", ".join(gateway.addresses) + (f"; metrics at {server.address}" if server else "")
     click.echo(f"ready: {printable(settings.backing)} ({gateway.size:,} bytes, {kind}) at {places}")
 
 
-def _watch(gateway: tmem_engine.SanGateway, ended: threading.Event) -> None:
+def _watch(gateway: Gateway, ended: threading.Event) -> None:
     """Say it whenever the cache comes or goes, until the end."""
     gateway.wait_cache(0 if ended.is_set() else _FIRST_LOOK)
     before: str | None = "?"
@@ -94,7 +94,7 @@ def _watch(gateway: tmem_engine.SanGateway, ended: threading.Event) -> None:
             return
 
 
-def _end(gateway: tmem_engine.SanGateway, settings: GatewaySettings) -> None:
+def _end(gateway: Gateway, settings: GatewaySettings) -> None:
     try:
         token = gateway.stop(True)
     except OSError as error:
