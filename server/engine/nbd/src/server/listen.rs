@@ -17,8 +17,8 @@ use rustix::net::sockopt;
 /// How long a listener rests that cannot accept, as where there are no file descriptors left.
 const REST: Duration = Duration::from_millis(50);
 
-/// Bytes that the system holds of replies on a Unix socket.
-const SEND_BUFFER: usize = 1 << 20;
+/// Bytes that the system holds of replies on a Unix socket: more than a few pieces only fall out of the processor's cache.
+const SEND_BUFFER: usize = 256 << 10;
 
 /// One address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
