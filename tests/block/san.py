@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SIZE = 4 << 20
+SIZE = 1 << 20
 PAGES = SIZE // 4096
 
 

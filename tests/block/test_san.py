@@ -35,7 +35,7 @@ def running(tmp_path: Path) -> Iterator[Cache]:
 
 @pytest.fixture
 def backing(tmp_path: Path) -> Iterator[San]:
-    with san(tmp_path) as started:
+    with san(tmp_path, "2ms") as started:
         yield started
 
 
@@ -58,7 +58,7 @@ def spared(client: Client, backing: San) -> float:
 
 def warm(client: Client, backing: San) -> None:
     """Read until the cache has it all but for what is on its way."""
-    eventually(lambda: spared(client, backing) > 0.9)
+    eventually(lambda: spared(client, backing) > 0.9, 30)
 
 
 def test_what_was_read_once_is_not_read_again(running: Cache, backing: San, tmp_path: Path) -> None:
@@ -84,19 +84,18 @@ def test_writes_are_on_the_san_when_they_are_answered(running: Cache, backing: S
         client.do(Cmd.FLUSH)
 
 
-def test_an_orderly_detach_keeps_the_cache_warm(running: Cache, tmp_path: Path) -> None:
-    volume = tmp_path / "volume"
-    data = fill(volume)
-    with gateway(tmp_path, volume, running.address, "--exclusive") as attached:
+def test_an_orderly_detach_keeps_the_cache_warm(running: Cache, backing: San, tmp_path: Path) -> None:
+    with gateway(tmp_path, backing.uri, running.address, "--exclusive", "--trust-detach") as attached:
         with attached.client() as client:
-            held(running, client)
+            warm(client, backing)
         attached.detach()
-        pages = cached(running)
-        assert pages > PAGES // 2
         attached.start()
         with attached.client() as client:
-            assert client.read(0, SIZE) == data
-        assert hits(running) > 0
+            assert spared(client, backing) > 0.5
+        attached.kill()
+        attached.start()
+        with attached.client() as client:
+            assert spared(client, backing) < 0.5
 
 
 @pytest.mark.parametrize("how", ["changed", "its times put back", "shrunk and grown", "replaced", "killed"])
@@ -220,7 +219,7 @@ def test_hosts_share_what_one_of_them_read(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "abc"]
     for folder in folders:
         folder.mkdir()
-    with cache(tmp_path, "--shared") as running, san(tmp_path) as backing:
+    with cache(tmp_path, "--shared") as running, san(tmp_path, "2ms") as backing:
         expected, flags = backing.volume.read_bytes(), ("--shared", "--volume-id=image")
         with gateway(folders[0], backing.uri, running.address, *flags) as first, first.client() as client:
             assert Can.READ_ONLY in client.export.can
@@ -252,22 +251,16 @@ def test_a_second_gateway_fences_the_first(running: Cache, tmp_path: Path) -> No
 
 
 def held(running: Cache, client: Client) -> None:
-    """Read until the cache holds the better part of the disk."""
-
-    def enough() -> bool:
+    """Read until the cache holds most of the disk, or does not want to: a file here may be the faster one."""
+    for _ in range(20):
         read_through(client)
-        return cached(running) > PAGES * 9 // 10
-
-    eventually(enough)
+        if cached(running) > PAGES * 9 // 10:
+            return
 
 
 def cached(running: Cache) -> int:
     """Pages in the pool."""
     return _stat(running, "pages")
-
-
-def hits(running: Cache) -> int:
-    return _stat(running, "gets_hit")
 
 
 def _stat(running: Cache, name: str) -> int:
