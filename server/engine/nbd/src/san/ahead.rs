@@ -108,20 +108,22 @@ impl Ahead {
         streams.advise(pages, end)
     }
 
-    /// The fetches that together have all these pages, if there are. They count as used.
-    pub fn find(&self, pages: &Range<u64>) -> Option<Vec<Arc<Fetch>>> {
+    /// The fetches that together have all these pages, if there are, each with the pages to be taken from it: others of
+    /// its pages may have changed since. They count as used.
+    pub fn find(&self, pages: &Range<u64>) -> Option<Vec<(Arc<Fetch>, Range<u64>)>> {
         let mut buffer = self.buffer();
         if buffer.fetches.is_empty()
             || !pages.clone().all(|page| buffer.fetches.contains_key(&page))
         {
             return None;
         }
-        let mut found: Vec<Arc<Fetch>> = Vec::new();
+        let mut found: Vec<(Arc<Fetch>, Range<u64>)> = Vec::new();
         for page in pages.clone() {
             let (fetch, used) = buffer.fetches.get_mut(&page)?;
             let newly = !std::mem::replace(used, true);
-            if found.last().is_none_or(|last| !Arc::ptr_eq(last, fetch)) {
-                found.push(fetch.clone());
+            match found.last_mut() {
+                Some((last, taken)) if Arc::ptr_eq(last, fetch) => taken.end = page + 1,
+                _ => found.push((fetch.clone(), page..page + 1)),
             }
             buffer.used += u64::from(newly);
         }
@@ -198,6 +200,13 @@ mod tests {
         ahead.invalidate(&(19..21));
         assert!(ahead.find(&(18..20)).is_none() && ahead.find(&(18..19)).is_some());
         assert_eq!(ahead.enter(10..30).unwrap().pages, 19..21);
+        let found = ahead.find(&(18..21)).unwrap();
+        let taken: Vec<_> = found.into_iter().map(|(_, pages)| pages).collect();
+        assert_eq!(
+            taken,
+            [18..19, 19..21],
+            "of the older fetch, what has not changed"
+        );
     }
 
     #[test]

@@ -170,7 +170,7 @@ fn gather(
     shared: &Arc<Shared>,
     pages: Range<u64>,
     scan: bool,
-    mut fetches: Vec<Arc<Fetch>>,
+    mut fetches: Vec<(Arc<Fetch>, Range<u64>)>,
     mut bytes: Vec<u8>,
     done: Done,
 ) {
@@ -178,9 +178,11 @@ fn gather(
         shared.counters.ahead_pages.add(pages.end - pages.start);
         return done(Ok(Arc::new(bytes)));
     }
-    let (fetch, shared, page) = (fetches.remove(0), shared.clone(), shared.page);
-    let from = pages.start.max(fetch.pages.start) - fetch.pages.start;
-    let to = pages.end.min(fetch.pages.end) - fetch.pages.start;
+    let ((fetch, taken), shared, page) = (fetches.remove(0), shared.clone(), shared.page);
+    let (from, to) = (
+        taken.start - fetch.pages.start,
+        taken.end - fetch.pages.start,
+    );
     fetch.wait(Box::new(move |brought| match brought {
         Some(brought) => {
             let end = brought.len().min((to * page) as usize);
