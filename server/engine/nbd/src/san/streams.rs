@@ -71,7 +71,8 @@ impl Stream {
         }
         self.steps.push_back(step);
         self.last = first;
-        self.step = majority(&self.steps).unwrap_or(self.step);
+        let step = majority(&self.steps).filter(|step| *step != 0);
+        self.step = step.unwrap_or(self.step);
     }
 
     /// 0 where it was expected; the farther, the less it belongs here.
@@ -266,6 +267,12 @@ mod tests {
         let ahead = fetched(&mut Streams::new(64), 100..140);
         assert!(ahead.starts_with(&[103, 104, 105, 106]), "{ahead:?}");
         assert!((103..160).all(|page| ahead.contains(&page)), "{ahead:?}");
+    }
+
+    #[test]
+    fn pages_that_are_asked_for_again_and_again_are_no_step() {
+        let again = (0..40).map(|n| if n % 2 == 0 { 103 } else { 5000 });
+        fetched(&mut Streams::new(64), (100..104).chain(again));
     }
 
     #[test]
