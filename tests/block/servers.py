@@ -18,6 +18,7 @@ import pytest
 from tests.block.stream import PATIENCE
 from tests.daemon import daemon
 from tests.integration.commands import Command
+from tests.retry import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,11 +84,12 @@ def end(pid: int, how: signal.Signals = signal.SIGTERM) -> None:
 
 @contextmanager
 def nbdkit(folder: Path, *arguments: str, name: str = "nbdkit") -> Iterator[tuple[str, int]]:
-    """An nbdkit on a Unix socket; its address and process. It is ready when it has gone into the background."""
+    """An nbdkit on a Unix socket; its address and process. It listens when it has gone into the background."""
     socket, pidfile = folder / f"{name}.sock", folder / f"{name}.pid"
     subprocess.run(
         [program("nbdkit"), "--unix", socket, "--pidfile", pidfile, *arguments], check=True, timeout=PATIENCE
     )
+    eventually(lambda: pidfile.exists() and pidfile.read_text().endswith("\n"))
     pid = int(pidfile.read_text())
     try:
         yield f"unix:{socket}", pid
