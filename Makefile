@@ -79,7 +79,7 @@ bench-block: build ## Measure block devices and the SAN gateway against nbdkit a
 
 soak-crash: build ## Kill writers and servers at random KILLS times (1000) and check that nothing acknowledged is lost
 	TMEM_KILLS=$(KILLS) cargo test --release -p tmem-core --test processes -- --exact --nocapture crash_soak
-	TMEM_KILLS=$(KILLS) $(PY) -m pytest -q tests/block/test_kills.py
+	TMEM_KILLS=$(KILLS) $(PY) -m pytest -q tests/block/test_kills.py tests/block/test_export_kills.py
 
 soak-rpc: build ## Make CALLS (10 million) calls of every kind and check that the daemon does not grow
 	CALLS=$(CALLS) $(PY) -m tests.bench.rpc --only soak

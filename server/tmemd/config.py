@@ -73,6 +73,14 @@ class Config:
     shards: int | None = _option(number(1, 1024), "separately locked parts, a power of two; chosen by memory")
     accept_threshold: int = _option(number(1, 100), "per cent of memory below which a full store accepts again", 90)
     mlock: bool = _option(flag, "keep the arena from being swapped out", False)
+    lock_memory: bool = _option(
+        flag, "keep all of the daemon's memory from being swapped out, the arena's too; it takes CAP_IPC_LOCK", False
+    )
+    io_flusher: bool = _option(
+        flag,
+        "have no allocation wait for writes to swap that the daemon itself serves; it takes CAP_SYS_RESOURCE",
+        False,
+    )
     huge_pages: bool = _option(flag, "ask for transparent huge pages", False)
     compact_every: int = _option(
         number(0, 10**6), "seconds between looks whether moving pages together would free memory; 0 is never", 10

@@ -28,6 +28,7 @@ from tmemd.service import TmemService
 from tmemd.sessions import Sessions
 from tmemd.signals import on_signals
 from tmemd.sole import GRACE, sole
+from tmemd.steady import be_io_flusher, lock_memory
 from tmemd.store import EngineStore
 from tmemd.tls import certificates
 from tmemd.upkeep import Upkeep
@@ -58,6 +59,10 @@ class Daemon:
     def __init__(self, config: Config, first: bool = True) -> None:
         """`first`: of the processes of an arena it is the one that has the exports."""
         keep_freed_memory()
+        if config.lock_memory:
+            lock_memory()
+        if config.io_flusher:
+            be_io_flusher()
         self._config = config
         self.counts = Counts()
         self.workers = Workers(self.counts)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import tmem
 from tests.block.stream import PATIENCE, EndedError
@@ -19,9 +26,10 @@ from tmem_proto.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 MIB = 1 << 20
+CAP_IPC_LOCK, CAP_SYS_RESOURCE = 14, 24
+PF_MEMALLOC_NOIO = 0x00080000
 ALREADY_EXISTS = grpc.StatusCode.ALREADY_EXISTS
 
 
@@ -247,3 +255,75 @@ def test_every_worker_answers_for_the_exports_that_worker_0_has(tmp_path: Path) 
                 listed = client.admin.ListExports(pb.ListExportsRequest(), timeout=PATIENCE)
                 assert [len(one.clients) for one in listed.exports] == [0] * at + [1]
             client.close()
+
+
+def test_exports_are_in_the_metrics_and_the_health_of_the_daemon(
+    served: Daemon, store: tmem.Store, address: str
+) -> None:
+    store.create_export("swap0", MIB)
+    with opened(address, "swap0") as client:
+        client.write(0, b"\1" * 8192)
+        with urllib.request.urlopen(served.metrics_url, timeout=PATIENCE) as response:
+            text = response.read().decode()
+    for line in (
+        'tmem_export_size_bytes{export="swap0"} 1.048576e+06',
+        'tmem_export_clients{export="swap0"} 1.0',
+        'tmem_export_requests_total{export="swap0",kind="write"} 1.0',
+        'tmem_export_bytes_total{export="swap0",kind="write"} 8192.0',
+        'tmem_export_errors_total{cause="no_space",export="swap0"} 0.0',
+        'tmem_export_connections_total{export="swap0",outcome="attached"} 1.0',
+    ):
+        assert line in text.splitlines(), line
+    with grpc.insecure_channel(served.address) as channel:
+        asked = health_pb2.HealthCheckRequest(service="nbd")
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        answer = stub.Check(asked, timeout=PATIENCE)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_daemon_that_stops_answers_what_it_was_sent(tmp_path: Path) -> None:
+    flags = (f"--nbd=unix:{tmp_path}/sock", f"--arena={tmp_path}/arena")
+    running = Daemon(*flags)
+    with tmem.connect(running.address) as store:
+        store.create_export("swap0", 16 * MIB)
+    with opened(f"unix:{tmp_path}/sock", "swap0") as client:
+        cookies = [client.submit(Cmd.WRITE, at * MIB, MIB, data=bytes([at]) * MIB) for at in range(8)]
+        assert running.stop() == 0
+        answered = 0
+        with suppress(ConnectionError):
+            for cookie in cookies:
+                assert client.answer(cookie).error in (Err.OK, Err.SHUTDOWN)
+                answered += 1
+    with daemon(*flags), opened(f"unix:{tmp_path}/sock", "swap0") as client:
+        for at in range(answered):
+            assert client.read(at * MIB, MIB) == bytes([at]) * MIB
+
+
+@pytest.mark.parametrize(("flag", "capability"), [("--lock-memory", CAP_IPC_LOCK), ("--io-flusher", CAP_SYS_RESOURCE)])
+def test_a_daemon_is_safe_to_swap_to_or_does_not_start(tmp_path: Path, flag: str, capability: int) -> None:
+    flags = (flag, f"--nbd=unix:{tmp_path}/sock")
+    if not may(capability):
+        ended = subprocess.run(
+            [sys.executable, "-m", "tmemd", "--listen=127.0.0.1:0", *flags],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert ended.returncode == 2
+        assert "it takes CAP_" in ended.stderr
+        return
+    with daemon(*flags) as running:
+        process = Path("/proc") / str(running.process.pid)
+        if capability == CAP_IPC_LOCK:
+            locked = re.search(r"VmLck:\s+(\d+) kB", (process / "status").read_text())
+            assert locked
+            assert int(locked[1]) > 64 << 10, "more than the arena may use: its whole mapping counts"
+        else:
+            assert int((process / "stat").read_text().rpartition(")")[2].split()[6]) & PF_MEMALLOC_NOIO
+
+
+def may(capability: int) -> bool:
+    effective = re.search(r"CapEff:\s+(\w+)", Path("/proc/self/status").read_text())
+    assert effective
+    return bool(int(effective[1], 16) >> capability & 1)

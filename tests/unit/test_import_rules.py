@@ -49,6 +49,7 @@ DAEMON_LAYERS = {
     "daemon": {"service", "admin", "channelz", "metrics", "parts", "access", "sessions", "identity", "tls", "inject"}
     | {
         "exports",
+        "steady",
         "store",
         "null",
         "upkeep",
@@ -92,6 +93,7 @@ DAEMON_LAYERS = {
     "sessions": {"identity", "surface", "config", "counts", "errors"},
     "wire": {"inject", "methods", "surface", "errors"},
     "methods": set(),
+    "steady": {"errors"},
     "cost": {"surface"},
     "allocator": set(),
     "calls": {"methods", "identity", "inject", "counts", "errors"},
