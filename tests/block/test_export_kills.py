@@ -1,4 +1,4 @@
-"""Exports are made and removed while the server is killed with -9: what was acknowledged is so, and nothing is half done.
+"""Exports are made and removed while the server is killed with -9: what was acknowledged is so, nothing half done.
 
 A sixth of `TMEM_KILLS` (30) is how often it is killed.
 """

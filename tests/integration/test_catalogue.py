@@ -90,7 +90,7 @@ def test_a_creation_cut_short_leaves_an_export_or_nothing(store: EngineStore) ->
         for name in found:
             catalogue.remove(name)
 
-    assert cut_short(store, lambda catalogue: catalogue.create("new", 4 * MIB, MIB, "lz4"), prepare) >= 4
+    assert cut_short(store, lambda catalogue: catalogue.create("new", 4 * MIB, MIB, "lz4", False), prepare) >= 4
     assert Catalogue(store).find("new").size == 4 * MIB
     assert seen == {False}, "the record is the last step: cut short before it there is nothing"
 
@@ -98,7 +98,7 @@ def test_a_creation_cut_short_leaves_an_export_or_nothing(store: EngineStore) ->
 def test_a_removal_cut_short_leaves_an_export_or_nothing(store: EngineStore) -> None:
     def prepare(catalogue: Catalogue) -> None:
         if not catalogue.entries():
-            entry = catalogue.create("new", 4 * MIB, MIB, "lz4")
+            entry = catalogue.create("new", 4 * MIB, MIB, "lz4", False)
             assert entry.pool is not None
             entry.pool.put(Batch(OID, [1], None, b"\7" * 4096))
 
@@ -111,7 +111,7 @@ def test_a_change_cut_short_leaves_the_old_or_the_new(store: EngineStore) -> Non
 
     def prepare(catalogue: Catalogue) -> None:
         if not catalogue.entries():
-            catalogue.create("old", 4 * MIB, 0, "lz4")
+            catalogue.create("old", 4 * MIB, 0, "lz4", False)
         entry = catalogue.find("old")
         sizes.add(entry.size)
         if entry.size != 4 * MIB:
@@ -127,7 +127,7 @@ def test_a_change_cut_short_leaves_the_old_or_the_new(store: EngineStore) -> Non
 
 def test_a_pool_with_pages_that_belongs_to_no_export_is_left_alone(store: EngineStore) -> None:
     catalogue = Catalogue(store)
-    entry = catalogue.create("old", 4 * MIB, 0, "lz4")
+    entry = catalogue.create("old", 4 * MIB, 0, "lz4", False)
     assert entry.pool is not None
     entry.pool.put(Batch(OID, [1], None, b"\7" * 4096))
     (records,) = (pool for pool in store.pools() if pool.name == CATALOGUE)
@@ -139,7 +139,7 @@ def test_a_pool_with_pages_that_belongs_to_no_export_is_left_alone(store: Engine
 
 def test_a_change_that_is_refused_leaves_the_export_as_it_was(store: EngineStore) -> None:
     catalogue = Catalogue(store)
-    entry = catalogue.create("old", 4 * MIB, 0, "lz4")
+    entry = catalogue.create("old", 4 * MIB, 0, "lz4", False)
     store.find_pool(CATALOGUE).freeze()
     with pytest.raises(ExhaustedError, match="no room for the record of export 'old'"):
         catalogue.change(entry, size=8 * MIB)
