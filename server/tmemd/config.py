@@ -235,10 +235,10 @@ def _agree_on_tls(config: Config) -> None:
         raise ConfigError("insecure is for serving without TLS: give it or tls_cert, not both")
     for each in config.nbd:
         kind, _, where = each.partition(":")
-        if kind == "tcp" and not config.insecure and not is_loopback(where):
+        if kind == "tcp" and not config.insecure and config.tls_cert is None and not is_loopback(where):
             raise ConfigError(
-                f"nbd is {each!r}, which other machines can reach, without TLS: give loopback or unix:; or "
-                "insecure, if anybody there may read and change every export"
+                f"nbd is {each!r}, which other machines can reach: give tls_cert and tls_key (and tls_client_ca, so "
+                "that only clients with certificates get in); or insecure, if anybody there may change every export"
             )
     for name in ("listen", "metrics"):
         address = getattr(config, name)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tmemd.catalogue import Entry
-    from tmemd.surface import BlockServer, Store
+    from tmemd.surface import BlockServer, Pem, Store
 
 _NOBODY = Served((), {})
 _LOOK_PAGES = 1 << 20
@@ -46,11 +46,11 @@ class Exports:
     def addresses(self) -> Sequence[str]:
         return self._server.addresses if self._server is not None else ()
 
-    async def start(self, listen: Sequence[str], poll: int) -> None:
+    async def start(self, listen: Sequence[str], poll: int, tls: Pem | None = None) -> None:
         """Clear away what was left half done; serve on these addresses, if any."""
         await self._store.call(self._catalogue.mend)
         if listen:
-            await self._store.call(lambda: self._serve(self._store.block_server(listen, poll)))
+            await self._store.call(lambda: self._serve(self._store.block_server(listen, poll, tls)))
 
     async def answer(self, method: str, request: bytes) -> bytes:
         """Carry out a call."""

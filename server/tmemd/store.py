@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tmem_engine import EnginePool
     from tmemd.config import Config
-    from tmemd.surface import StorePool
+    from tmemd.surface import Pem, StorePool
 
 
 class EngineStorePool:
@@ -176,9 +176,9 @@ class EngineStore(Threaded):
                 continue
         return found
 
-    def block_server(self, listen: Sequence[str], poll: int) -> BlockServer:
+    def block_server(self, listen: Sequence[str], poll: int, tls: Pem | None) -> BlockServer:
         try:
-            server = NbdServer(list(listen), poll_microseconds=poll)
+            server = NbdServer(list(listen), poll_microseconds=poll, tls=tls)
             server.serve_caches(self._engine, self._why_not)
             return EngineBlockServer(server)
         except OSError as error:

@@ -121,6 +121,10 @@ class StorePool(Protocol):
     def stats(self) -> dict[str, Any]: ...
 
 
+Pem: TypeAlias = tuple[bytes, bytes, bytes | None]
+"""A certificate, its key, and the certificates that vouch for clients."""
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """A connection that has an export open."""
@@ -184,8 +188,8 @@ class Store(Protocol):
     def pools(self) -> Sequence[StorePool]:
         """All pools; one that is destroyed meanwhile is left out."""
 
-    def block_server(self, listen: Sequence[str], poll: int) -> BlockServer:
-        """Serve block devices on these addresses, each connection polling for so many microseconds."""
+    def block_server(self, listen: Sequence[str], poll: int, tls: Pem | None) -> BlockServer:
+        """Serve block devices on these addresses, each connection polling for so many microseconds; TLS is for TCP."""
 
     def info(self) -> dict[str, Any]: ...
     def stats(self) -> dict[str, int]: ...

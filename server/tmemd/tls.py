@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tmemd.config import Config
+    from tmemd.surface import Pem
 
 log = logging.getLogger("tmemd")
 
@@ -120,6 +121,17 @@ def certificates(config: Config) -> Certificates | None:
     if config.tls_cert is None or config.tls_key is None:
         return None
     return Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+
+
+def pem(config: Config) -> Pem | None:
+    """What the files of a configuration, if it has any, say now: the certificate, its key, who vouches for clients."""
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    try:
+        clients = None if config.tls_client_ca is None else _bytes(config.tls_client_ca)
+        return _bytes(config.tls_cert), _bytes(config.tls_key), clients
+    except ValueError as error:
+        raise ConfigError(f"TLS: {error}") from error
 
 
 def _bytes(path: str) -> bytes:

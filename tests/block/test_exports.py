@@ -16,10 +16,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import tmem
+from tests.block.servers import program
 from tests.block.stream import PATIENCE, EndedError
 from tests.block.wire import Wire, info_query, opened
 from tests.block.words import Can, Cmd, Err, Opt, Rep
-from tests.daemon import Client, Daemon, daemon
+from tests.certificates import Authority
+from tests.daemon import Client as Admin
+from tests.daemon import Daemon, daemon
 from tests.integration.commands import Command
 from tests.retry import eventually
 from tmem_proto.v1 import admin_pb2 as pb
@@ -167,6 +170,22 @@ def test_a_drained_export_lets_nobody_in_and_those_there_go_on(store: tmem.Store
     opened(address, "swap0").close()
 
 
+def test_connections_over_different_sockets_are_told_apart(tmp_path: Path) -> None:
+    with (
+        daemon(f"--nbd=unix:{tmp_path}/sock", "--nbd=tcp:127.0.0.1:0") as running,
+        tmem.connect(running.address) as store,
+    ):
+        store.create_export("disk", MIB, multi_conn=True)
+        unix, tcp = (opened(address, "disk") for address in addresses(running))
+        with tcp:
+            with unix:
+                assert len(find(store, "disk").clients) == 2
+            eventually(lambda: len(find(store, "disk").clients) < 2)
+            assert len(find(store, "disk").clients) == 1
+            with pytest.raises(tmem.MismatchError, match="in use by 1 client"):
+                store.remove_export("disk")
+
+
 def test_a_store_that_is_full_answers_enospc_and_keeps_what_it_has(store: tmem.Store, address: str) -> None:
     store.create_export("swap0", 128 * MIB)
     kept = {}
@@ -245,7 +264,7 @@ def test_every_worker_answers_for_the_exports_that_worker_0_has(tmp_path: Path) 
     flags = (f"--nbd=unix:{tmp_path}/sock", "--workers=2")
     with daemon(*flags) as running:
         for at, address in enumerate(running.addresses):
-            client = Client(address)
+            client = Admin(address)
             client.admin.CreateExport(pb.CreateExportRequest(name=f"swap{at}", size=MIB), timeout=PATIENCE)
             with pytest.raises(grpc.RpcError) as exists:
                 client.admin.CreateExport(pb.CreateExportRequest(name="swap0", size=MIB), timeout=PATIENCE)
@@ -321,6 +340,29 @@ def test_a_daemon_is_safe_to_swap_to_or_does_not_start(tmp_path: Path, flag: str
             assert int(locked[1]) > 64 << 10, "more than the arena may use: its whole mapping counts"
         else:
             assert int((process / "stat").read_text().rpartition(")")[2].split()[6]) & PF_MEMALLOC_NOIO
+
+
+def test_over_tcp_exports_have_the_tls_of_the_daemon(tmp_path: Path) -> None:
+    authority, stranger = Authority(tmp_path / "ca"), Authority(tmp_path / "other")
+    flags = [*authority.flags(authority.server()), "--admins=operator", "--nbd=tcp:127.0.0.1:0"]
+    with daemon(*flags, f"--nbd=unix:{tmp_path}/sock") as running:
+        admin = Admin(running.address, authority.credentials(authority.client("operator")))
+        admin.admin.CreateExport(pb.CreateExportRequest(name="swap0", size=MIB), timeout=PATIENCE)
+        admin.close()
+        unix, tcp = addresses(running)
+        opened(unix, "swap0").close()
+        with Wire(tcp).begin() as plain:
+            assert plain.refused(Opt.GO, info_query("swap0")) == Rep.ERR_TLS_REQD
+        for which, made, size in (("good", authority, str(MIB)), ("bad", stranger, "")):
+            folder, client = tmp_path / which, made.client("host1")
+            folder.mkdir()
+            (folder / "ca-cert.pem").write_bytes(authority.file.read_bytes())
+            (folder / "client-cert.pem").write_bytes(client.cert.read_bytes())
+            (folder / "client-key.pem").write_bytes(client.key.read_bytes())
+            where = f"nbds://{tcp.removeprefix('tcp:')}/swap0?tls-certificates={folder}"
+            asked = [program("nbdinfo"), "--size", where]
+            ended = subprocess.run(asked, capture_output=True, text=True, timeout=PATIENCE, check=False)
+            assert ended.stdout.strip() == size, ended.stderr
 
 
 def may(capability: int) -> bool:

@@ -98,7 +98,7 @@ DAEMON_LAYERS = {
     "allocator": set(),
     "calls": {"methods", "identity", "inject", "counts", "errors"},
     "identity": {"clients", "config", "values", "errors"},
-    "tls": {"config", "errors"},
+    "tls": {"surface", "config", "errors"},
     "store": {"catalogue", "clients", "surface", "threads", "config", "errors"},
     "null": {"surface", "threads", "config", "errors"},
     "surface": set(),

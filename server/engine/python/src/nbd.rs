@@ -13,16 +13,20 @@ use tmem_core::PoolSettings;
 use tmem_nbd::cache::{Caches, PREFIX};
 use tmem_nbd::{
     Access, Client, ExportCounters, ExportError, ExportStatus, Exports, Listen, PoolExport,
-    PoolExportSettings, Server, Settings,
+    PoolExportSettings, Server, ServerCounters, Settings, Tls,
 };
 
 use crate::args;
 use crate::engine::Engine;
 use crate::pool::EnginePool;
 
+/// Certificate, key, and who vouches for clients.
+type Pem = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
+
 #[pyclass(frozen, module = "tmem_engine")]
 pub struct NbdServer {
-    server: Mutex<Option<Server>>,
+    /// One for Unix sockets, one for TCP; empty once stopped.
+    servers: Mutex<Vec<Server>>,
     exports: Arc<Exports>,
     addresses: Vec<String>,
 }
@@ -30,25 +34,47 @@ pub struct NbdServer {
 #[pymethods]
 impl NbdServer {
     #[new]
-    #[pyo3(signature = (listen, *, max_connections=256, poll_microseconds=0))]
+    #[pyo3(signature = (listen, *, max_connections=256, poll_microseconds=0, tls=None))]
     fn new(
         py: Python<'_>,
         listen: Vec<String>,
         max_connections: usize,
         poll_microseconds: u64,
+        tls: Option<Pem>,
     ) -> PyResult<NbdServer> {
         let parsed: Result<Vec<Listen>, String> = listen.iter().map(|text| text.parse()).collect();
         let listen = parsed.map_err(PyValueError::new_err)?;
+        let tls = tls.map(|(certificate, key, clients)| {
+            Tls::new(&certificate, &key, clients.as_deref(), true).map_err(PyValueError::new_err)
+        });
         let settings = Settings {
             max_connections,
             poll: Duration::from_micros(poll_microseconds),
+            tls: tls.transpose()?,
             ..Settings::default()
         };
+        let plain = Settings {
+            tls: None,
+            ..settings.clone()
+        };
+        // Who may open a socket's file is said by its folder; who reaches a port, by TLS.
+        let (unix, tcp): (Vec<_>, Vec<_>) = listen
+            .into_iter()
+            .partition(|address| matches!(address, Listen::Unix(_)));
         let exports = Exports::new();
-        let server = py.detach(|| Server::start(&listen, exports.clone(), settings))?;
+        let servers: Vec<Server> = py.detach(|| {
+            [(unix, plain), (tcp, settings)]
+                .into_iter()
+                .filter(|(addresses, _)| !addresses.is_empty())
+                .map(|(addresses, settings)| Server::start(&addresses, exports.clone(), settings))
+                .collect::<std::io::Result<_>>()
+        })?;
+        let addresses = servers
+            .iter()
+            .flat_map(|server| server.addresses().to_vec());
         Ok(NbdServer {
-            addresses: server.addresses().to_vec(),
-            server: Mutex::new(Some(server)),
+            addresses: addresses.collect(),
+            servers: Mutex::new(servers),
             exports,
         })
     }
@@ -133,13 +159,13 @@ impl NbdServer {
 
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
-        let counted = self.lock().as_ref().map(Server::counters);
-        let counted = counted.unwrap_or_default();
-        dict.set_item("connections", counted.connections)?;
-        dict.set_item("connected", counted.connected)?;
-        dict.set_item("turned_away", counted.turned_away)?;
-        dict.set_item("not_opened", counted.not_opened)?;
-        dict.set_item("broken", counted.broken)?;
+        let counted: Vec<ServerCounters> = self.lock().iter().map(Server::counters).collect();
+        let sum = |of: fn(&ServerCounters) -> u64| counted.iter().map(of).sum::<u64>();
+        dict.set_item("connections", sum(|each| each.connections))?;
+        dict.set_item("connected", sum(|each| each.connected))?;
+        dict.set_item("turned_away", sum(|each| each.turned_away))?;
+        dict.set_item("not_opened", sum(|each| each.not_opened))?;
+        dict.set_item("broken", sum(|each| each.broken))?;
         Ok(dict)
     }
 
@@ -147,14 +173,24 @@ impl NbdServer {
     fn stop(&self, py: Python<'_>, grace: f64) -> PyResult<bool> {
         let grace = Duration::try_from_secs_f64(grace)
             .map_err(|why| PyValueError::new_err(format!("grace is {grace}: {why}")))?;
-        let server = self.lock().take();
-        Ok(py.detach(|| server.is_none_or(|server| server.stop(grace))))
+        let servers = std::mem::take(&mut *self.lock());
+        Ok(py.detach(|| {
+            std::thread::scope(|scope| {
+                let stopping: Vec<_> = servers
+                    .into_iter()
+                    .map(|server| scope.spawn(move || server.stop(grace)))
+                    .collect();
+                // All are waited for, whatever the first says.
+                let stopped: Vec<_> = stopping.into_iter().map(|one| one.join()).collect();
+                stopped.into_iter().all(|one| one.unwrap_or(false))
+            })
+        }))
     }
 }
 
 impl NbdServer {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Server>> {
-        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Server>> {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -233,8 +233,18 @@ class NbdServer:
     for what makes no sense, `RuntimeError` with the number of clients for an export in use, `OSError` for an address.
     """
 
-    def __new__(cls, listen: list[str], *, max_connections: int = 256, poll_microseconds: int = 0) -> NbdServer:
-        """Listen on `unix:PATH` and `tcp:HOST:PORT`. A connection polls so long before it sleeps."""
+    def __new__(
+        cls,
+        listen: list[str],
+        *,
+        max_connections: int = 256,
+        poll_microseconds: int = 0,
+        tls: tuple[bytes, bytes, bytes | None] | None = None,
+    ) -> NbdServer:
+        """Listen on `unix:PATH` and `tcp:HOST:PORT`. A connection polls so long before it sleeps.
+
+        `tls` is certificate, key and who vouches for clients, in PEM: TCP clients must then begin TLS.
+        """
     @property
     def addresses(self) -> list[str]:
         """Where it listens, ports that were 0 as they became."""

@@ -27,6 +27,9 @@ use crate::socket::Socket;
 use crate::tls::Tls;
 use listen::{Accepted, Listener, Waker};
 
+/// The number of the last connection: servers may share exports, which tell connections apart by it.
+static LAST_ID: AtomicU64 = AtomicU64::new(0);
+
 /// After the grace, how long threads have to notice that their sockets are closed.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
@@ -217,7 +220,8 @@ impl Shared {
     fn accept(self: &Arc<Shared>, listener: &Listener) {
         while !self.stopping.load(Ordering::SeqCst) {
             for accepted in listener.accept(self.settings.peer_timeout) {
-                let id = self.accepted.fetch_add(1, Ordering::Relaxed);
+                self.accepted.fetch_add(1, Ordering::Relaxed);
+                let id = LAST_ID.fetch_add(1, Ordering::Relaxed);
                 if self.links().len() >= self.settings.max_connections
                     || self.welcome(id, accepted).is_err()
                 {
