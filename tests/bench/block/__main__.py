@@ -22,6 +22,7 @@ from tests.bench.rpc.setting import say
 _BY_FIO: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "random": random_pages.made,
     "real": random_pages.real,
+    "polling": random_pages.polling,
     "connections": streams.connections,
     "sequential": streams.sequential,
 }

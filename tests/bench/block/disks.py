@@ -11,6 +11,9 @@ from pathlib import Path
 
 from tests.bench.servers import Server, Tmemd
 
+POLL = 50
+"""Microseconds for which a connection looks for its next request before it sleeps: as an operator sets it for swap."""
+
 _SPARE = 256 << 20
 
 
@@ -77,8 +80,9 @@ class NbdDaemon(Tmemd):
         super().__init__(f"--nbd=unix:{self.socket}", *flags, memory=memory)
 
     def create(self, export: str, size: int, codec: str = "lz4") -> None:
-        """Make an export."""
-        tmem_cli(self.address, "export", "create", export, "--size", str(size), "--codec", codec)
+        """Make an export that several connections may have open."""
+        settings = ("--size", str(size), "--codec", codec, "--multi-conn")
+        tmem_cli(self.address, "export", "create", export, *settings)
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()
@@ -93,8 +97,8 @@ class TmemExport(NbdDaemon):
 
     export = "bench"
 
-    def __init__(self, size: int, codec: str = "lz4") -> None:
-        super().__init__(memory=str(size + _SPARE))
+    def __init__(self, size: int, codec: str = "lz4", poll: int = POLL) -> None:
+        super().__init__(f"--nbd-poll={poll}", memory=str(size + _SPARE))
         self._size, self._codec = size, codec
 
     @property

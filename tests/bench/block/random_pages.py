@@ -7,14 +7,16 @@ pages against one that compresses them as well.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from tests.bench.block import fio
-from tests.bench.block.disks import NbdkitMemory, NbdkitZstd
+from tests.bench.block.disks import NbdkitMemory, NbdkitZstd, TmemExport
 from tests.bench.block.fio import Found, Job
-from tests.bench.block.setting import COMPRESSIBLE, MADE, SIZE, AnyDisk, Setting, Sides, compared, sides
+from tests.bench.block.setting import COMPRESSIBLE, MADE, SIZE, AnyDisk, Setting, Sides, compared, cost, figures, sides
 from tests.bench.block.wire import Connection
 from tests.bench.corpus import PAGE
 from tests.bench.figures import Figure
+from tests.bench.rpc.turns import in_turn
 
 _DEPTHS = (1, 32)
 _DISTINCT = 16 << 20
@@ -22,17 +24,30 @@ _DISTINCT = 16 << 20
 
 def made(setting: Setting) -> Iterator[Figure]:
     """Compressible pages that fio makes."""
-
-    def work(disk: AnyDisk, job: Job) -> Found:
-        return fio.run(disk.uri, job)
-
     with sides(NbdkitMemory, SIZE) as both:
         for disk in both.all:
             fio.run(disk.uri, Job("write", 1 << 20, 4, SIZE, compressible=COMPRESSIBLE))
         for rw in ("read", "write"):
             for depth in _DEPTHS:
                 job = Job(f"rand{rw}", PAGE, depth, SIZE, setting.seconds, compressible=COMPRESSIBLE)
-                yield from compared(setting, both, f"random.{rw}.depth{depth}", job, MADE, work)
+                yield from compared(setting, both, f"random.{rw}.depth{depth}", job, MADE, _run)
+
+
+def polling(setting: Setting) -> Iterator[Figure]:
+    """One request at a time where a connection looks for the next one a while, against where it sleeps at once."""
+    with TmemExport(SIZE) as polls, TmemExport(SIZE, poll=0) as sleeps:
+        asleep = f"{sleeps.name} --nbd-poll=0"
+        both = {polls.name: polls, asleep: sleeps}
+        for disk in both.values():
+            fio.run(disk.uri, Job("write", 1 << 20, 4, SIZE, compressible=COMPRESSIBLE))
+        for rw in ("read", "write"):
+            job = Job(f"rand{rw}", PAGE, 1, SIZE, setting.seconds, compressible=COMPRESSIBLE)
+            runs = {name: partial(cost, disk, job, _run) for name, disk in both.items()}
+            yield from figures(f"polling.{rw}.depth1", job, in_turn(runs, setting.pairs), polls.name, asleep, MADE)
+
+
+def _run(disk: AnyDisk, job: Job) -> Found:
+    return fio.run(disk.uri, job)
 
 
 def real(setting: Setting) -> Iterator[Figure]:
@@ -47,7 +62,7 @@ def real(setting: Setting) -> Iterator[Figure]:
         for rw in ("read", "write"):
             for depth in _DEPTHS:
                 job = Job(f"rand{rw}", PAGE, depth, setting.image.size, setting.seconds)
-                work = write if rw == "write" else lambda disk, job: fio.run(disk.uri, job)
+                work = write if rw == "write" else _run
                 yield from compared(setting, both, f"real.{rw}.depth{depth}", job, setting.image.what, work)
 
 

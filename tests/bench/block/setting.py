@@ -65,12 +65,18 @@ def compared(
     And what a request costs the server's processors, which does not depend on what else the machine does.
     """
     found = in_turn({disk.name: partial(cost, disk, job, work) for disk in both.all}, setting.pairs)
-    peer = both.peer.name if both.peer else ""
+    yield from figures(name, job, found, both.ours.name, both.peer.name if both.peer else "", corpus)
+
+
+def figures(
+    name: str, job: Job, found: Mapping[str, Sequence[Cost]], ours: str, peer: str, corpus: str
+) -> Iterator[Figure]:
+    """Those of a job: its speed, and its cost."""
     pick, unit = _PICKS["rate" if job.block > PAGE else "latency" if job.depth == 1 else "requests"]
     speeds = {disk: [pick(each.found) for each in runs] for disk, runs in found.items()}
-    yield from against(name, unit, speeds, both.ours.name, peer, corpus)
+    yield from against(name, unit, speeds, ours, peer, corpus)
     costs = {disk: [each.cpu_us for each in runs] for disk, runs in found.items()}
-    yield from against(f"{name}.cpu", "CPU us/request", costs, both.ours.name, peer, corpus)
+    yield from against(f"{name}.cpu", "CPU us/request", costs, ours, peer, corpus)
 
 
 _PICKS: dict[str, tuple[Callable[[Found], float], str]] = {
