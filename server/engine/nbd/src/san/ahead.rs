@@ -108,6 +108,15 @@ impl Ahead {
         streams.advise(pages, end)
     }
 
+    /// Pages cut in two where the buffer has the first of them and not all: those that it has are not fetched again.
+    pub fn cut(&self, pages: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+        let buffer = self.buffer();
+        let there = |page: &u64| buffer.fetches.contains_key(page);
+        let at = pages.start + pages.clone().take_while(there).count() as u64;
+        let parts = [pages.start..at, at..pages.end];
+        parts.into_iter().filter(|part| !part.is_empty())
+    }
+
     /// The fetches that together have all these pages, if there are, each with the pages to be taken from it: others of
     /// its pages may have changed since. They count as used.
     pub fn find(&self, pages: &Range<u64>) -> Option<Vec<(Arc<Fetch>, Range<u64>)>> {
@@ -207,6 +216,16 @@ mod tests {
             [18..19, 19..21],
             "of the older fetch, what has not changed"
         );
+    }
+
+    #[test]
+    fn a_read_that_goes_on_beyond_the_buffer_is_cut_at_its_end() {
+        let ahead = Ahead::new(8, 100);
+        ahead.enter(10..20);
+        let cut = |pages: Range<u64>| ahead.cut(pages).collect::<Vec<_>>();
+        assert_eq!(cut(15..25), [15..20, 20..25]);
+        assert_eq!(cut(12..20), [12..20]);
+        assert_eq!(cut(8..12), [8..12]);
     }
 
     #[test]

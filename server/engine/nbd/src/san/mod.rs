@@ -173,7 +173,8 @@ impl Gateway {
         let begun = Begun::of(settings.volume, &*backing)?;
         let counters = Arc::new(Counters::default());
         let judge = Arc::new(Judge::new(settings.max_delay));
-        let all = begun.warm || begun.shared;
+        // Of a shared pool all is asked; what others put there is no loss when it is not found.
+        let all = begun.warm && !begun.shared;
         let seen = Arc::new(Seen::new(backing.size().div_ceil(page), all));
         let of = (counters.clone(), judge.clone(), seen.clone());
         let link = Link::new(

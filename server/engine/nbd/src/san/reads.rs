@@ -40,7 +40,8 @@ pub fn serve(shared: &Arc<Shared>, offset: u64, length: u32, ticket: Ticket, bus
     let end = shared.size.load(Ordering::Relaxed).div_ceil(shared.page);
     let advice = shared.ahead.advise(&pages, end, &shared.counters);
     let scan = shared.scan > 0 && advice.run > shared.scan;
-    let parts: Vec<Range<u64>> = groups(&pages).collect();
+    let parts = groups(&pages).flat_map(|part| shared.ahead.cut(part));
+    let parts: Vec<Range<u64>> = parts.collect();
     let joined = Arc::new(Joined {
         offset: offset - pages.start * shared.page,
         length: length as usize,

@@ -1,7 +1,7 @@
 //! Which pages will be asked for next, from those that were: sequential, strided and interleaved streams.
 //!
-//! A stream begins where three of the latest requests are equally far apart, whatever came between them; where that is
-//! far, a fourth must agree. It goes the way that the majority of its last steps went (Boyer and Moore's vote, as in
+//! A stream begins where each of three of the latest requests begins where the one before ended, or where they are equally
+//! far apart, whatever came between them; where that is far, a fourth must agree. It goes the way that the majority of its last steps went (Boyer and Moore's vote, as in
 //! Leap), so that one odd step does not end it. It is followed up to a depth that doubles with each batch, as the
 //! requests show that the last one paid. What was fetched and never asked for lowers the depth of all streams, down to
 //! nothing; then a stream is tried now and then. A stream also knows how much it read without a gap: a long one is a scan.
@@ -9,6 +9,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+/// The step of requests each of which begins where the one before ended.
+const NEXT: i64 = i64::MAX;
 const RECENT: usize = 16;
 const STREAMS: usize = 8;
 const STEPS: usize = 8;
@@ -20,7 +22,10 @@ const REST: u32 = 256;
 
 struct Stream {
     last: i64,
+    /// Where the last request ended.
+    end: i64,
     steps: VecDeque<i64>,
+    /// From the start of a request to that of the next; [`NEXT`] from its end, however long it is.
     step: i64,
     depth: u64,
     /// Pages fetched ahead, the last batch.
@@ -43,7 +48,8 @@ pub struct Advice {
 pub struct Streams {
     most: u64,
     limit: u64,
-    recent: VecDeque<i64>,
+    /// Where the latest requests began and ended.
+    recent: VecDeque<(i64, i64)>,
     streams: VecDeque<Stream>,
     used: u64,
     wasted: u64,
@@ -51,37 +57,48 @@ pub struct Streams {
 }
 
 impl Stream {
-    fn new(last: i64, step: i64) -> Stream {
+    fn new(last: i64, end: i64, step: i64) -> Stream {
         Stream {
             last,
+            end,
             steps: [step, step].into(),
             step,
             depth: START,
             ahead: Vec::new(),
-            sure: step.abs() <= NEAR,
+            sure: step == NEXT || step.abs() <= NEAR,
             run: 0,
         }
     }
 
-    fn advance(&mut self, first: i64) {
-        let step = first - self.last;
+    fn advance(&mut self, first: i64, end: i64) {
+        let step = if first == self.end {
+            NEXT
+        } else {
+            first - self.last
+        };
         self.sure = step == self.step;
         if self.steps.len() == STEPS {
             self.steps.pop_front();
         }
         self.steps.push_back(step);
-        self.last = first;
+        (self.last, self.end) = (first, end);
         let step = majority(&self.steps).filter(|step| *step != 0);
         self.step = step.unwrap_or(self.step);
     }
 
     /// 0 where it was expected; the farther, the less it belongs here.
     fn distance(&self, first: i64) -> i64 {
-        (first - self.last - self.step).abs()
+        match self.step {
+            NEXT => (first - self.end).abs(),
+            step => (first - self.last - step).abs(),
+        }
     }
 
     /// Whether a request is one of this stream: nearly where it was expected, or some steps farther.
     fn takes(&self, first: i64) -> bool {
+        if first == self.end || self.step == NEXT {
+            return (self.end..=self.end + NEAR).contains(&first);
+        }
         let step = first - self.last;
         let steps = step.div_euclid(self.step);
         let far = step.rem_euclid(self.step) == 0 && (1..=SKIPPED).contains(&steps);
@@ -106,26 +123,28 @@ impl Streams {
     /// Note a request for `pages` of a volume of `end` pages.
     pub fn advise(&mut self, pages: &Range<u64>, end: u64) -> Advice {
         let (first, count) = (pages.start as i64, pages.end - pages.start);
-        if self.recent.back() == Some(&first) {
+        if self.recent.back().is_some_and(|(start, _)| *start == first) {
             return Advice::default();
         }
-        let found = self.stream(first);
+        let end_of_it = pages.end as i64;
+        let found = self.stream(first, end_of_it);
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
-        self.recent.push_back(first);
+        self.recent.push_back((first, end_of_it));
         if !found {
             return Advice::default();
         }
         let allowed = self.streams[0].sure && self.allowed();
         let (limit, most) = (self.limit, self.most);
         let stream = &mut self.streams[0];
-        let follows = stream.sure && 0 < stream.step && stream.step as u64 <= count;
-        stream.run = if follows {
-            stream.run + stream.step as u64
-        } else {
-            0
+        let near = stream.step == NEXT || (1..=count as i64).contains(&stream.step);
+        let follows = stream.sure && near;
+        let more = match stream.step {
+            NEXT => count,
+            step => step as u64,
         };
+        stream.run = if follows { stream.run + more } else { 0 };
         let run = stream.run;
         let ahead = match allowed {
             true => stream.batch(first, count, end, limit, most),
@@ -155,16 +174,16 @@ impl Streams {
     }
 
     /// Bring the stream of a request to the front; whether it has one.
-    fn stream(&mut self, first: i64) -> bool {
+    fn stream(&mut self, first: i64, end: i64) -> bool {
         let distances = self.streams.iter().map(|stream| stream.distance(first));
         let nearest = distances.enumerate().min_by_key(|(_, distance)| *distance);
         let nearest = nearest.filter(|(at, _)| self.streams[*at].takes(first));
         let stream = match nearest {
             Some((at, _)) => self.streams.remove(at).map(|mut stream| {
-                stream.advance(first);
+                stream.advance(first, end);
                 stream
             }),
-            None => self.begun(first),
+            None => self.begun(first, end),
         };
         let Some(stream) = stream else {
             return false;
@@ -175,11 +194,17 @@ impl Streams {
     }
 
     /// The stream whose third request this is, if it is one's.
-    fn begun(&self, first: i64) -> Option<Stream> {
-        let steps = self.recent.iter().rev().map(|earlier| first - earlier);
-        let mut steps = steps.filter(|step| *step != 0);
-        let step = steps.find(|step| self.recent.contains(&(first - 2 * step)))?;
-        Some(Stream::new(first, step))
+    fn begun(&self, first: i64, end: i64) -> Option<Stream> {
+        let ends_at = |place: i64| self.recent.iter().find(move |(_, end)| *end == place);
+        if ends_at(first).is_some_and(|(start, _)| ends_at(*start).is_some()) {
+            return Some(Stream::new(first, end, NEXT));
+        }
+        let starts = || self.recent.iter().rev().map(|(start, _)| *start);
+        let mut steps = starts()
+            .map(|start| first - start)
+            .filter(|step| *step != 0);
+        let step = steps.find(|step| starts().any(|start| start == first - 2 * step))?;
+        Some(Stream::new(first, end, step))
     }
 
     fn allowed(&mut self) -> bool {
@@ -199,7 +224,13 @@ impl Streams {
 impl Stream {
     /// The next batch, if it is time for one.
     fn batch(&mut self, first: i64, count: u64, end: u64, limit: u64, most: u64) -> Vec<u64> {
-        let depth = self.depth.min(limit);
+        // At least the next request of this length, or it has to wait for the SAN all the same; not much more than was
+        // read in a row, or most of what follows a short run is wasted.
+        let shown = match self.step {
+            NEXT => self.run.max(START),
+            _ => most,
+        };
+        let depth = self.depth.min(shown).max(2 * count).min(limit);
         let wanted = following(self.step, first, count as i64, depth);
         let wanted: Vec<u64> = wanted
             .into_iter()
@@ -225,7 +256,7 @@ impl Stream {
 /// The `depth` pages that requests like this one reach next, `step` apart.
 fn following(step: i64, first: i64, count: i64, depth: u64) -> Vec<i64> {
     let depth = depth as usize;
-    if 0 < step && step <= count {
+    if step == NEXT || 0 < step && step <= count {
         return (first + count..).take(depth).collect();
     }
     if -count <= step && step < 0 {
@@ -286,6 +317,18 @@ mod tests {
         let two = (0..20).flat_map(|n| [100 + n, 5000 + 2 * n]);
         let two = fetched(&mut Streams::new(64), two);
         assert!(two.contains(&122) && two.contains(&5042), "{two:?}");
+    }
+
+    #[test]
+    fn requests_of_any_length_are_a_stream_where_each_begins_at_the_end_of_the_one_before() {
+        let (mut streams, mut at, mut fetched) = (Streams::new(64), 500, Vec::new());
+        for length in [1, 4, 16, 8, 4, 16, 1] {
+            let advice = streams.advise(&(at..at + length), 10_000);
+            fetched.extend(advice.ahead);
+            at += length;
+        }
+        assert!((521..at).all(|page| fetched.contains(&page)), "{fetched:?}");
+        assert!(fetched.iter().all(|page| *page < at + 50), "{fetched:?}");
     }
 
     #[test]
