@@ -1,6 +1,6 @@
-"""The demo: a daemon among real processes, its crash, and what was saved at what cost. `python -m tests.bench.demo`.
+"""The demo: a daemon among real processes, its crash, a slow SAN, and what was saved. `python -m tests.bench.demo`.
 
-It takes less than a minute, leaves nothing behind, and fails if anything is not as it should.
+It takes about a minute, leaves nothing behind, and fails if anything is not as it should.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from tests.bench import corpus, ending
+from tests.bench.demo.block import show
 from tests.bench.demo.engine import Shown, measure
 from tests.bench.demo.progress import done, progress
 from tests.bench.demo.screen import screen
@@ -22,15 +23,17 @@ _MEGABYTES = 32
 _FILE_PAGES = 6000
 
 
-def _collect(directory: Path) -> tuple[list[Shown], Path, list[str]]:
-    """Pages of shared libraries and of live processes; the latter as a file too; and files to read."""
+def _collect(directory: Path) -> tuple[list[Shown], Path, Path, list[str]]:
+    """Pages of shared libraries and of live processes; both as files too; and files to read."""
     kinds = []
     for name, maker in (("heaps", corpus.heaps), ("libraries", corpus.libraries)):
         progress(f"reading {name} of this machine")
         kinds.append(Shown(name, b"".join(maker(_MEGABYTES * 1_000_000))))
     pages = directory / "heaps"
     pages.write_bytes(kinds[0].pages)
-    return kinds, pages, list(_files())
+    image = directory / "libraries"
+    image.write_bytes(kinds[1].pages)
+    return kinds, pages, image, list(_files())
 
 
 def _files() -> Iterator[str]:
@@ -46,13 +49,14 @@ def main() -> int:
     """Run the demo; 0 when all was as it should be."""
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="tmem-demo-", dir=shm if shm.is_dir() else None) as name:
-        kinds, pages, files = _collect(Path(name))
+        kinds, pages, image, files = _collect(Path(name))
         begun = time.monotonic()
         story = tell(pages, files)
+        block = show(image, pages)
         alone = measure(Path(name), kinds)
     done()
-    faults = story.faults + alone.faults
-    sys.stdout.write(f"{screen(story, alone, faults)}  ({time.monotonic() - begun:.0f} s)\n")
+    faults = story.faults + block.faults + alone.faults
+    sys.stdout.write(f"{screen(story, block, alone, faults)}  ({time.monotonic() - begun:.0f} s)\n")
     return 1 if faults else 0
 
 

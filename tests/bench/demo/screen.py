@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from tests.bench import machine
+from tests.bench.block.san import DELAY
+from tests.bench.demo.block import HOSTS, Block
 from tests.bench.demo.engine import PAGE, Alone
 from tests.bench.demo.story import MEMORY, THREADS, Story, raw_bytes
 from tests.bench.live import LiveProcess
@@ -10,7 +12,7 @@ from tests.bench.live import LiveProcess
 _LABEL, _VALUE = 44, 14
 
 
-def screen(story: Story, alone: Alone, faults: list[str]) -> str:
+def screen(story: Story, block: Block, alone: Alone, faults: list[str]) -> str:
     """The whole of it."""
     serving = f"{story.workers} workers" if story.workers > 1 else "one process"
     live = len(LiveProcess.KINDS)
@@ -24,6 +26,7 @@ def screen(story: Story, alone: Alone, faults: list[str]) -> str:
         _cache(story),
         _crash(story),
         _cost(story),
+        _block(block),
         _engine(alone),
         [*faults[:10], f"{len(faults)} FAULTS" if faults else "All is well."],
     ]
@@ -95,6 +98,37 @@ def _cost(story: Story) -> list[str]:
         _row("memory they take, all metadata counted", _mib(used), f"{held / max(used, 1):.2f} times smaller"),
         _row("memory of the daemon, arena included", _mib(story.resident), f"{empty} of it when empty: Python"),
         _row("processor time of the daemon", _us(story.cpu / story.page_calls * 1e6), "for each page put or asked for"),
+    ]
+
+
+def _block(block: Block) -> list[str]:
+    without, through, swap = block.without, block.through, block.swap
+    spared = 1 - through.served.reads / without.served.reads
+    spared_bytes = 1 - through.served.read_bytes / without.served.read_bytes
+    return [
+        _head(f"{HOSTS} hosts boot one image of a slow SAN", f"tmem san on each, a pool they share; {through.san}"),
+        _row(
+            "reads that the SAN had to serve",
+            f"{through.served.reads:,}",
+            f"{without.served.reads:,} without: {spared:.0%} spared",
+        ),
+        _row(
+            "the same in bytes",
+            _mib(through.served.read_bytes),
+            f"{_mib(without.served.read_bytes)} without: {spared_bytes:.0%} spared",
+        ),
+        _row(
+            "a host boots in, on average",
+            f"{through.seconds:.2f} s",
+            f"{without.seconds:.2f} s without; a read of the SAN takes {DELAY * 1000:.0f} ms",
+        ),
+        _row("a read: median", _us(through.median_read * 1e6), f"{_us(without.median_read * 1e6)} without"),
+        _row(
+            "pages that a fifth host swapped meanwhile",
+            f"{swap.out:,}",
+            f"out {_us(swap.out_us)}, in {_us(swap.in_us)}: median, over NBD",
+        ),
+        _row("blocks and pages that came back wrong", f"{swap.wrong}", "each was compared"),
     ]
 
 
