@@ -268,19 +268,16 @@ impl Lookup {
         self.pages.end - self.pages.start
     }
 
-    /// Call the completion, if it was not yet.
-    fn finish(&self, result: Result<Bytes, Errno>) -> bool {
-        let done = self
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .done
-            .take();
-        let first = done.is_some();
-        if let Some(done) = done {
+    /// The completion, if it was not called yet.
+    fn done(&self) -> Option<Done> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.done.take()
+    }
+
+    fn finish(&self, result: Result<Bytes, Errno>) {
+        if let Some(done) = self.done() {
             done(result);
         }
-        first
     }
 
     fn ask_cache(self: Arc<Self>, session: Arc<Session>) {
@@ -328,11 +325,12 @@ impl Lookup {
         let mut data = answer.data;
         data.truncate(self.length);
         if misses == 0 {
-            if self.finish(Ok(Arc::new(data))) {
+            if let Some(done) = self.done() {
                 shared.counters.hit_pages.add(hits);
                 shared.counters.san_reads_saved.add(1);
                 shared.counters.san_bytes_saved.add(self.length as u64);
                 shared.hit_latency.note(self.begun.elapsed());
+                done(Ok(Arc::new(data)));
             }
             return;
         }
