@@ -3,7 +3,7 @@
 //! Latencies are compared between reads of like length, as moving means. All here is advice: any answer is safe.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Reads up to 16 KiB, up to 64 KiB, longer ones.
 const CLASSES: usize = 3;
@@ -42,6 +42,8 @@ struct State {
     cache: [Mean; CLASSES],
     san: [Mean; CLASSES],
     late: u32,
+    /// When the last of them was noticed.
+    last_late: Option<Instant>,
     /// Share of pages asked for that were hits, lately.
     hits: f64,
     asked: u32,
@@ -68,6 +70,7 @@ impl Judge {
             cache: Default::default(),
             san: Default::default(),
             late: 0,
+            last_late: None,
             hits: 1.0,
             asked: 0,
             term_hits: 0,
@@ -107,9 +110,14 @@ impl Judge {
         state.slow()
     }
 
-    /// A cache read was not answered within `bound`; whether the cache should rest.
-    pub fn cache_late(&self, length: usize, bound: Duration) -> bool {
+    /// A cache read was not answered within `bound`; whether the cache should rest. Those that were under way when one
+    /// was late count with it, as one.
+    pub fn cache_late(&self, length: usize, bound: Duration, begun: Instant) -> bool {
         let mut state = self.state();
+        if state.last_late.is_some_and(|noticed| begun <= noticed) {
+            return false;
+        }
+        state.last_late = Some(Instant::now());
         state.late += 1;
         state.cache[class(length)].note(2 * bound);
         state.late >= LATE || state.slow()
@@ -214,9 +222,13 @@ mod tests {
         assert_eq!(judge.bound(4096), LEAST_BOUND);
         assert_eq!(judge.bound(1 << 20), micros(50_000));
         let late: Vec<bool> = (0..LATE)
-            .map(|_| judge.cache_late(4096, micros(2000)))
+            .map(|_| judge.cache_late(4096, micros(2000), Instant::now()))
             .collect();
         assert_eq!(late, [false, false, false, true]);
+        let before = Instant::now();
+        let judge = self::judge();
+        let together = (0..100).any(|_| judge.cache_late(4096, micros(2000), before));
+        assert!(!together, "those under way together count once");
     }
 
     #[test]

@@ -155,14 +155,14 @@ fn fetch_ahead(shared: &Arc<Shared>, pages: Range<u64>, scan: bool) {
         waiters.into_iter().for_each(|waiter| waiter(bytes.clone()));
         drop(busy);
     });
-    lookup(shared, fetch.pages.clone(), scan, done);
+    lookup(shared, fetch.pages.clone(), scan, true, done);
 }
 
 /// Read pages of one stripe, from the read-ahead buffer if they are there or on their way.
 fn piece(shared: &Arc<Shared>, pages: Range<u64>, scan: bool, done: Done) {
     match shared.ahead.find(&pages) {
         Some(fetches) => gather(shared, pages, scan, fetches, Vec::new(), done),
-        None => lookup(shared, pages, scan, done),
+        None => lookup(shared, pages, scan, false, done),
     }
 }
 
@@ -190,7 +190,7 @@ fn gather(
             bytes.extend_from_slice(&brought[(from * page) as usize..end]);
             gather(&shared, pages, scan, fetches, bytes, done);
         }
-        None => lookup(&shared, pages, scan, done),
+        None => lookup(&shared, pages, scan, false, done),
     }));
 }
 
@@ -204,6 +204,8 @@ struct Lookup {
     version: Option<Version>,
     begun: Instant,
     scan: bool,
+    /// Nobody waits for it: one of many at once, whose times tell little.
+    ahead: bool,
     /// Cache and SAN are asked at once.
     race: bool,
     state: Mutex<State>,
@@ -216,7 +218,7 @@ struct State {
 }
 
 /// Read pages of one stripe from the cache, and what it has not from the SAN.
-fn lookup(shared: &Arc<Shared>, pages: Range<u64>, scan: bool, done: Done) {
+fn lookup(shared: &Arc<Shared>, pages: Range<u64>, scan: bool, ahead: bool, done: Done) {
     let size = shared.size.load(Ordering::Relaxed);
     let end = (pages.end * shared.page).min(size);
     let counters = &shared.counters;
@@ -227,6 +229,7 @@ fn lookup(shared: &Arc<Shared>, pages: Range<u64>, scan: bool, done: Done) {
         version,
         begun: Instant::now(),
         scan,
+        ahead,
         race: shared.judge.race(),
         state: Mutex::new(State {
             done: Some(done),
@@ -289,14 +292,15 @@ impl Lookup {
             let shared = &self.shared;
             match answer {
                 Ok(answer) => {
-                    if shared.judge.cache_took(length, self.begun.elapsed()) {
+                    let took = self.begun.elapsed();
+                    if !self.ahead && shared.judge.cache_took(length, took) {
                         shared.link.rest(&session);
                     }
                     return self.found(answer);
                 }
                 Err(Failure::TimedOut) => {
                     shared.counters.late.add(1);
-                    if shared.judge.cache_late(length, bound) {
+                    if shared.judge.cache_late(length, bound, self.begun) {
                         shared.link.rest(&session);
                     }
                 }
@@ -379,7 +383,9 @@ impl Lookup {
                     return;
                 }
             };
-            shared.judge.san_took(length, asked.elapsed());
+            if !back.ahead {
+                shared.judge.san_took(length, asked.elapsed());
+            }
             shared.miss_latency.note(back.begun.elapsed());
             let whole = if data.is_empty() {
                 read

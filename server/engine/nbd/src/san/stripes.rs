@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Pages that lie in one stripe together, aligned.
-pub const GROUP: u64 = 64;
+pub const GROUP: u64 = 256;
 const STRIPES: u64 = 1024;
 
 #[derive(Default)]
@@ -102,9 +102,9 @@ mod tests {
         let stripes = Stripes::default();
         let before = stripes.look(5).unwrap();
         assert!(stripes.unchanged(5, before).is_some());
-        let change = stripes.begin(&(60..70));
-        assert_eq!((stripes.look(5), stripes.look(127)), (None, None));
-        assert!(stripes.look(128).is_some());
+        let change = stripes.begin(&(GROUP - 4..GROUP + 6));
+        assert_eq!((stripes.look(5), stripes.look(2 * GROUP - 1)), (None, None));
+        assert!(stripes.look(2 * GROUP).is_some());
         stripes.end(&change);
         assert!(stripes.unchanged(5, before).is_none());
         assert_eq!(stripes.look(5), change.version(5));
