@@ -36,13 +36,21 @@ def resident_bytes(pid: int, arena: Path | None = None) -> int:
     Memory of their own and shared memory by their shares; of files, programs and libraries above all, as much as the
     largest of them has resident. An arena counts with all that its file holds, mapped at the moment or not.
     """
-    members = family(pid)
-    shares = [_fields(f"/proc/{member}/smaps_rollup") for member in members]
+    found = {member: _resident(member) for member in family(pid)}
+    shares = [fields for member, fields in found.items() if fields or member == pid]
     shared = sum(each["Pss_Shmem"] for each in shares)
     if arena is not None:
         shared = max(shared, arena.stat().st_blocks * 512)
-    files = max(_fields(f"/proc/{member}/status")["RssFile"] for member in members)
+    files = max(each["RssFile"] for each in shares)
     return sum(each["Pss_Anon"] for each in shares) + shared + files
+
+
+def _resident(pid: int) -> dict[str, int]:
+    """What a process has resident; nothing of one that has just ended."""
+    try:
+        return _fields(f"/proc/{pid}/smaps_rollup") | _fields(f"/proc/{pid}/status")
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
 
 
 def _fields(path: str) -> dict[str, int]:
