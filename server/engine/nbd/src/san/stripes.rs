@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Pages that lie in one stripe together, aligned.
-pub const GROUP: u64 = 256;
+pub const GROUP: u64 = 64;
 const STRIPES: u64 = 1024;
 
 #[derive(Default)]
