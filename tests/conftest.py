@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ SETTINGS = list(itertools.product(("persistent", "ephemeral"), ("lz4", "zstd", "
 # A busy machine is slow, not wrong.
 settings.register_profile("tmem", deadline=None)
 settings.load_profile("tmem")
+
+# A shell has what it runs in the background ignore interrupts, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
