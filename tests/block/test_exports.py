@@ -210,9 +210,11 @@ def test_a_reserve_is_room_for_its_export_in_a_store_full_of_others_pages(store:
         index = 0
         while greedy.put(1, {index: os.urandom(4096)})[index]:
             index += 1
+        kept = {offset: os.urandom(1 << 16) for offset in range(0, 8 * MIB - (1 << 16), 1 << 16)}
         with opened(address, "sure") as client:
-            for offset in range(0, 8 * MIB - (1 << 16), 1 << 16):
-                client.write(offset, os.urandom(1 << 16))
+            for offset, data in kept.items():
+                client.write(offset, data)
+            assert {offset: client.read(offset, 1 << 16) for offset in kept} == kept
     finally:
         greedy.destroy()
 

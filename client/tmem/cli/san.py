@@ -35,7 +35,14 @@ _FIRST_LOOK = 2.0
 )
 @click.option("--trust-detach", is_flag=True, help="Start a device or nbd:// warm: nobody else wrote to it.")
 @click.option("--page-size", type=SIZE, default="4096", show_default=True, help="As the pool's.")
-@click.option("--max-delay", type=click.FloatRange(min=0.001), default=0.02, show_default=True, metavar="SECONDS")
+@click.option(
+    "--max-delay",
+    type=click.FloatRange(min=0.001),
+    default=0.02,
+    show_default=True,
+    metavar="SECONDS",
+    help="Most that a read waits for the cache before the SAN is asked.",
+)
 @click.option("--scan", type=SIZE, default="256MiB", show_default=True, help="Longer runs are not cached; 0: all are.")
 @click.option("--readahead", type=SIZE, default="1MiB", show_default=True, help="Most ahead of a stream; 0: none.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=32, show_default=True, help="Reads at once of a file.")
