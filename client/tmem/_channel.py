@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from tmem._http2 import MESSAGE_BYTES
-from tmem._wire import Failure
+from tmem._wire import UNAVAILABLE, Failure
 from tmem_proto.v1.admin_pb2_grpc import TmemAdminStub
 from tmem_proto.v1.tmem_pb2_grpc import TmemStub
 
@@ -41,6 +41,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 _LARGEST_BLOCK = 8 << 20
 bytes(_LARGEST_BLOCK)
 
+_REMOVED = "Stream removed"
+
 _PAGES = ("OpenPool", "NewEpoch", "Put", "Get", "Acknowledge", "Has", "Flush", "FlushObject")
 _POOLS = ("ListPools", "GetPool", "CreatePool", "DestroyPool", "Freeze", "Thaw", "SetQuota", "SetWeight")
 _STORE = ("Relinquish", "Resize", "Compact", "Check", "Stats", "ListClients", "ListWorkers", "Scan", "Inject")
@@ -61,6 +63,12 @@ def watch(channel: grpc.Channel | grpc.aio.Channel) -> Any:
 
 
 def failure(error: grpc.RpcError) -> Failure:
-    """What a failed call says."""
+    """What a failed call says.
+
+    A server that stops breaks off what it has not begun as CANCELLED, which nobody here asked for; and gRPC has a name
+    of its own for a connection that broke before a status came. Both mean that the server is away.
+    """
     code: grpc.StatusCode = error.code()
-    return Failure(code.value[0], error.details() or code.name.lower().replace("_", " "))
+    details = error.details() or code.name.lower().replace("_", " ")
+    broken_off = code is grpc.StatusCode.CANCELLED or (code is grpc.StatusCode.UNKNOWN and details == _REMOVED)
+    return Failure(UNAVAILABLE if broken_off else code.value[0], details)

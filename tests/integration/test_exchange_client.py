@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -167,26 +168,27 @@ def test_a_daemon_that_stops_does_not_wait_for_clients_that_go_on(tmp_path: Path
         daemon("--memory", "32MiB", "--arena", str(tmp_path / "arena"), "--drain", "60") as running,
         tmem.connect(running.address) as store,
     ):
-        pool, ending, done = store.pool("swap"), threading.Event(), threading.Event()
+        pool, ending = store.pool("swap"), threading.Event()
 
-        def go_on() -> None:
+        def go_on() -> int:
             at = 0
             while not ending.is_set():
                 at += 1
                 assert pool.put(1, {at % 100: page(at % 100)})[at % 100].stored
-            done.set()
+            return at
 
-        busy = threading.Thread(target=go_on)
-        busy.start()
-        while not streams():
-            threading.Event().wait(0.01)
-        start = time.monotonic()
-        running.stop()
-        assert time.monotonic() - start < 30
-        running.start()
-        ending.set()
-        busy.join(PATIENCE)
-        assert done.is_set()
+        with ThreadPoolExecutor() as threads:
+            busy = threads.submit(go_on)
+            try:
+                while not (streams() or busy.done()):
+                    threading.Event().wait(0.01)
+                start = time.monotonic()
+                running.stop()
+                assert time.monotonic() - start < 30
+                running.start()
+            finally:
+                ending.set()
+            assert busy.result(PATIENCE)
 
 
 def test_closing_ends_a_command_under_way(server: Daemon, inject: Callable[..., None]) -> None:
