@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PAGE = 4096
 BOUND = 5.0
 """Seconds in which every read is answered, on a machine however slow; the gateway itself promises far less."""
+PATIENT = "--max-delay=2"
+"""For tests of what is cached: on a slow machine too the cache is waited for."""
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def running(tmp_path: Path) -> Iterator[Cache]:
 
 @pytest.fixture
 def backing(tmp_path: Path) -> Iterator[San]:
-    with san(tmp_path, "2ms") as started:
+    with san(tmp_path, "10ms") as started:
         yield started
 
 
@@ -52,7 +54,7 @@ def read_through(client: Client, size: int = PAGE) -> bytes:
 def spared(client: Client, backing: San) -> float:
     """Of what a client reads, the part that the SAN was not asked for."""
     backing.reads()
-    assert read_through(client) == backing.volume.read_bytes()
+    assert read_through(client, 4 * PAGE) == backing.volume.read_bytes()
     return 1 - backing.reads() / SIZE
 
 
@@ -62,7 +64,8 @@ def warm(client: Client, backing: San) -> None:
 
 
 def test_what_was_read_once_is_not_read_again(running: Cache, backing: San, tmp_path: Path) -> None:
-    with gateway(tmp_path, backing.uri, running.address, "--exclusive") as attached, attached.client() as client:
+    flags = ("--exclusive", PATIENT)
+    with gateway(tmp_path, backing.uri, running.address, *flags) as attached, attached.client() as client:
         assert client.export.size == SIZE
         warm(client, backing)
 
@@ -85,7 +88,7 @@ def test_writes_are_on_the_san_when_they_are_answered(running: Cache, backing: S
 
 
 def test_an_orderly_detach_keeps_the_cache_warm(running: Cache, backing: San, tmp_path: Path) -> None:
-    with gateway(tmp_path, backing.uri, running.address, "--exclusive", "--trust-detach") as attached:
+    with gateway(tmp_path, backing.uri, running.address, "--exclusive", "--trust-detach", PATIENT) as attached:
         with attached.client() as client:
             warm(client, backing)
         attached.detach()
@@ -219,8 +222,8 @@ def test_hosts_share_what_one_of_them_read(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "abc"]
     for folder in folders:
         folder.mkdir()
-    with cache(tmp_path, "--shared") as running, san(tmp_path, "2ms") as backing:
-        expected, flags = backing.volume.read_bytes(), ("--shared", "--volume-id=image")
+    with cache(tmp_path, "--shared") as running, san(tmp_path, "10ms") as backing:
+        expected, flags = backing.volume.read_bytes(), ("--shared", "--volume-id=image", PATIENT)
         with gateway(folders[0], backing.uri, running.address, *flags) as first, first.client() as client:
             assert Can.READ_ONLY in client.export.can
             assert client.command(Cmd.WRITE, 0, PAGE, data=noise(1)).error == Err.PERM
