@@ -56,7 +56,6 @@ def test_a_put_whose_answer_is_late_never_lands_after_the_next(server: Daemon, i
         start = time.monotonic()
         with pytest.raises(tmem.UnavailableError, match=r"no answer within 1 s"):
             pool.put(1, {7: page(2)})
-        assert time.monotonic() - start < 3
         inject()
         deadline, failed = time.monotonic() + PATIENCE, 1
         while True:
