@@ -2,16 +2,21 @@
 //!
 //! An export without multi-conn has one connection at a time. Its seat is free once the old connection's thread is done with
 //! all that came over it, so that nothing of it lands after what a new connection writes.
+//!
+//! A client with several connections, one of which breaks, sends what was not answered again over another. So before a
+//! connection changes anything, those that were closed by then are cut off: what they began is done, the rest is dropped.
+//! That a connection is broken is known when the system knows it: of TCP, when the end of the stream has arrived.
 //! Locking: the table's lock is held for no I/O, and a backend is asked nothing but its `info` under it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Client, ExportInfo, Link, Refusal, Resolver};
 use crate::counts::{Counts, ExportCounters};
 use crate::protocol::{MAX_DATA, MAX_STRING};
+use crate::socket::Socket;
 
 /// How long a client waits for the seat of a connection whose other end is gone.
 const HANDOVER: Duration = Duration::from_secs(2);
@@ -80,6 +85,8 @@ struct Entry {
     draining: bool,
     counts: Arc<Counts>,
     seats: Vec<Seat>,
+    /// How often somebody was seated.
+    seated: Arc<AtomicU64>,
 }
 
 struct Prefix {
@@ -117,6 +124,54 @@ pub struct Opened {
     key: Key,
     client: Client,
     attached: bool,
+    /// Where several connections may change the export: how often one was seated.
+    seated: Option<Arc<AtomicU64>>,
+}
+
+impl Opened {
+    /// The other connections, as the one of `own` sees them.
+    pub fn others(&self, own: &Arc<Link>) -> Others {
+        let watched = match (&self.key, &self.seated) {
+            (Key::Named(name), Some(seated)) => Some((name.clone(), seated.clone())),
+            _ => None,
+        };
+        Others {
+            exports: self.exports.clone(),
+            own: own.clone(),
+            watched,
+            seen: 0,
+            links: Vec::new(),
+        }
+    }
+}
+
+/// The connections that an export has beside one's own.
+pub struct Others {
+    exports: Arc<Exports>,
+    own: Arc<Link>,
+    watched: Option<(String, Arc<AtomicU64>)>,
+    /// Of which count the links are.
+    seen: u64,
+    links: Vec<Weak<Link>>,
+}
+
+impl Others {
+    /// Wait until nothing more is done that came over connections that are closed by now; false if one's own is cut off.
+    pub fn settle(&mut self) -> bool {
+        let Some((name, seated)) = &self.watched else {
+            return true;
+        };
+        let now = seated.load(Ordering::SeqCst);
+        if self.seen != now {
+            self.seen = now;
+            self.links = self.exports.links(name, &self.own);
+        }
+        let links: Vec<_> = self.links.iter().filter_map(Weak::upgrade).collect();
+        if !links.is_empty() && Socket::any_hung_up(links.iter().map(|link| &link.socket)) {
+            self.exports.wait_for_closed(name, &self.own);
+        }
+        !self.own.socket.is_closed()
+    }
 }
 
 impl Drop for Opened {
@@ -156,6 +211,7 @@ impl Exports {
             draining: false,
             counts: Arc::default(),
             seats: Vec::new(),
+            seated: Arc::default(),
         };
         table.named.insert(name.into(), entry);
         Ok(())
@@ -332,34 +388,33 @@ impl Exports {
             let entry = table.named.get_mut(&name);
             let entry = entry.ok_or_else(|| Refusal::Unknown(name.clone()))?;
             entry.admit(&name, client)?;
-            if entry.seats.is_empty() || entry.backend.info().multi_conn {
-                let (client, link) = (client.clone(), link.clone());
+            let info = entry.backend.info();
+            let closed = entry.cut_off_closed();
+            let free = match info.multi_conn {
+                true => closed == 0 || info.read_only,
+                false => entry.seats.is_empty(),
+            };
+            if free {
                 entry.seats.push(Seat {
                     client: client.clone(),
-                    link,
+                    link: link.clone(),
                 });
+                entry.seated.fetch_add(1, Ordering::SeqCst);
+                let watch = info.multi_conn && !info.read_only;
                 return Ok(Opened {
                     backend: entry.backend.clone(),
                     counts: entry.counts.clone(),
                     exports: self.clone(),
+                    seated: watch.then(|| entry.seated.clone()),
                     key: Key::Named(name),
-                    client,
+                    client: client.clone(),
                     attached: false,
                 });
             }
-            let gone = entry.seats.iter().all(|seat| {
-                let gone = seat.link.socket.is_hung_up();
-                if gone {
-                    seat.link.socket.close();
-                }
-                gone
-            });
-            if !gone || Instant::now() >= deadline {
+            let in_use = !info.multi_conn && closed < entry.seats.len();
+            if in_use || Instant::now() >= deadline {
                 entry.counts.refused.fetch_add(1, Ordering::Relaxed);
-                let holder = &entry.seats[0].client.address;
-                return Err(Refusal::Policy(format!(
-                    "export {name:?} is in use by {holder}, and allows one connection at a time"
-                )));
+                return Err(entry.no_seat(&name, info.multi_conn));
             }
             table = self.wait(table, Duration::from_millis(100));
         }
@@ -387,7 +442,26 @@ impl Exports {
             key: Key::Prefix(prefix),
             client: client.clone(),
             attached: false,
+            seated: None,
         })
+    }
+
+    fn links(&self, name: &str, own: &Arc<Link>) -> Vec<Weak<Link>> {
+        let table = self.table();
+        let seats = table.named.get(name).map_or(&[][..], |entry| &entry.seats);
+        let others = seats.iter().filter(|seat| !Arc::ptr_eq(&seat.link, own));
+        others.map(|seat| Arc::downgrade(&seat.link)).collect()
+    }
+
+    /// Wait until connections of an export that are closed have left it, or `own` is closed as well.
+    fn wait_for_closed(&self, name: &str, own: &Link) {
+        let mut table = self.table();
+        while let Some(entry) = table.named.get(name) {
+            if entry.cut_off_closed() == 0 || own.socket.is_closed() {
+                return;
+            }
+            table = self.wait(table, Duration::from_millis(100));
+        }
     }
 
     fn leave(&self, key: &Key, client: u64) {
@@ -419,6 +493,24 @@ impl Table {
 }
 
 impl Entry {
+    /// Have nothing more begun of what came over connections that their clients closed; how many there are.
+    fn cut_off_closed(&self) -> usize {
+        let closed = self.seats.iter().filter(|s| s.link.socket.is_hung_up());
+        closed.map(|seat| seat.link.socket.close()).count()
+    }
+
+    fn no_seat(&self, name: &str, multi_conn: bool) -> Refusal {
+        let holder = &self.seats[0].client.address;
+        Refusal::Policy(match multi_conn {
+            true => format!(
+                "export {name:?} is busy with what was asked over a connection that was closed"
+            ),
+            false => format!(
+                "export {name:?} is in use by {holder}, and allows one connection at a time"
+            ),
+        })
+    }
+
     fn admit(&self, name: &str, client: &Client) -> Result<(), Refusal> {
         if !self.access.admits(client) {
             return Err(Refusal::Unknown(name.into()));

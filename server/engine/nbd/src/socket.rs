@@ -4,6 +4,7 @@
 
 use std::io::{self, IoSlice, Write};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ pub struct Socket {
     stream: OwnedFd,
     wake: OwnedFd,
     tls: OnceLock<Mutex<TlsSession>>,
+    closed: AtomicBool,
 }
 
 /// Sends as a stream does, without waiting if the flags say so.
@@ -51,6 +53,7 @@ impl Socket {
             stream: stream.into(),
             wake,
             tls: OnceLock::new(),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -208,9 +211,18 @@ impl Socket {
 
     /// Whether the other side has closed, or is gone.
     pub fn is_hung_up(&self) -> bool {
-        let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];
-        let now = Timespec::default();
-        poll(&mut fds, Some(&now)).is_ok() && !fds[0].revents().is_empty()
+        Socket::any_hung_up([self])
+    }
+
+    /// The same of several at once.
+    pub fn any_hung_up<'s>(sockets: impl IntoIterator<Item = &'s Socket>) -> bool {
+        let watch = |socket: &'s Socket| PollFd::new(&socket.stream, PollFlags::RDHUP);
+        let mut fds: Vec<_> = sockets.into_iter().map(watch).collect();
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// Take no more bytes; replies still go out.
@@ -228,8 +240,9 @@ impl Socket {
         }
     }
 
-    /// Nothing comes or goes any more.
+    /// Nothing comes or goes any more, and of what has come nothing more is begun.
     pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
         let _ = shutdown(&self.stream, Shutdown::Both);
         self.wake();
     }

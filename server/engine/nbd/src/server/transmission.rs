@@ -14,6 +14,7 @@ use super::handshake::Session;
 use super::input::Input;
 use super::polling::Polling;
 use crate::backend::{Backend, Head, Later, Link, Out, Reply, Request, Served};
+use crate::exports::Others;
 use crate::protocol::{Errno, RequestHeader, command, flag};
 
 /// Replies of more bytes than this begin to be sent before the next request is looked at.
@@ -35,6 +36,9 @@ pub struct Transmission<'c> {
     session: &'c Session,
     backend: &'c dyn Backend,
     checks: Checks,
+    others: Others,
+    /// Nothing was received since the other connections were last looked at.
+    settled: bool,
     input: Input,
     out: Out,
     polling: Polling,
@@ -55,6 +59,8 @@ impl<'c> Transmission<'c> {
             session,
             backend: &*session.opened.backend,
             checks: Checks::new(&session.info, session.structured, session.contexts),
+            others: session.opened.others(link),
+            settled: false,
             input,
             out: Out::default(),
             polling: Polling::new(shared.settings.poll),
@@ -115,6 +121,12 @@ impl<'c> Transmission<'c> {
         };
         let checked = self.checks.check(header, self.backend.size());
         self.count(header);
+        if is_write(header.command) && !self.settled {
+            self.settled = true;
+            if !self.others.settle() {
+                return Err(nonsense());
+            }
+        }
         match (checked, header.command) {
             (Ok(()), command::WRITE) => self.write(header, head),
             (Ok(()), command::READ) => self.read(head),
@@ -255,6 +267,9 @@ impl<'c> Transmission<'c> {
 
     /// Have `count` bytes of input; false at the end of the stream. Before it waits, all that is answered is sent.
     fn need(&mut self, count: usize) -> io::Result<bool> {
+        if self.link.socket.is_closed() {
+            return Ok(false);
+        }
         while self.input.len() < count {
             self.flush()?;
             if self.shared.stopping.load(Ordering::Relaxed) && self.input.len() == 0 {
@@ -268,6 +283,7 @@ impl<'c> Transmission<'c> {
     }
 
     fn receive(&mut self, count: usize) -> io::Result<usize> {
+        self.settled = false;
         let (link, input) = (self.link, &mut self.input);
         if !self.late {
             let mut receive = |wait| input.receive(&link.socket, count, wait);
