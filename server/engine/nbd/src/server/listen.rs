@@ -166,12 +166,20 @@ impl Drop for Listener {
 
 fn bind_unix(path: &Path) -> io::Result<Bound> {
     // A socket that nobody listens on is left over from a server that was killed.
-    let left_over = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_socket())
+    let is_socket = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let left_over = is_socket
         && UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
     if left_over {
         std::fs::remove_file(path)?;
     }
-    let socket = UnixListener::bind(path)?;
+    let socket = UnixListener::bind(path).map_err(|e| match e.kind() {
+        io::ErrorKind::AddrInUse if is_socket => io::Error::new(e.kind(), "a server listens there"),
+        io::ErrorKind::AddrInUse => io::Error::new(e.kind(), "what is there is no socket"),
+        io::ErrorKind::InvalidInput => {
+            io::Error::new(e.kind(), "the path of a socket has at most 107 bytes")
+        }
+        _ => e,
+    })?;
     socket.set_nonblocking(true)?;
     Ok(Bound::Unix(socket, path.into()))
 }
