@@ -16,12 +16,13 @@ ENGINE := $(shell find server/engine -name target -prune -o \( -name '*.rs' -o -
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 CALLS ?= 10000000
+SAN_SECONDS ?= 300
 
 # Cargo and pip build the bindings for the same interpreter.
 export PYO3_PYTHON := $(CURDIR)/$(PY)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build test test-rust test-python proto proto-check lint dashboard format demo bench-engine bench-rpc bench-block soak-crash soak-rpc fuzz sanitize lock clean
+.PHONY: help setup build test test-rust test-python proto proto-check lint dashboard format demo bench-engine bench-rpc bench-block soak-block soak-crash soak-rpc fuzz sanitize lock clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  %-14s %s\n' "$$name" "$$what"; done
@@ -80,6 +81,10 @@ bench-block: build ## Measure block devices and the SAN gateway against nbdkit a
 soak-crash: build ## Kill writers and servers at random KILLS times (1000) and check that nothing acknowledged is lost
 	TMEM_KILLS=$(KILLS) cargo test --release -p tmem-core --test processes -- --exact --nocapture crash_soak
 	TMEM_KILLS=$(KILLS) $(PY) -m pytest -q tests/block/test_kills.py tests/block/test_export_kills.py
+
+soak-block: build ## Try gateways for SAN_SECONDS (300): all around them fails, their cache is out of reach for a minute
+	TMEM_SAN_SECONDS=$(SAN_SECONDS) $(PY) -m pytest -q -s tests/block/test_san_model.py
+	TMEM_SAN_SECONDS=$(SAN_SECONDS) TMEM_OUTAGE_SECONDS=60 $(PY) -m pytest -q -s tests/block/test_network_san.py
 
 soak-rpc: build ## Make CALLS (10 million) calls of every kind and check that the daemon does not grow
 	CALLS=$(CALLS) $(PY) -m tests.bench.rpc --only soak

@@ -51,7 +51,7 @@ class Cache:
 
     def start(self) -> None:
         self.daemon = Daemon(*self._flags, memory=self._memory)
-        self.tmem = Command(self.daemon.address)
+        self.tmem = Command(self.daemon.address, patience=PATIENCE)
 
     def make_pool(self) -> None:
         """Make the pool, unless a gateway that came back has had it made."""
@@ -86,6 +86,10 @@ class Gateway:
         assert self.process.stdout is not None
         self.said = self.process.stdout.readline()
         assert self.said.startswith("ready: "), (self._command, self.said, self._log.read_text())
+
+    def told(self) -> str:
+        """What it said of itself, beside that it is ready."""
+        return self._log.read_text()
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)

@@ -153,7 +153,7 @@ class Model:
         return f"TMEM_SAN_SEED={self.seed}: {', '.join(self.told)}"
 
 
-def _seeds() -> Iterator[int]:
+def seeds() -> Iterator[int]:
     end, seed = time.monotonic() + SECONDS, FIRST
     while seed == FIRST or time.monotonic() < end:
         yield seed
@@ -168,7 +168,7 @@ def volume(tmp_path: Path) -> Path:
 
 
 def test_every_block_is_right_whatever_happens(tmp_path: Path, volume: Path) -> None:
-    for seed in _seeds():
+    for seed in seeds():
         print(f"TMEM_SAN_SEED={seed}")
         with cache(tmp_path) as running, gateway(tmp_path, volume, running.address, "--exclusive") as san:
             model = Model(volume, running, san, seed)

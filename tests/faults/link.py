@@ -1,4 +1,4 @@
-"""Two network namespaces, and between them a link that delays, loses and cuts as it is told.
+"""Two network namespaces, and between them a link that delays, reorders, duplicates, loses and cuts as it is told.
 
 The link is two TUN devices whose packets a thread carries across: it takes root and TUN, and none of the queueing
 disciplines that a kernel may lack. Programs are put into a namespace by what stands before their command line; Unix
@@ -40,11 +40,17 @@ class Link:
         self.near_address, self.far_address = f"{net}.1", f"{net}.2"
         self.delay = 0.0
         """Seconds that a packet takes, each way."""
+        self.jitter = 0.0
+        """Seconds that a packet may take more, at random: so one is overtaken by others."""
+        self.duplicates = 0.0
+        """The part of packets that arrive twice."""
         self.loss = 0.0
         """The part of packets that never arrive."""
         self.cut = False
         """No packet arrives; those that are on their way are lost."""
         self.carried = 0
+        self.waiting = 0
+        """Packets that are on their way."""
         self._dice = random.Random(seed)
         self._devices = [self._device(near, self.near_address, self.far_address)]
         self._devices.append(self._device(far, self.far_address, self.near_address))
@@ -83,13 +89,17 @@ class Link:
                 return
             for device in ready:
                 packet = os.read(device, _PACKET)
-                if self._dice.random() >= self.loss:
-                    heapq.heappush(due, (time.monotonic() + self.delay, next(_numbers), other[device], packet))
+                if self._dice.random() < self.loss:
+                    continue
+                for _ in range(2 if self._dice.random() < self.duplicates else 1):
+                    when = time.monotonic() + self.delay + self.jitter * self._dice.random()
+                    heapq.heappush(due, (when, next(_numbers), other[device], packet))
             while due and due[0][0] <= time.monotonic():
                 _, _, device, packet = heapq.heappop(due)
                 if not self.cut:
                     os.write(device, packet)
                     self.carried += 1
+            self.waiting = len(due)
 
 
 @contextmanager

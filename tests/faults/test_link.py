@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.link import Link, link
+from tests.retry import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,25 @@ with socket.create_connection((host, 7), patience) as asked:
     while size:
         size -= len(asked.recv(65536))
     print(time.monotonic() - start)
+"""
+_HEAR = """
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
+    heard.bind(("", 7))
+    print("ready", flush=True)
+    while (data := heard.recv(100)) != b"end":
+        print(data.decode(), flush=True)
+"""
+_TELL = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as told:
+    for number in range(int(sys.argv[2])):
+        told.sendto(b"%d" % number, (sys.argv[1], 7))
+"""
+_END = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as told:
+    told.sendto(b"end", (sys.argv[1], 7))
 """
 
 
@@ -70,3 +90,21 @@ def test_delay_loss_and_cut(echo: Link) -> None:
     assert echo.carried == before
     echo.cut, echo.loss = False, 0.0
     assert _ask(echo, 10) is not None
+
+
+def test_reordering_and_duplicates() -> None:
+    with link() as made:
+        hear = [*made.inside(made.far), sys.executable, "-c", _HEAR]
+        with subprocess.Popen(hear, stdout=subprocess.PIPE, text=True) as hearer:
+            assert hearer.stdout is not None
+            assert hearer.stdout.readline() == "ready\n"
+            made.jitter, made.duplicates = 0.2, 0.5
+            near = [*made.inside(made.near), sys.executable, "-c"]
+            subprocess.run([*near, _TELL, made.far_address, "100"], check=True, timeout=60)
+            eventually(lambda: made.carried >= 100 and not made.waiting)
+            made.jitter, made.duplicates = 0.0, 0.0
+            subprocess.run([*near, _END, made.far_address], check=True, timeout=60)
+            heard = [int(line) for line in hearer.stdout]
+    assert set(heard) == set(range(100))
+    assert len(heard) > 110
+    assert heard != sorted(heard)

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Command:
-    """`tmem --server ADDRESS`."""
+    """`tmem --server ADDRESS`, and how many seconds a call may take, where it is not the usual ones."""
 
     address: str
+    patience: float | None = None
 
     def run(self, *arguments: object, given: bytes | str | None = None, **environment: str) -> Result:
         """Run it, however it ends."""
-        line = ["--server", self.address, *map(str, arguments)]
+        patience = [] if self.patience is None else [f"--timeout={self.patience}"]
+        line = ["--server", self.address, *patience, *map(str, arguments)]
         return CliRunner().invoke(root, line, input=given, env={"COLUMNS": None, **environment}, prog_name="tmem")
 
     def __call__(self, *arguments: object, **environment: str) -> str:
