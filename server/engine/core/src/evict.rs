@@ -113,9 +113,9 @@ impl<'a> Shard<'a> {
     }
 
     fn forget_use(&self, heap: &Heap<'a>, run: Run) {
-        for place in self.pages_in(heap, run) {
+        self.each_page_in(heap, run, |place| {
             self.frames.slot(place).take_reference();
-        }
+        });
     }
 
     fn evict_run(&self, heap: &Heap<'a>, run: Run) -> bool {

@@ -18,6 +18,8 @@ const LOOKS_AT_ONCE: u32 = 1024;
 const PASSES: u32 = 8;
 /// Most pages of one `has`.
 const MOST_ASKED: u32 = 1 << 24;
+/// What stands for an outcome until there is one.
+const UNDECIDED: Outcome = Outcome::Stored { replaced: false };
 /// Runs of a pool purged under one lock.
 const RUNS_AT_ONCE: u32 = 64;
 
@@ -124,7 +126,7 @@ impl Pool {
     }
 
     fn put_each(&self, oid: &Oid, pages: &[(u32, &[u8])], input: Input) -> Result<Vec<Outcome>> {
-        let mut outcomes = Vec::new();
+        let mut outcomes = vec![UNDECIDED; pages.len()];
         self.target()
             .put(&self.key(oid), &pages, input, &mut outcomes)?;
         Ok(outcomes)
@@ -147,6 +149,8 @@ impl Pool {
     ) -> Result<()> {
         self.indices(first, data.len())?;
         let pages = self.neighbours(first, data);
+        outcomes.clear();
+        outcomes.resize(data.len() / self.page_size, UNDECIDED);
         self.target()
             .put(&self.key(oid), &pages, Input::Pages, outcomes)
     }
@@ -155,10 +159,10 @@ impl Pool {
     /// whole page, this has nobody who knows the rest.
     pub fn amend(&self, oid: &Oid, index: u32, page: &[u8]) -> Result<Outcome> {
         self.page_length(index, page.len())?;
-        let (pages, mut outcomes) = (self.neighbours(index, page), Vec::new());
+        let (pages, mut outcome) = (self.neighbours(index, page), [UNDECIDED]);
         self.target()
-            .put(&self.key(oid), &pages, Input::Amended, &mut outcomes)?;
-        Ok(outcomes[0])
+            .put(&self.key(oid), &pages, Input::Amended, &mut outcome)?;
+        Ok(outcome[0])
     }
 
     fn neighbours<B>(&self, first: u32, bytes: B) -> Neighbours<B> {
@@ -277,6 +281,13 @@ impl Pool {
 
     /// Which of `count` pages from `first` on are held; at most 2^24 pages a call.
     pub fn has(&self, oid: &Oid, first: u32, count: u32) -> Result<Vec<bool>> {
+        let mut held = Vec::new();
+        self.has_pages(oid, first, count, &mut held)?;
+        Ok(held)
+    }
+
+    /// The same into `held`.
+    pub fn has_pages(&self, oid: &Oid, first: u32, count: u32, held: &mut Vec<bool>) -> Result<()> {
         if count > MOST_ASKED {
             return Err(Error::Invalid(format!(
                 "{count} pages are asked for; at most {MOST_ASKED} at once"
@@ -288,7 +299,9 @@ impl Pool {
                 u32::MAX
             )));
         }
-        self.target().has(&self.key(oid), first, count)
+        held.clear();
+        held.resize(count as usize, false);
+        self.target().has(&self.key(oid), first, held)
     }
 
     /// Remove pages; the number found.

@@ -305,14 +305,28 @@ impl<'a> Shard<'a> {
 
     /// Every place in a run that holds a page.
     pub fn pages_in(&self, heap: &Heap<'a>, run: Run) -> Vec<Zhandle> {
+        let mut places = Vec::new();
+        self.each_page_in(heap, run, |place| places.push(place));
+        places
+    }
+
+    /// The same without a list of them: `body` must leave the run as it is.
+    pub fn each_page_in(&self, heap: &Heap<'a>, run: Run, body: impl FnMut(Zhandle)) {
         let valid = |(place, slot): (Zhandle, Slot<'_>)| slot.is_valid().then_some(place);
         match self.frames.tag(run).0 {
-            RunKind::Zspage => Zsmalloc::new(*heap).slots(run).filter_map(valid).collect(),
-            RunKind::Zbud => Zbud::new(*heap).slots(run).filter_map(valid).collect(),
-            RunKind::Raw => valid((Zhandle::raw(run.first), self.frames.raw_slot(run)))
-                .into_iter()
-                .collect(),
-            RunKind::Free | RunKind::Reserved => Vec::new(),
+            RunKind::Zspage => {
+                let slots = Zsmalloc::new(*heap).slots(run);
+                slots.filter_map(valid).for_each(body);
+            }
+            RunKind::Zbud => {
+                let slots = Zbud::new(*heap).slots(run);
+                slots.filter_map(valid).for_each(body);
+            }
+            RunKind::Raw => {
+                let page = (Zhandle::raw(run.first), self.frames.raw_slot(run));
+                valid(page).into_iter().for_each(body);
+            }
+            RunKind::Free | RunKind::Reserved => {}
         }
     }
 

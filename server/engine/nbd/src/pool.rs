@@ -3,6 +3,7 @@
 //! What was never written, or was trimmed, is no page and reads as zeros. What was acknowledged is in the arena, so there is
 //! nothing to flush. A page that the pool refuses is ENOSPC to the write, a corrupt one EIO to the read. After ENOSPC what was
 //! to be overwritten may be gone, but nothing beside it.
+//! Once a connection's buffers are as large as its requests need, nothing here takes memory from the heap.
 //! Locking: a cluster's stripe is taken shared by those who write or remove whole pages, exclusively by those who change parts of
 //! one, which read it first, so that no acknowledged write of others is undone. Reads take none.
 
@@ -10,7 +11,7 @@ use std::cell::RefCell;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tmem_core::{CLUSTER, Fetch, Oid, Outcome, Pool};
+use tmem_core::{CLUSTER, Fetch, MAX_PAGE, Oid, Outcome, Pool};
 
 use crate::backend::{Backend, Context, ExportInfo, Later, Refusal, Reply, Request, Served};
 use crate::protocol::{Errno, allocation};
@@ -19,6 +20,8 @@ use crate::protocol::{Errno, allocation};
 const STRIPES: usize = 64;
 /// Bytes of a read or write served at once.
 const PIECE: u32 = 64 << 10;
+/// Zeros to be written.
+static ZEROS: [u8; MAX_PAGE] = [0; MAX_PAGE];
 /// Pages looked up or removed by one call.
 const PAGES_AT_ONCE: u64 = 4096;
 
@@ -44,7 +47,10 @@ pub struct PoolExport {
 struct Scratch {
     page: Vec<u8>,
     fetched: Vec<Fetch>,
+    /// Of a page that is fetched alone.
+    alone: Vec<Fetch>,
     outcomes: Vec<Outcome>,
+    held: Vec<bool>,
 }
 
 thread_local! {
@@ -225,12 +231,12 @@ impl PoolExport {
 
     /// Get the page at `start` into the scratch, zeros where there is none; whether there is one.
     fn get_page(&self, scratch: &mut Scratch, start: u64) -> Result<bool, Errno> {
-        let Scratch { page, fetched, .. } = scratch;
+        let Scratch { page, alone, .. } = scratch;
         page.resize(self.page as usize, 0);
         let got = self
             .pool
-            .get_pages(&self.oid, self.index(start), page, false, fetched);
-        match (got, fetched.first()) {
+            .get_pages(&self.oid, self.index(start), page, false, alone);
+        match (got, alone.first()) {
             (Ok(()), Some(Fetch::Hit)) => Ok(true),
             (Ok(()), Some(Fetch::Miss)) => {
                 page.fill(0);
@@ -297,7 +303,13 @@ impl PoolExport {
     /// Have a span read as zeros: whole pages are removed, unless they are to stay allocated.
     fn zero(&self, span: Span, allocate: bool) -> Result<(), Errno> {
         let remove = |span: Span| self.remove(span);
-        let fill = |span: Span| self.put(span.offset, &vec![0; span.length as usize]);
+        let fill = |span: Span| {
+            let mut starts = (span.offset..span.end()).step_by(MAX_PAGE);
+            starts.try_for_each(|at| {
+                let length = (span.end() - at).min(MAX_PAGE as u64);
+                self.put(at, &ZEROS[..length as usize])
+            })
+        };
         let part = |span: Span| {
             let start = span.offset / self.page * self.page;
             let held = SCRATCH.with_borrow_mut(|scratch| self.get_page(scratch, start))?;
@@ -327,12 +339,24 @@ impl PoolExport {
 
     fn extents(&self, span: Span, reply: &mut Reply<'_>) -> Result<(), Errno> {
         reply.begin(Context::Allocation);
+        SCRATCH.with_borrow_mut(|scratch| self.extents_with(&mut scratch.held, span, reply))
+    }
+
+    fn extents_with(
+        &self,
+        held: &mut Vec<bool>,
+        span: Span,
+        reply: &mut Reply<'_>,
+    ) -> Result<(), Errno> {
         let (mut index, last) = (span.offset / self.page, (span.end() - 1) / self.page);
         let mut skip = span.offset % self.page;
         while index <= last {
             let count = (last + 1 - index).min(PAGES_AT_ONCE);
-            let held = self.pool.has(&self.oid, index as u32, count as u32);
-            for run in held.map_err(|_| Errno::Io)?.chunk_by(|a, b| a == b) {
+            let asked = self
+                .pool
+                .has_pages(&self.oid, index as u32, count as u32, held);
+            asked.map_err(|_| Errno::Io)?;
+            for run in held.chunk_by(|a, b| a == b) {
                 let hole = allocation::HOLE | allocation::ZERO;
                 let flags = if run[0] { 0 } else { hole };
                 let length = run.len() as u64 * self.page - std::mem::take(&mut skip);

@@ -145,6 +145,7 @@ pub fn copy_out(
     stretch: &[usize],
 ) {
     blocks.clear();
+    blocks.reserve(stretch.len() * view.page_size as usize);
     copies.clear();
     if let Some(node) = shard.node(key, index(stretch[0]) / CLUSTER) {
         let object = shard.nodes.key(node).0;

@@ -134,11 +134,10 @@ impl Target<'_> {
         })?
     }
 
-    /// Which of `count` pages from `first` on are held.
-    pub fn has(&self, key: &ObjectKey, first: u32, count: u32) -> Result<Vec<bool>> {
+    /// Which pages from `first` on are held.
+    pub fn has(&self, key: &ObjectKey, first: u32, held: &mut [bool]) -> Result<()> {
         self.view()?;
-        let mut held = vec![false; count as usize];
-        let (first, end) = (u64::from(first), u64::from(first) + u64::from(count));
+        let (first, end) = (u64::from(first), u64::from(first) + held.len() as u64);
         let mut at = first;
         while at < end {
             let cluster = (at / u64::from(CLUSTER)) as u32;
@@ -152,7 +151,7 @@ impl Target<'_> {
             }
             at = stop;
         }
-        Ok(held)
+        Ok(())
     }
 
     /// Remove pages; the number found.

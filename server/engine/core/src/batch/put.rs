@@ -32,17 +32,16 @@ impl Ready {
 }
 
 impl Target<'_> {
-    /// Store pages; `outcomes` becomes what became of each, in their order.
+    /// Store pages; `outcomes` becomes what became of each, in their order. Nothing is taken from the heap but for buffers that
+    /// grow to the largest stretch yet.
     pub fn put(
         &self,
         key: &ObjectKey,
         pages: &impl Source,
         input: Input,
-        outcomes: &mut Vec<Outcome>,
+        outcomes: &mut [Outcome],
     ) -> Result<()> {
         self.view()?;
-        outcomes.clear();
-        outcomes.resize(pages.count(), Outcome::Stored { replaced: false });
         let index = |i: usize| pages.index(i);
         SCRATCH.with_borrow_mut(|scratch| {
             // A single stretch is encoded whole, and so verified, before any of it is stored.

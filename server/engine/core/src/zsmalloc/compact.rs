@@ -97,9 +97,10 @@ impl<'a> Zsmalloc<'a> {
         }
         let valid = |object: &u32| self.map(self.place(zspage, *object)).is_valid();
         let kept = zspage.in_use();
-        let holes: Vec<u32> = (0..kept).filter(|o| !valid(o)).collect();
-        let strays: Vec<u32> = (kept..zspage.fresh()).filter(valid).collect();
-        for (&hole, &stray) in holes.iter().zip(&strays) {
+        // Looked for as they are filled and emptied: what was passed over already does not change back.
+        let holes = (0..kept).filter(|o| !valid(o));
+        let strays = (kept..zspage.fresh()).filter(|o| valid(o));
+        for (stray, hole) in strays.zip(holes) {
             let (from, to) = (self.place(zspage, stray), self.place(zspage, hole));
             let slot = self.heap.frames.slot(from);
             self.copy_object(zspage.class, from, to, &slot);
