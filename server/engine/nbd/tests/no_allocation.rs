@@ -18,7 +18,7 @@ use tmem_nbd::{
 };
 
 const MIB: u64 = 1 << 20;
-const SIZE: u64 = 128 * MIB;
+const SIZE: u64 = 64 * MIB;
 
 thread_local! {
     /// Where this thread's allocations are counted.
@@ -109,7 +109,7 @@ fn bytes(seed: u64, length: usize) -> Vec<u8> {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        if i % 2 == 0 { state } else { 7 }
+        if i.is_multiple_of(2) { state } else { 7 }
     };
     (0..length / 8)
         .map(word)
