@@ -7,6 +7,7 @@ sockets work across.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import heapq
 import itertools
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _SET_INTERFACE = 0x400454CA
 _TUN_WITHOUT_HEADER = 0x1001
 _PACKET = 65536
+_NETWORK = 0x40000000
 _numbers = itertools.count()
 
 
@@ -61,6 +63,13 @@ class Link:
     def inside(self, namespace: str) -> list[str]:
         """What stands before a command that is to run in a namespace."""
         return ["ip", "netns", "exec", namespace]
+
+    def enter(self, namespace: str) -> None:
+        """Put this thread into a namespace for good: sockets that it makes are there, whoever uses them then."""
+        with open(f"/run/netns/{namespace}") as place:
+            if ctypes.CDLL(None, use_errno=True).setns(place.fileno(), _NETWORK):
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
 
     def close(self) -> None:
         os.close(self._woken)
