@@ -81,6 +81,9 @@ class Config:
         "have no allocation wait for writes to swap that the daemon itself serves; it takes CAP_SYS_RESOURCE",
         False,
     )
+    commit_reserves: bool = _option(
+        flag, "have the memory behind every reserve committed when it is made, and keep it", False
+    )
     huge_pages: bool = _option(flag, "ask for transparent huge pages", False)
     compact_every: int = _option(
         number(0, 10**6), "seconds between looks whether moving pages together would free memory; 0 is never", 10

@@ -11,6 +11,7 @@ from tmem_engine import Engine, NbdServer
 from tmemd import errors
 from tmemd.catalogue import is_reserved
 from tmemd.clients import UNNAMED
+from tmemd.logs import log
 from tmemd.surface import Batch, Block, BlockServer, Fetched, Scanned, Served, Settings
 from tmemd.threads import Threaded
 
@@ -137,6 +138,11 @@ class EngineStore(Threaded):
             mlock=config.mlock,
             huge_pages=config.huge_pages,
         )
+        try:
+            self._engine.commit_reserves(config.commit_reserves)
+        except errors.ExhaustedError as error:
+            # What is stored must be served whatever the machine lacks.
+            log.warning("commit_reserves: %s", error)
         self._clients, self._admins = config.clients, config.administrators
         super().__init__(config.threads, config.max_waiting, config.max_client_waiting)
 

@@ -4,7 +4,9 @@
 //! with an entry in the frame table. Addresses cost nothing, memory does: a run's frames are committed from its start,
 //! as far as they are needed, and only what is committed counts. So a run is contiguous, an object in it may span
 //! frames without being cut, and a half-filled run costs what it holds.
-//! A freed run keeps its frames while the reserve is small, and is punched out otherwise.
+//! A freed run keeps its frames while the reserve is small, and is punched out otherwise. Where promises are backed (see
+//! `arena/promise.rs`) as many are kept as are promised. A pool that wants a run of a length of which none is kept has its
+//! frames committed, and as many of other runs given back: first those where there is no room for both.
 //!
 //! ```text
 //! segment:  | run length | fresh | live | free run + 1 | next + 1 | prev + 1 |    lists of segments with runs to give
@@ -13,8 +15,11 @@
 //! ```
 //! Locking: runs under the shard lock; takes none of its own.
 
+use std::sync::atomic::{Ordering, fence};
+
 use crate::arena::{
-    Arena, Budget, ENTRY, Full, MAX_RUN, SEGMENT_FRAMES, ShardHeader, ShardMap, Table, TableId, W32,
+    Arena, Budget, ENTRY, Full, MAX_RUN, SEGMENT_FRAMES, ShardHeader, ShardMap, Table, TableId,
+    W32, is_backed, kept, owed, owed_after, promised_to, with_index,
 };
 use crate::slot::{HEADER, HEADER_WORDS, Slot, Zhandle};
 use crate::types::FRAME;
@@ -288,11 +293,15 @@ impl<'a> Frames<'a> {
     /// A free run of `frames` frames; its entry says how many are committed. It is `Reserved` until tagged.
     pub fn take_run(&self, frames: u32) -> Result<Run, Full> {
         debug_assert!((1..=MAX_RUN).contains(&frames));
-        let kept = &self.head.reserve[frames as usize];
-        if kept.get() != 0 {
+        if self.head.reserve[frames as usize].get() != 0 && self.may_take_kept(frames) {
             self.budget.allow_committed()?;
             return Ok(self.pop_reserve(frames));
         }
+        self.new_run(frames)
+    }
+
+    /// The same with no frame committed.
+    fn new_run(&self, frames: u32) -> Result<Run, Full> {
         let listed = self.head.available[frames as usize].get();
         let segment = if listed != 0 {
             listed - 1
@@ -344,7 +353,10 @@ impl<'a> Frames<'a> {
         let have = self.committed(run);
         if frames > have {
             let at = self.file_offset(run.offset() + u64::from(have) * PAGE);
-            self.budget.commit(at, u64::from(frames - have) * PAGE)?;
+            let len = u64::from(frames - have) * PAGE;
+            self.budget
+                .commit(at, len)
+                .or_else(|full| self.exchange(frames - have, at, len).ok_or(full))?;
             self.entry(run)[2].add(frames - have);
         }
         Ok(())
@@ -363,18 +375,24 @@ impl<'a> Frames<'a> {
     /// A run that nothing uses any more.
     pub fn free_run(&self, run: Run) {
         let committed = self.committed(run);
-        if committed > 0 && self.head.reserve_frames.get() + committed <= self.reserve {
-            self.set_tag(run, RunKind::Reserved, 0, 0);
-            let (entry, kept) = (self.entry(run), &self.head.reserve[run.frames as usize]);
-            entry[2].set(committed);
-            entry[3].set(kept.get());
-            kept.set(run.first + 1);
-            self.head.reserve_frames.add(committed);
+        let few = self.head.reserve_frames.get() + committed <= self.reserve;
+        if committed > 0 && (few || self.is_wanting()) {
+            self.keep(run, committed);
         } else {
             self.set_tag(run, RunKind::Free, 0, 0);
             self.decommit(run, 0);
             self.return_run(run);
         }
+    }
+
+    /// Have a free run keep its frames.
+    fn keep(&self, run: Run, committed: u32) {
+        self.set_tag(run, RunKind::Reserved, 0, 0);
+        let (entry, kept) = (self.entry(run), &self.head.reserve[run.frames as usize]);
+        entry[2].set(committed);
+        entry[3].set(kept.get());
+        kept.set(run.first + 1);
+        self.head.reserve_frames.add(committed);
     }
 
     fn pop_reserve(&self, frames: u32) -> Run {
@@ -401,18 +419,133 @@ impl<'a> Frames<'a> {
         }
     }
 
-    /// Give the whole reserve back to the system; the frames freed.
+    /// Give the reserve back to the system but for what is promised; the frames freed.
     pub fn trim_reserve(&self) -> u32 {
-        let before = self.head.reserve_frames.get();
-        for frames in 1..=MAX_RUN {
-            while self.head.reserve[frames as usize].get() != 0 {
-                let run = self.pop_reserve(frames);
-                self.set_tag(run, RunKind::Free, 0, 0);
-                self.decommit(run, 0);
-                self.return_run(run);
+        let pool = self.budget.pool();
+        let own = pool.is_some_and(|pool| promised_to(self.arena, pool) > 0);
+        let owed = owed(self.arena);
+        // Beside what is owed, room for its index is kept, for the pools that it is promised to.
+        self.give_back(u32::MAX, if own { owed } else { with_index(owed) })
+    }
+
+    /// Give back at most so many kept frames as long as `floor` bytes are kept in all; the frames freed.
+    fn give_back(&self, most: u32, floor: u64) -> u32 {
+        let mut given = 0;
+        for frames in (1..=MAX_RUN).rev() {
+            let list = &self.head.reserve[frames as usize];
+            while list.get() != 0 && given < most {
+                let run = self.run_of(list.get() - 1);
+                let committed = self.committed(run);
+                let some = committed.min(most - given);
+                if !self.discount(some, floor) {
+                    return given;
+                }
+                if some == committed {
+                    list.set(self.entry(run)[3].get());
+                    self.set_tag(run, RunKind::Free, 0, 0);
+                    self.decommit(run, 0);
+                    self.return_run(run);
+                } else {
+                    self.decommit(run, committed - some);
+                }
+                given += some;
             }
         }
-        before
+        given
+    }
+
+    /// Take frames from the count of those kept, if no fewer than `floor` bytes remain.
+    fn discount(&self, frames: u32, floor: u64) -> bool {
+        self.head.reserve_frames.sub(frames);
+        fence(Ordering::SeqCst);
+        if floor == 0 || kept(self.arena) >= floor {
+            return true;
+        }
+        self.head.reserve_frames.add(frames);
+        false
+    }
+
+    // --- promises that are backed ---
+
+    /// Whether more frames should be kept than are.
+    fn is_wanting(&self) -> bool {
+        is_backed(self.arena) && kept(self.arena) < with_index(owed(self.arena))
+    }
+
+    /// Whether the last frame that is free to go has gone: whoever gives up `frames` of a pool must keep them.
+    pub fn is_short(&self, frames: u32) -> bool {
+        is_backed(self.arena)
+            && kept(self.arena) < owed(self.arena).saturating_add(u64::from(frames) * PAGE)
+    }
+
+    /// Whether the budget's pool may have a kept run: it, or what is left after it is promised.
+    fn may_take_kept(&self, frames: u32) -> bool {
+        if !is_backed(self.arena) {
+            return true;
+        }
+        let taken = u64::from(frames) * PAGE;
+        let pool = self.budget.pool();
+        let own = pool.is_some_and(|pool| promised_to(self.arena, pool) > 0);
+        let left = owed_after(self.arena, pool, taken);
+        let left = if own { left } else { with_index(left) };
+        kept(self.arena) >= left.saturating_add(taken)
+    }
+
+    /// Commit frames in the place of kept ones that the budget's pool was promised.
+    fn exchange(&self, frames: u32, at: u64, len: u64) -> Option<()> {
+        let enough = self.head.reserve_frames.get() >= frames && self.lend(frames) == frames;
+        enough.then(|| self.budget.commit(at, len).ok()).flatten()
+    }
+
+    /// Give back kept frames that the budget's pool was promised, for it to commit as many elsewhere; how many.
+    pub fn lend(&self, frames: u32) -> u32 {
+        let pool = self.budget.pool();
+        if !is_backed(self.arena) || pool.is_none_or(|pool| promised_to(self.arena, pool) == 0) {
+            return 0;
+        }
+        self.give_back(
+            frames,
+            owed_after(self.arena, pool, u64::from(frames) * PAGE),
+        )
+    }
+
+    /// As many frames were committed anew as need be kept no more.
+    pub fn balance(&self, frames: u32) {
+        if is_backed(self.arena) {
+            self.give_back(frames, with_index(owed(self.arena)));
+        }
+    }
+
+    /// Commit free frames while more are promised than kept, at most so many runs; whether there is more to do. The budget
+    /// knows no limit: what is promised is counted already.
+    pub fn stock(&self, runs: u32) -> Result<bool, Full> {
+        for _ in 0..runs {
+            if !self.is_wanting() {
+                return Ok(false);
+            }
+            let run = self.new_run(MAX_RUN)?;
+            self.commit(run, MAX_RUN)
+                .inspect_err(|_| self.free_run(run))?;
+            self.keep(run, MAX_RUN);
+        }
+        Ok(true)
+    }
+
+    /// Have all committed frames of a segment mapped, and so locked where this process locks its memory.
+    pub fn map_segment(&self, segment: u32) -> Result<(), Full> {
+        if self.run_length(segment) == 0 {
+            return Ok(());
+        }
+        for number in 0..self.fresh(segment) {
+            let run = self.run(segment, number);
+            let (at, committed) = (self.file_offset(run.offset()), self.committed(run));
+            if committed > 0 {
+                self.arena
+                    .map()
+                    .populate_again(at, u64::from(committed) * PAGE)?;
+            }
+        }
+        Ok(())
     }
 
     // --- rebuilding ---
@@ -449,6 +582,18 @@ impl<'a> Frames<'a> {
         let entry = self.entry(run);
         entry[2].set(entry[2].get() & !0xff | committed);
         self.segment(run.segment())[2].add(1);
+    }
+
+    /// Rebuilding: keep a run that was kept, where frames are wanted; whether it is.
+    pub fn adopt_kept(&self, run: Run) -> bool {
+        let (word, committed) = (self.entry(run)[0].get(), self.committed(run));
+        let was_kept = word >> 28 == RunKind::Reserved as u32;
+        if !was_kept || !(1..=run.frames).contains(&committed) || !self.is_wanting() {
+            return false;
+        }
+        self.adopt(run, committed);
+        self.keep(run, committed);
+        true
     }
 
     /// Rebuilding: nothing uses the run.

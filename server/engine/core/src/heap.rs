@@ -124,7 +124,9 @@ impl<'a> Heap<'a> {
     fn commit_promised(&self, run: Run, frames: u32, more: u32) -> Result<(), Full> {
         self.frames.commit(run, frames)?;
         self.charge(more)
-            .inspect_err(|_| self.frames.decommit(run, frames - more))
+            .inspect_err(|_| self.frames.decommit(run, frames - more))?;
+        self.frames.balance(more);
+        Ok(())
     }
 
     /// Give back a run's frames beyond the first `frames`.

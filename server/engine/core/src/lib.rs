@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod arena;
+mod backing;
 mod batch;
 mod check;
 mod codec;
@@ -15,6 +16,7 @@ mod evict;
 mod frames;
 mod heap;
 mod index;
+mod machine;
 mod pool;
 mod pools;
 mod put;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::arena::{Arena, Counter, SEGMENT_FRAMES};
+use crate::backing;
 use crate::batch::{Fetched, Input, Neighbours, ScanCursor, ScannedCluster, Target, payload_limit};
 use crate::error::{Error, Result};
 use crate::pools::{self, PoolId};
@@ -360,6 +361,9 @@ impl Pool {
         }
         self.arena
             .with_admin(|| pools::end_destroy(&self.arena, self.id))?;
+        if self.arena.superblock().backed.get() != 0 {
+            backing::trim(&self.arena)?;
+        }
         Ok(dropped)
     }
 

@@ -3,7 +3,7 @@
 //! A refused put leaves no older page, unless it only amends one: it is flushed, and its place tried once more, before the put is refused for want of
 //! room. Room is made in bounded rounds; what this shard cannot find is asked of the others, with the lock released.
 
-use crate::arena::{Counter, Full, promised, promised_to};
+use crate::arena::{Counter, Full, promised_beyond, promised_to};
 use crate::codec::Form;
 use crate::evict::TRIES;
 use crate::heap::{Allocator, Heap};
@@ -67,7 +67,7 @@ impl<'a> Shard<'a> {
             .arena
             .used()
             .saturating_sub(pools::ephemeral_frames(self.arena) * FRAME as u64)
-            .saturating_add(promised(self.arena, Some(pool)));
+            .saturating_add(promised_beyond(self.arena, Some(pool)));
         let full = held >= accept && sb.accept_threshold.get() < 100;
         if !full {
             sb.full.set(0);

@@ -17,6 +17,9 @@ use crate::types::{CLUSTER, FRAME, MAX_POOLS};
 use crate::zbud::Zbud;
 use crate::zsmalloc::{CLASSES, Zsmalloc};
 
+/// Most runs committed again to be kept, after a crash.
+const RUNS_MISSED: u32 = 64;
+
 /// Rebuild a shard, its lock held. `deep`: its bytes are in doubt too, so every persistent
 /// page is decoded and verified, and ephemeral ones are forgotten.
 pub fn rebuild(arena: &Arena, id: u32, deep: bool) -> Result<()> {
@@ -62,6 +65,8 @@ impl<'a> Rebuild<'_, 'a> {
         shard.objects.trim();
         shard.nodes.trim();
         self.recount();
+        // What was on its way when the crash came may be missing; the machine may not have it now, and is asked again later.
+        let _ = shard.frames.stock(RUNS_MISSED);
         shard.head.recoveries.add(1);
         Ok(())
     }
@@ -222,7 +227,10 @@ impl<'a> Rebuild<'_, 'a> {
             _ => self.adopt_raw(run),
         };
         let Some((kind, heap)) = self.owner(run).filter(|&(kind, heap)| adopt(kind, heap)) else {
-            self.shard.frames.discard(run);
+            // After a loss of power frames may be no frames any more.
+            if self.deep || !self.shard.frames.adopt_kept(run) {
+                self.shard.frames.discard(run);
+            }
             return None;
         };
         for (_, slot, _) in self.slots(kind, run, &heap) {

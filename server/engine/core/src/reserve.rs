@@ -4,7 +4,11 @@
 //! are evicted at once, so that the pool finds its memory free. A reserve that was set is a word of the pool's record: it
 //! holds from then on, whoever dies.
 
-use crate::arena::{HEAP_FRAMES, heap_head, pool_frames, promised, promised_to, with_index};
+use crate::arena::{
+    HEAP_FRAMES, heap_head, is_backed, kept, pool_frames, promised, promised_beyond, promised_to,
+    with_index,
+};
+use crate::backing;
 use crate::batch::shrink;
 use crate::error::{Error, Result};
 use crate::heap::Heap;
@@ -29,11 +33,19 @@ impl Pool {
     pub fn set_reserve(&self, bytes: u64) -> Result<()> {
         self.check_reserve(bytes)?;
         let before = self.arena.with_admin(|| self.promise(bytes))??;
-        let kept = self.clear_room(bytes).and_then(|()| self.make_heaps(bytes));
-        kept.inspect_err(|_| {
+        let kept = self
+            .clear_room(bytes)
+            .and_then(|()| self.make_heaps(bytes))
+            .and_then(|()| backing::stock(&self.arena));
+        if kept.is_err() {
             let undone = self.arena.with_admin(|| self.publish(before));
             debug_assert!(undone.is_ok_and(|undone| undone.is_ok()));
-        })
+        }
+        let less = kept.is_err() || bytes < before;
+        if less && self.arena.superblock().backed.get() != 0 {
+            backing::trim(&self.arena)?;
+        }
+        kept
     }
 
     fn check_reserve(&self, bytes: u64) -> Result<()> {
@@ -78,9 +90,10 @@ impl Pool {
         let arena = &self.arena;
         let unused = bytes.saturating_sub(pool_frames(arena, self.slot()) * PAGE);
         let needed = with_index(unused).saturating_add(self.heaps_to_make());
+        let kept = if is_backed(arena) { kept(arena) } else { 0 };
         let held = arena
             .used()
-            .saturating_sub(pools::ephemeral_frames(arena) * PAGE);
+            .saturating_sub(pools::ephemeral_frames(arena) * PAGE + kept);
         let others = promised(arena, Some(self.slot()));
         let memory = arena.superblock().memory.get();
         let free = memory.saturating_sub(held.saturating_add(others));
@@ -115,7 +128,7 @@ impl Pool {
     }
 
     fn fits(&self) -> bool {
-        let promised = promised(&self.arena, None);
+        let promised = promised_beyond(&self.arena, None);
         let sum = (self.arena.used() + self.heaps_to_make()).saturating_add(promised);
         promised_to(&self.arena, self.slot()) == 0 || sum <= self.arena.superblock().memory.get()
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::arena::{Arena, Attach, Counter, Geometry};
+use crate::backing;
 use crate::batch::shrink;
 use crate::check;
 use crate::error::{Error, Result};
@@ -306,12 +307,31 @@ impl Store {
         })?
     }
 
+    /// Have the memory behind all reserves, now and from now on, committed ahead: frames that pools with a reserve do not use
+    /// are kept for them. An error where the machine does not have it: what could be had is kept. Whoever locks its memory
+    /// has it locked. `false` ends it.
+    pub fn commit_reserves(&self, on: bool) -> Result<()> {
+        let backed = &self.arena.superblock().backed;
+        let was = backed.get() != 0;
+        backed.publish(on.into());
+        if !on {
+            return if was {
+                backing::trim(&self.arena)
+            } else {
+                Ok(())
+            };
+        }
+        backing::stock(&self.arena)?;
+        backing::map_all(&self.arena)
+    }
+
     /// Violations of what must always hold; empty when the arena is sound.
     pub fn check(&self) -> Result<Vec<String>> {
         let mut faults = Vec::new();
         for id in 0..self.arena.shards() {
             faults.append(&mut with_shard(&self.arena, id, check::check)?);
         }
+        faults.extend(backing::check(&self.arena));
         Ok(faults)
     }
 }

@@ -129,6 +129,10 @@ impl Engine {
         self.run(py, |store| store.resize(memory))
     }
 
+    fn commit_reserves(&self, py: Python<'_>, on: bool) -> PyResult<()> {
+        self.run(py, |store| store.commit_reserves(on))
+    }
+
     fn check(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         self.run(py, |store| store.check())
     }

@@ -132,6 +132,12 @@ class Engine:
         """Compact every pool: `moved_pages` and `freed_bytes`."""
     def relinquish(self, size: int) -> int:
         """Evict ephemeral pages until `size` bytes are given back; returns how many were."""
+    def commit_reserves(self, on: bool) -> None:
+        """Have the memory behind all reserves committed ahead, now and from now on, or no longer.
+
+        Raises:
+            ExhaustedError: The machine does not have it; what could be had is kept.
+        """
     def resize(self, memory: int) -> None:
         """Raise the most bytes the arena may use."""
     def check(self) -> list[str]:

@@ -61,6 +61,11 @@ impl<'a> Budget<'a> {
         }
     }
 
+    /// The pool for which it is.
+    pub fn pool(&self) -> Option<u32> {
+        self.pool
+    }
+
     /// Commit `len` bytes of the file at `offset`, or change nothing.
     pub fn commit(&self, offset: u64, len: u64) -> Result<(), Full> {
         let count = &self.arena.shard(self.shard).committed;

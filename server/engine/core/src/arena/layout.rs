@@ -77,6 +77,8 @@ pub struct Superblock {
     pub seed: W64,
     /// At least the sum of all pools' reserves, in bytes; 0 where no pool has one.
     pub reserves: W64,
+    /// 1: what is promised is committed ahead.
+    pub backed: W64,
     /// Guards the pool table and `memory`.
     pub admin: LockWord,
 }
@@ -194,6 +196,7 @@ const _: () = {
     assert!(size_of::<Superblock>() == 192);
     assert!(offset_of!(Superblock, memory) == 40);
     assert!(offset_of!(Superblock, reserves) == 112);
+    assert!(offset_of!(Superblock, backed) == 120);
     assert!(offset_of!(Superblock, admin) == 128);
     assert!(size_of::<PoolRecord>() == 256);
     assert!(offset_of!(PoolRecord, reserve) == 72);

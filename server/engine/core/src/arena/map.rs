@@ -179,6 +179,19 @@ impl Map {
         }
     }
 
+    /// Have the kernel map frames that are committed already. They stay whatever comes of it.
+    pub fn populate_again(&self, offset: u64, len: u64) -> Result<(), NoSpace> {
+        let at = self.at(offset, len as usize);
+        // SAFETY: the range is inside the mapping; populating changes no contents.
+        let done = unsafe { libc::madvise(at.cast(), len as usize, MADV_POPULATE_WRITE) } == 0;
+        let unknown = || io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL); // before 5.14
+        if done || unknown() {
+            Ok(())
+        } else {
+            Err(NoSpace)
+        }
+    }
+
     fn reserve(&self, offset: u64, len: u64) -> Result<(), NoSpace> {
         // SAFETY: a plain system call on a descriptor this value owns.
         let done = unsafe { libc::fallocate(self.file.as_raw_fd(), 0, offset as i64, len as i64) };

@@ -20,5 +20,8 @@ pub use cell::{W32, W64};
 pub use file::{Arena, Attach};
 pub use layout::*;
 pub use lock::{Acquired, Level};
-pub use promise::{heap_at, heap_head, pool_frames, promised, promised_to, with_index};
+pub use promise::{
+    heap_at, heap_head, is_backed, kept, owed, owed_after, pool_frames, promised, promised_beyond,
+    promised_to, with_index,
+};
 pub use table::Table;

@@ -4,6 +4,10 @@
 //! its pages it counts as used for everybody but the pool itself. The promise shrinks as the pool's frames grow, so there
 //! is no counter of its own that a crash could leave wrong.
 //!
+//! Where promises are *backed*, free frames are kept committed for them, in whatever shard: frames kept and frames of the
+//! pools with a reserve, up to that, are never together less than the reserves. Frames that are kept are taken from the
+//! count first and given up then, so that two who give up at once both see what the other did.
+//!
 //! Order, so that no frame on its way is free for a moment: a pool with a reserve commits a frame before it counts it,
 //! and counts it off before it gives it back. Whoever asks sums what is used, then the promises, then what is used
 //! once more, and believes the larger of the two.
@@ -40,14 +44,48 @@ pub fn with_index(reserve: u64) -> u64 {
     reserve.saturating_add(reserve / INDEX_PART)
 }
 
-/// What of a pool's reserve is not used, with its index.
-pub fn promised_to(arena: &Arena, pool: u32) -> u64 {
+/// What of a pool's reserve is not used.
+fn unused(arena: &Arena, pool: u32) -> u64 {
     let record = arena.pool(pool);
     let reserve = record.reserve.get_ordered();
     if reserve == 0 || record.uid.get() == 0 || record.state.get() != POOL_LIVE {
         return 0;
     }
-    with_index(reserve.saturating_sub(pool_frames(arena, pool) * PAGE))
+    reserve.saturating_sub(pool_frames(arena, pool) * PAGE)
+}
+
+/// What of a pool's reserve is not used, with its index.
+pub fn promised_to(arena: &Arena, pool: u32) -> u64 {
+    with_index(unused(arena, pool))
+}
+
+/// Whether what is promised is committed ahead.
+pub fn is_backed(arena: &Arena) -> bool {
+    let sb = arena.superblock();
+    sb.backed.get() != 0 && sb.reserves.get_ordered() != 0
+}
+
+/// Bytes of free frames that must be committed: what of all reserves is not used. 0 where promises are not backed.
+pub fn owed(arena: &Arena) -> u64 {
+    owed_after(arena, None, 0)
+}
+
+/// The same once `pool` uses `more` bytes more.
+pub fn owed_after(arena: &Arena, pool: Option<u32>, more: u64) -> u64 {
+    if !is_backed(arena) {
+        return 0;
+    }
+    let of = |slot| {
+        let its = if pool == Some(slot) { more } else { 0 };
+        unused(arena, slot).saturating_sub(its)
+    };
+    (0..arena.pool_slots()).map(of).sum()
+}
+
+/// Bytes of free frames that are committed.
+pub fn kept(arena: &Arena) -> u64 {
+    let frames = |shard| u64::from(arena.shard(shard).reserve_frames.get());
+    (0..arena.shards()).map(frames).sum::<u64>() * PAGE
 }
 
 /// What is promised to all pools but one.
@@ -57,6 +95,16 @@ pub fn promised(arena: &Arena, except: Option<u32>) -> u64 {
     }
     let others = (0..arena.pool_slots()).filter(|&pool| Some(pool) != except);
     others.map(|pool| promised_to(arena, pool)).sum()
+}
+
+/// What is promised to all pools but one beyond what counts as used already, being kept for them.
+pub fn promised_beyond(arena: &Arena, except: Option<u32>) -> u64 {
+    let promised = promised(arena, except);
+    if promised == 0 || !is_backed(arena) {
+        return promised;
+    }
+    let own = except.map_or(0, |pool| promised_to(arena, pool));
+    promised.saturating_sub(kept(arena).saturating_sub(own))
 }
 
 /// Whether more is used, or promised to others than `pool`, than there may be.
@@ -70,6 +118,6 @@ pub fn is_over(arena: &Arena, pool: Option<u32>) -> bool {
     if used.saturating_add(with_index(most)) <= memory {
         return false;
     }
-    let promised = promised(arena, pool);
+    let promised = promised_beyond(arena, pool);
     used.max(arena.used()).saturating_add(promised) > memory
 }

@@ -1,7 +1,7 @@
 //! Put of a batch: a stretch is compressed, then its shard's lock is taken once and its pages are stored.
 
 use super::pages::Source;
-use super::relief::relieve;
+use super::relief::{relieve, settle};
 use super::{Input, SCRATCH, STRETCH, Scratch, Target, stretches};
 use crate::arena::Full;
 use crate::codec::{Compressor, Encoded, Form, checksum, same_filled};
@@ -173,6 +173,7 @@ impl Target<'_> {
     ) -> Result<()> {
         let mut todo = &scratch.encoded[..];
         let home = key.shard(self.arena, todo[0].index / CLUSTER);
+        let mut relieved = false;
         for last in [false, false, true] {
             let mut full = Full::Memory;
             let done = self.with(home, |shard, view| {
@@ -188,14 +189,13 @@ impl Target<'_> {
                 break;
             }
             let bytes = todo.iter().map(|ready| u64::from(ready.encoded.len)).sum();
-            relieve(
-                self.arena,
-                home,
-                bytes,
-                (full == Full::Quota).then_some(self.id.slot),
-            )?;
+            relieve(self.arena, home, bytes, self.id.slot, full == Full::Quota)?;
+            relieved = true;
         }
         debug_assert!(todo.is_empty());
+        if relieved {
+            self.with(home, |shard, _| settle(shard))?;
+        }
         Ok(())
     }
 }

@@ -1,21 +1,22 @@
 //! Relief: room made in shards other than the one that needs it, one lock at a time.
 
-use crate::arena::{Arena, pool_frames};
+use crate::arena::{Arena, Budget, is_backed, pool_frames, promised_to};
 use crate::error::Result;
 use crate::evict::TRIES;
+use crate::frames::Frames;
 use crate::pools;
-use crate::shard::{Shard, with_shard};
+use crate::shard::{Shard, with_shard, with_shard_for};
 use crate::types::{Cause, FRAME};
 
 /// Have shards other than `home` give up their reserve, and ephemeral pages, until `bytes` are free. For a pool that is
-/// at its quota it is that pool's own pages that go.
-pub fn relieve(arena: &Arena, home: u32, bytes: u64, over_quota: Option<u32>) -> Result<()> {
+/// at its quota it is that pool's own pages that go. What shards keep for the pool is the last they give up.
+pub fn relieve(arena: &Arena, home: u32, bytes: u64, pool: u32, over_quota: bool) -> Result<()> {
     if !has_spare(arena) {
         return Ok(());
     }
     let used = || match over_quota {
-        Some(pool) => pool_frames(arena, pool) * FRAME as u64,
-        None => arena.used(),
+        true => pool_frames(arena, pool) * FRAME as u64,
+        false => arena.used(),
     };
     let target = used().saturating_sub(bytes + 16 * FRAME as u64);
     for step in 1..arena.shards() {
@@ -26,14 +27,40 @@ pub fn relieve(arena: &Arena, home: u32, bytes: u64, over_quota: Option<u32>) ->
             arena,
             (home + step) % arena.shards(),
             |shard| match over_quota {
-                None => shrink(shard, target, Cause::Memory),
-                Some(pool) => shard
+                false => shrink(shard, target, Cause::Memory),
+                true => shard
                     .heap(pool)
                     .is_some_and(|heap| shard.evict(&heap, Cause::Quota, true)),
             },
         )?;
     }
+    if !over_quota && is_backed(arena) && promised_to(arena, pool) > 0 {
+        borrow(arena, home, pool, target)?;
+    }
     Ok(())
+}
+
+/// Have other shards give up frames that are kept for the pool, which is about to commit as many.
+fn borrow(arena: &Arena, home: u32, pool: u32, target: u64) -> Result<()> {
+    for step in 1..arena.shards() {
+        let more = arena.used().saturating_sub(target) / FRAME as u64;
+        if more == 0 {
+            break;
+        }
+        with_shard_for(arena, (home + step) % arena.shards(), pool, |shard| {
+            shard.frames.lend(more as u32)
+        })?;
+    }
+    Ok(())
+}
+
+/// After relief: have what was given up for the pool, and not used, kept again.
+pub fn settle(shard: &Shard<'_>) {
+    if is_backed(shard.arena) {
+        let budget = Budget::new(shard.arena, shard.id).unlimited();
+        // The machine may not have it now; what becomes free is kept.
+        let _ = Frames::new(shard.arena, shard.id, budget).stock(2);
+    }
 }
 
 /// Whether any shard has frames that could be given up, without taking a lock.

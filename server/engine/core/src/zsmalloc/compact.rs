@@ -92,7 +92,7 @@ impl<'a> Zsmalloc<'a> {
     fn pack(&self, zspage: &Zspage<'a>, owner: &dyn Owner) -> bool {
         let needed = (zspage.in_use() * zspage.class.size).div_ceil(FRAME as u32);
         let committed = self.heap.frames.committed(zspage.run);
-        if needed >= committed {
+        if needed >= committed || self.heap.frames.is_short(committed - needed) {
             return false;
         }
         let valid = |object: &u32| self.map(self.place(zspage, *object)).is_valid();

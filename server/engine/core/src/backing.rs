@@ -1,0 +1,97 @@
+//! Backing: the memory behind reserves, committed ahead.
+//!
+//! A reserve alone is a promise of the arena's limit: the machine may have given its memory away when the pool wants it. A
+//! backed one holds the memory. What must hold: bytes of free frames that are kept, and of reserves what is used, are
+//! together no less than the reserves. Frames are kept where they become free; what is missing is committed in runs of the
+//! greatest length, by all shards in turn.
+//! Locking: takes one shard's lock at a time, for a bounded piece of work.
+
+use crate::arena::{Arena, Budget, MAX_RUN, is_backed, kept, owed, with_index};
+use crate::error::{Error, Result};
+use crate::frames::Frames;
+use crate::machine;
+use crate::shard::with_shard;
+use crate::types::FRAME;
+
+/// Most runs committed under one lock: 4 MiB.
+const RUNS_AT_ONCE: u64 = 64;
+/// Looks at the counts of shards in use until what is missing is believed to be missing.
+const LOOKS: u32 = 1000;
+
+fn missing(arena: &Arena) -> u64 {
+    with_index(owed(arena)).saturating_sub(kept(arena))
+}
+
+/// Commit what is promised; or say what the machine lacks.
+pub fn stock(arena: &Arena) -> Result<()> {
+    let wanted = missing(arena);
+    if wanted == 0 {
+        return Ok(());
+    }
+    if let Some(free) = machine::available().filter(|&free| free < wanted) {
+        return Err(lacking(wanted, &format!("the machine has {free} free")));
+    }
+    let mut more = true;
+    while more {
+        more = false;
+        // All shards have the same share, as they will be used.
+        let runs = missing(arena) / (u64::from(MAX_RUN) * FRAME as u64);
+        let share = (runs / u64::from(arena.shards())).clamp(1, RUNS_AT_ONCE) as u32;
+        for id in 0..arena.shards() {
+            let stocked = with_shard(arena, id, |shard| {
+                let budget = Budget::new(arena, shard.id).unlimited();
+                Frames::new(arena, shard.id, budget).stock(share)
+            })?;
+            let failed = |_| lacking(missing(arena), "the system gives no more");
+            more |= stocked.map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn lacking(wanted: u64, why: &str) -> Error {
+    Error::Exhausted(format!(
+        "the memory behind the reserves cannot be committed: {wanted} bytes more are needed, and {why}"
+    ))
+}
+
+/// Give back what is kept and promised no more.
+pub fn trim(arena: &Arena) -> Result<()> {
+    let trim = |id| with_shard(arena, id, |shard| shard.frames.trim_reserve()).map(drop);
+    (0..arena.shards()).try_for_each(trim)
+}
+
+/// Have every frame that is committed mapped by this process.
+pub fn map_all(arena: &Arena) -> Result<()> {
+    for id in 0..arena.shards() {
+        let (mut segment, mut more) = (0, is_backed(arena));
+        while more {
+            let mapped = with_shard(arena, id, |shard| {
+                more = segment < shard.frames.segment_count();
+                if more {
+                    shard.frames.map_segment(segment)
+                } else {
+                    Ok(())
+                }
+            })?;
+            mapped.map_err(|_| lacking(0, "what is committed cannot be mapped"))?;
+            segment += 1;
+        }
+    }
+    Ok(())
+}
+
+/// What must hold, where it does not. Others may be at work: a frame is then on its way for a moment.
+pub fn check(arena: &Arena) -> Option<String> {
+    let short = || {
+        std::thread::yield_now();
+        kept(arena) < owed(arena)
+    };
+    (0..LOOKS).all(|_| short()).then(|| {
+        format!(
+            "{} bytes of free frames are committed, and {} are promised",
+            kept(arena),
+            owed(arena)
+        )
+    })
+}
