@@ -99,7 +99,7 @@ DAEMON_LAYERS = {
     "calls": {"methods", "identity", "inject", "counts", "errors"},
     "identity": {"clients", "config", "values", "errors"},
     "tls": {"surface", "config", "errors"},
-    "store": {"catalogue", "clients", "surface", "threads", "config", "errors"},
+    "store": {"catalogue", "clients", "surface", "threads", "config", "errors", "logs"},
     "null": {"surface", "threads", "config", "errors"},
     "surface": set(),
     "shared_arena": {"sole", "logs"},
