@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use support::{disk, serve};
 use tmem_nbd::protocol::{allocation, command, flag};
 
-/// No multiple of a page, and more than a cluster.
-const SIZE: u64 = (300 << 10) + 1234;
+/// No multiple of a page, more than a cluster, and more than the server asks an export for at once.
+const SIZE: u64 = (700 << 10) + 1234;
 
 #[derive(Clone, Debug)]
 enum Step {
