@@ -2,8 +2,9 @@
 
 The child's side is `python -m tests.bench.rpc.soak ADDRESS SEED`: told a number of calls it makes that many, a mix of
 everything over Exchange streams with many commands under way, some as unary calls, and with new connections and
-sessions now and then. Its pages are of one set, so that what the store holds stays about the same. Commands are encoded
-once for each connection: the client would otherwise cost as much as the daemon, and the soak take twice as long.
+sessions now and then. Its pages are of one set, and all of them have been put and replaced some times before the first
+call counts, so that what the store holds stays about the same. Commands are encoded once for each connection: the
+client would otherwise cost as much as the daemon, and the soak take twice as long.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from grpc import aio
 
+import tmem
 from tests.bench.child import Child, obey
 from tests.bench.figures import Figure
 from tests.bench.kills import stamped
@@ -33,7 +35,10 @@ _EARLY = 100_000
 _STEP = 20_000
 _SAY = 100_000
 _CLIENTS = 2
+_POOL = "soak"
 _PAGES = 4096
+_FILLS = 16
+_BATCH = 16
 _UNDER_WAY = 256
 _PER_STREAM = 2000
 _UNARY = 40
@@ -45,6 +50,8 @@ def measure(setting: Setting) -> Iterator[Figure]:
     """After all calls against after the first hundred thousand."""
     early = min(_EARLY, setting.calls // 2)
     with Tmemd(memory="256MiB") as daemon, contextlib.ExitStack() as stack:
+        for seed in range(_CLIENTS):
+            _Work(seed).fill(daemon.address)
         clients = [stack.enter_context(Child("tests.bench.rpc.soak", daemon.address, seed)) for seed in range(_CLIENTS)]
         begun, made = time.monotonic(), _make(daemon, clients, 0, early, time.monotonic())
         before = daemon.resident_bytes()
@@ -80,6 +87,16 @@ class _Work:
         self._oid = seed.to_bytes(24, "big")
         self._pages = [stamped(index, seed) for index in range(256)]
 
+    def fill(self, address: str) -> None:
+        """Put pages at random until what is held, and the room left by what was replaced, no longer grow."""
+        with tmem.connect(address) as store:
+            pool = store.pool(_POOL)
+            for _ in range(_FILLS * _PAGES // _BATCH):
+                pool.put(self._oid, {index: self._page() for index in self._rng.sample(range(_PAGES), _BATCH)})
+
+    def _page(self) -> bytes:
+        return self._pages[self._rng.randrange(len(self._pages))]
+
     def encoded(self, session: pb.Session) -> list[bytes]:
         """Commands of a session without their numbers."""
         return [self.command(session).SerializeToString() for _ in range(_ENCODED)]
@@ -91,8 +108,7 @@ class _Work:
         if choice < 0.45:
             return pb.Command(get=pb.GetRequest(session=session, oid=oid, indices=[index]))
         if choice < 0.90:
-            page = self._pages[rng.randrange(256)]
-            return pb.Command(put=pb.PutRequest(session=session, oid=oid, indices=[index], pages=page))
+            return pb.Command(put=pb.PutRequest(session=session, oid=oid, indices=[index], pages=self._page()))
         if choice < 0.95:
             return pb.Command(has=pb.HasRequest(session=session, oid=oid, first=index, count=64))
         return pb.Command(flush=pb.FlushRequest(session=session, oid=oid, indices=[index]))
@@ -105,7 +121,7 @@ async def _calls(address: str, work: _Work, wanted: int) -> int:
         async with aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             stub = TmemStub(channel)
             settings = pb.PoolSettings(kind="persistent")
-            opened = await stub.OpenPool(pb.OpenPoolRequest(name="soak", settings=settings))
+            opened = await stub.OpenPool(pb.OpenPoolRequest(name=_POOL, settings=settings))
             made += 1
             encoded = work.encoded(opened.session)
             for _ in range(5):
