@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 def eventually(true: Callable[[], object], patience: float = PATIENCE) -> None:

@@ -4,7 +4,7 @@ import random
 from functools import lru_cache
 
 PAGE = 4096
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds that what must come is waited for. They end only a test that fails, so a slow machine may need them."""
 _WORDS = b"page object handle pool frame arena zpage slot shard cluster oid index codec".split()
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 UNAVAILABLE = 14
+SHORT = 2
+"""Seconds that a client waits where its command is to be late."""
+LATE = 5.0
+"""Seconds after which such a command is carried out."""
 
 
 @pytest.fixture
@@ -49,12 +53,12 @@ def streams() -> int:
 
 
 def test_a_put_whose_answer_is_late_never_lands_after_the_next(server: Daemon, inject: Callable[..., None]) -> None:
-    with tmem.connect(server.address, timeout=1) as store:
+    with tmem.connect(server.address, timeout=SHORT) as store:
         pool = store.pool("swap")
         pool.put(1, {7: page(1)})
-        inject(method="Exchange.put", delay_ms=3000)
+        inject(method="Exchange.put", delay_ms=int(LATE * 1000))
         start = time.monotonic()
-        with pytest.raises(tmem.UnavailableError, match=r"no answer within 1 s"):
+        with pytest.raises(tmem.UnavailableError, match=f"no answer within {SHORT} s"):
             pool.put(1, {7: page(2)})
         inject()
         deadline, failed = time.monotonic() + PATIENCE, 1
@@ -66,7 +70,7 @@ def test_a_put_whose_answer_is_late_never_lands_after_the_next(server: Daemon, i
                 assert time.monotonic() < deadline
                 failed += 1
         assert 1 <= store.client_stats().new_epochs <= failed
-        while time.monotonic() < start + 3.5:
+        while time.monotonic() < start + LATE + 0.5:
             assert pool.get(1, [7]) == {7: page(3)}
 
 
@@ -125,16 +129,16 @@ def test_a_stream_that_nobody_uses_ends_and_another_is_opened(server: Daemon) ->
 
 def test_the_reply_to_a_tasks_late_command_is_dropped(server: Daemon, inject: Callable[..., None]) -> None:
     async def story() -> None:
-        async with tmem.aio.connect(server.address, timeout=1) as store:
+        async with tmem.aio.connect(server.address, timeout=SHORT) as store:
             pool = await store.pool("swap")
             await pool.put(1, {7: page(1)})
-            inject(method="Exchange.put", delay_ms=3000)
+            inject(method="Exchange.put", delay_ms=int(LATE * 1000))
             start = time.monotonic()
             with pytest.raises(tmem.UnavailableError, match="no answer"):
                 await pool.put(1, {7: page(2)})
             inject()
             failed = 1
-            while time.monotonic() < start + 3.5:
+            while time.monotonic() < start + LATE + 0.5:
                 try:
                     assert await pool.get(1, [7]) == {7: page(1)}
                 except tmem.UnavailableError:
@@ -148,7 +152,7 @@ def test_the_reply_to_a_tasks_late_command_is_dropped(server: Daemon, inject: Ca
 def test_tasks_go_on_after_their_stream_broke(tmp_path: Path) -> None:
     async def story() -> None:
         with daemon("--memory", "32MiB", "--arena", str(tmp_path / "arena")) as running:
-            async with tmem.aio.connect(running.address) as store:
+            async with tmem.aio.connect(running.address, timeout=PATIENCE) as store:
                 pool = await store.pool("swap")
                 tasks = [asyncio.create_task(pool.put(oid, {7: page(oid)})) for oid in range(200)]
                 while not any(task.done() for task in tasks):
@@ -165,7 +169,7 @@ def test_tasks_go_on_after_their_stream_broke(tmp_path: Path) -> None:
 def test_a_daemon_that_stops_does_not_wait_for_clients_that_go_on(tmp_path: Path) -> None:
     with (
         daemon("--memory", "32MiB", "--arena", str(tmp_path / "arena"), "--drain", "60") as running,
-        tmem.connect(running.address) as store,
+        tmem.connect(running.address, timeout=PATIENCE) as store,
     ):
         pool, ending = store.pool("swap"), threading.Event()
 

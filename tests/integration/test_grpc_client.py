@@ -49,7 +49,7 @@ def test_acknowledged_pages_outlive_a_killed_daemon_and_the_client_finds_it_agai
 
 
 def test_a_call_waits_for_a_daemon_that_restarts(kept: Daemon) -> None:
-    with tmem.connect(kept.address) as store:
+    with tmem.connect(kept.address, timeout=PATIENCE) as store:
         pool = store.pool("swap")
         pool.put(1, {7: page(7)})
         kept.stop()
@@ -61,7 +61,7 @@ def test_a_call_waits_for_a_daemon_that_restarts(kept: Daemon) -> None:
 
 def test_an_asynchronous_client_finds_it_again_too(kept: Daemon) -> None:
     async def story() -> None:
-        async with tmem.aio.connect(kept.address) as store:
+        async with tmem.aio.connect(kept.address, timeout=PATIENCE) as store:
             pool = await store.pool("swap")
             await pool.put(1, {7: page(7)})
             kept.kill()
