@@ -46,7 +46,7 @@ _REMOVED = "Stream removed"
 _PAGES = ("OpenPool", "NewEpoch", "Put", "Get", "Acknowledge", "Has", "Flush", "FlushObject")
 _POOLS = ("ListPools", "GetPool", "CreatePool", "DestroyPool", "Freeze", "Thaw", "SetQuota", "SetWeight")
 _STORE = ("Relinquish", "Resize", "Compact", "Check", "Stats", "ListClients", "ListWorkers", "Scan", "Inject")
-_EXPORTS = ("CreateExport", "ListExports", "RemoveExport", "ResizeExport", "DrainExport")
+_EXPORTS = ("CreateExport", "ListExports", "RemoveExport", "ResizeExport", "DrainExport", "AllowExport")
 
 
 def calls(channel: grpc.Channel | grpc.aio.Channel) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Export:
         footprint_bytes: That these take.
         draining: Whether it lets no new client in.
         multi_conn: Whether several connections may have it open at once.
+        allowed: Names of the clients that may open it; None lets anybody in whom the address lets in.
         clients: That have it open.
         counters: What passed through it since the server started: `reads`, `read_bytes`, `writes`, `written_bytes`,
             `trims`, `trimmed_bytes`, `others`, `errors`, `no_space`, `io_errors`, `attached`, `refused`.
@@ -58,6 +59,7 @@ class Export:
     footprint_bytes: int
     draining: bool
     multi_conn: bool
+    allowed: Sequence[str] | None
     clients: Sequence[ExportClient]
     counters: Mapping[str, int]
 
@@ -73,7 +75,9 @@ def listing(link: Link) -> Steps[tuple[list[Export], list[str]]]:
     return [_export(one) for one in reply.exports], list(reply.addresses)
 
 
-def create(link: Link, name: str, size: Size, reserve: Size, codec: str, multi_conn: bool) -> Steps[Export]:
+def create(
+    link: Link, name: str, size: Size, reserve: Size, codec: str, multi_conn: bool, allow: Sequence[str] | None
+) -> Steps[Export]:
     """A new export."""
     request = admin.CreateExportRequest(
         name=name,
@@ -81,6 +85,7 @@ def create(link: Link, name: str, size: Size, reserve: Size, codec: str, multi_c
         reserve=parse_size(reserve, "reserve"),
         codec=codec,
         multi_conn=multi_conn,
+        allowed=None if allow is None else admin.Allowed(clients=names(allow)),
     )
     return _export((yield from _of(link, name, "CreateExport", request)).export)
 
@@ -104,6 +109,19 @@ def drain(link: Link, name: str, undo: bool) -> Steps[Export]:
     return _export((yield from _of(link, name, "DrainExport", request)).export)
 
 
+def allow(link: Link, name: str, clients: Sequence[str], undo: bool, anyone: bool) -> Steps[Export]:
+    """Say who may open an export."""
+    request = admin.AllowExportRequest(name=name, clients=names(clients), undo=undo, anyone=anyone)
+    return _export((yield from _of(link, name, "AllowExport", request)).export)
+
+
+def names(clients: Sequence[str]) -> list[str]:
+    """Names of clients; one text is no list of them."""
+    if isinstance(clients, str) or not all(isinstance(name, str) for name in clients):
+        raise TypeError(f"clients must be names in a list, not {clients!r}")
+    return list(clients)
+
+
 def _of(link: Link, name: str, method: str, request: Any) -> Steps[Any]:
     try:
         return (yield from call(link, method, request))
@@ -122,6 +140,7 @@ def _export(message: admin.Export) -> Export:
         footprint_bytes=message.footprint_bytes,
         draining=message.draining,
         multi_conn=message.multi_conn,
+        allowed=list(message.allowed.clients) if message.HasField("allowed") else None,
         clients=clients,
         counters=dict(message.counters),
     )

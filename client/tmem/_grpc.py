@@ -146,8 +146,10 @@ class GrpcStore:
     def exports(self) -> list[_exports.Export]:
         return self.ask(_exports.exports)
 
-    def create_export(self, name: str, size: Size, reserve: Size, codec: str, multi_conn: bool) -> _exports.Export:
-        return self.ask(lambda link: _exports.create(link, name, size, reserve, codec, multi_conn))
+    def create_export(
+        self, name: str, size: Size, reserve: Size, codec: str, multi_conn: bool, allow: Sequence[str] | None
+    ) -> _exports.Export:
+        return self.ask(lambda link: _exports.create(link, name, size, reserve, codec, multi_conn, allow))
 
     def remove_export(self, name: str, force: bool) -> int:
         return self.ask(lambda link: _exports.remove(link, name, force))
@@ -157,6 +159,9 @@ class GrpcStore:
 
     def drain_export(self, name: str, undo: bool) -> _exports.Export:
         return self.ask(lambda link: _exports.drain(link, name, undo))
+
+    def allow_export(self, name: str, clients: Sequence[str], undo: bool, anyone: bool) -> _exports.Export:
+        return self.ask(lambda link: _exports.allow(link, name, clients, undo, anyone))
 
     def events(self, pool: str | None) -> Iterator[_server.Event]:
         return self._driver.watch(pool)

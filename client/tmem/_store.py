@@ -11,7 +11,7 @@ from tmem._settings import Allocator, Kind, pool_settings
 from tmem._sizes import Size, format_size, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
     from typing import Any, Self
 
@@ -157,7 +157,14 @@ class Store:
         return cast("list[Export]", self._served("exports")())
 
     def create_export(
-        self, name: str, size: Size, *, reserve: Size = 0, codec: str = "lz4", multi_conn: bool = False
+        self,
+        name: str,
+        size: Size,
+        *,
+        reserve: Size = 0,
+        codec: str = "lz4",
+        multi_conn: bool = False,
+        allow: Sequence[str] | None = None,
     ) -> Export:
         """Make a block device of `size`, empty, with a pool of its own.
 
@@ -168,12 +175,14 @@ class Store:
             codec: As of a pool.
             multi_conn: Let several connections have it open at once; else a second client is refused, which keeps two
                 hosts from swapping to one device.
+            allow: Names of the clients that may open it: those in their certificates, `local` or `network`. None lets
+                anybody in whom the address lets in.
 
         Raises:
             MismatchError: There is an export of the name.
             ExhaustedError: The reserve cannot be kept; the message has the numbers.
         """
-        return cast("Export", self._served("create_export")(name, size, reserve, codec, multi_conn))
+        return cast("Export", self._served("create_export")(name, size, reserve, codec, multi_conn, allow))
 
     def remove_export(self, name: str, *, force: bool = False) -> int:
         """Remove an export with all it holds; returns the number of pages dropped.
@@ -195,6 +204,14 @@ class Store:
     def drain_export(self, name: str, *, undo: bool = False) -> Export:
         """Let no new client of an export in; those that are there go on. Restarts do not end it, `undo` does."""
         return cast("Export", self._served("drain_export")(name, undo))
+
+    def allow_export(self, name: str, *clients: str, undo: bool = False, anyone: bool = False) -> Export:
+        """Let these clients open an export too, or no longer (`undo`), or let in whom the address lets in (`anyone`).
+
+        Where anybody might open it, only these may from now on. Connections of those who may no longer have ended when
+        this returns.
+        """
+        return cast("Export", self._served("allow_export")(name, clients, undo, anyone))
 
     @property
     def memory(self) -> int:

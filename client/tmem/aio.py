@@ -30,7 +30,7 @@ from tmem._sizes import Size, parse_size
 from tmem._tls import Tls, security
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -256,10 +256,17 @@ class AsyncStore:
         return await self._run(_exports.exports(self._driver.link))
 
     async def create_export(
-        self, name: str, size: Size, *, reserve: Size = 0, codec: str = "lz4", multi_conn: bool = False
+        self,
+        name: str,
+        size: Size,
+        *,
+        reserve: Size = 0,
+        codec: str = "lz4",
+        multi_conn: bool = False,
+        allow: Sequence[str] | None = None,
     ) -> _exports.Export:
         """As `Store.create_export`."""
-        return await self._run(_exports.create(self._driver.link, name, size, reserve, codec, multi_conn))
+        return await self._run(_exports.create(self._driver.link, name, size, reserve, codec, multi_conn, allow))
 
     async def remove_export(self, name: str, *, force: bool = False) -> int:
         """As `Store.remove_export`."""
@@ -272,6 +279,10 @@ class AsyncStore:
     async def drain_export(self, name: str, *, undo: bool = False) -> _exports.Export:
         """As `Store.drain_export`."""
         return await self._run(_exports.drain(self._driver.link, name, undo))
+
+    async def allow_export(self, name: str, *clients: str, undo: bool = False, anyone: bool = False) -> _exports.Export:
+        """As `Store.allow_export`."""
+        return await self._run(_exports.allow(self._driver.link, name, clients, undo, anyone))
 
     async def memory(self) -> int:
         """The most memory the store may use, in bytes."""

@@ -194,6 +194,10 @@ class AdminService(TmemAdminServicer):
     async def DrainExport(self, request: pb.DrainExportRequest, client: Client) -> pb.DrainExportResponse:  # noqa: N802
         return await self._of_exports("DrainExport", request, client, pb.DrainExportResponse)
 
+    @rpc
+    async def AllowExport(self, request: pb.AllowExportRequest, client: Client) -> pb.AllowExportResponse:  # noqa: N802
+        return await self._of_exports("AllowExport", request, client, pb.AllowExportResponse)
+
     async def _of_exports(self, method: str, request: Message, client: Client, response: type[M]) -> M:
         """Have the worker that has the exports answer."""
         client.must_administer()

@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tmemd.clients import check_client
 from tmemd.errors import ExhaustedError, ExportExistsError, UnknownExportError, UnknownPoolError
 from tmemd.logs import log
 from tmemd.surface import Batch, Settings
@@ -37,18 +38,21 @@ OID = bytes(24)
 """The object of an export's pages, in its pool."""
 MOST_BYTES = PAGE << 32
 LONGEST_NAME = 64 - len(PREFIX)
+MOST_ALLOWED = 24
+"""Clients that an export names: as many as fit into its record, however long their names are."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SCAN_PAGES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An export. `pool` is None where that is gone; `at` is the index of its record."""
+    """An export. `pool` is None where that is gone; `at` is the index of its record; `allow` None lets anybody in."""
 
     name: str
     size: int
     draining: bool
     multi_conn: bool
+    allow: tuple[str, ...] | None
     pool_id: int
     pool: StorePool | None
     at: int
@@ -76,6 +80,14 @@ def check_size(size: int) -> None:
         )
 
 
+def check_allowed(allow: tuple[str, ...]) -> None:
+    """Raise ValueError for what cannot be those who may open an export."""
+    for name in allow:
+        check_client(name)
+    if len(allow) > MOST_ALLOWED:
+        raise ValueError(f"an export names at most {MOST_ALLOWED} clients, not {len(allow)}")
+
+
 class Catalogue:
     """All exports of a store. Its methods may take long; they are for a thread."""
 
@@ -93,15 +105,18 @@ class Catalogue:
                 return entry
         raise UnknownExportError(name)
 
-    def create(self, name: str, size: int, reserve: int, codec: str, multi_conn: bool) -> Entry:
+    def create(
+        self, name: str, size: int, reserve: int, codec: str, multi_conn: bool, allow: tuple[str, ...] | None = None
+    ) -> Entry:
         """A new export, empty."""
         check_name(name)
         check_size(size)
+        check_allowed(allow or ())
         if any(entry.name == name for entry in self.entries()):
             raise ExportExistsError(name)
         self.mend()
         pool = self._store.create_pool(PREFIX + name, Settings(kind="persistent", codec=codec or "lz4"))
-        entry = Entry(name, size, False, multi_conn, pool.id, pool, 0)
+        entry = Entry(name, size, False, multi_conn, allow, pool.id, pool, 0)
         try:
             if reserve:
                 pool.set_reserve(reserve)
@@ -112,7 +127,7 @@ class Catalogue:
         return entry
 
     def change(self, entry: Entry, **changed: Any) -> Entry:
-        """The export with another size, or draining or not."""
+        """The export with another size, draining or not, or for others."""
         newer = replace(entry, at=entry.at + 1, **changed)
         self._write(newer)
         self._records().flush(_oid(entry.name), [entry.at])
@@ -157,9 +172,10 @@ class Catalogue:
             "size": entry.size,
             "draining": entry.draining,
             "multi_conn": entry.multi_conn,
+            "allow": entry.allow,
             "pool": entry.pool_id,
         }
-        page = json.dumps(record).encode().ljust(PAGE, b"\0")
+        page = json.dumps(record, ensure_ascii=False).encode().ljust(PAGE, b"\0")
         (outcome,) = self._records().put(Batch(_oid(entry.name), [entry.at], None, page))
         if outcome >= 2:
             raise ExhaustedError(f"the store has no room for the record of export {entry.name!r}")
@@ -189,7 +205,8 @@ class Catalogue:
         if pool is not None and pool.id != record["pool"]:
             pool = None
         flags = record["draining"], record.get("multi_conn", False)
-        return Entry(record["name"], record["size"], *flags, record["pool"], pool, at)
+        allow = None if (found := record.get("allow")) is None else tuple(found)
+        return Entry(record["name"], record["size"], *flags, allow, record["pool"], pool, at)
 
 
 def _oid(name: str) -> bytes:

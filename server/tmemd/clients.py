@@ -37,6 +37,12 @@ UNNAMED = ClientSettings()
 """Of a client without a table."""
 
 
+def check_client(name: str) -> None:
+    """Raise ValueError for what cannot be a client's name."""
+    if not 0 < len(name.encode()) <= MOST_NAME_BYTES or not name.isprintable():
+        raise ValueError(f"{name!r} is no client's name: it must be 1 to {MOST_NAME_BYTES} printable bytes")
+
+
 def parse_clients(value: object) -> Clients:
     """The tables as TOML has them. What makes no sense is a `ValueError`."""
     if not isinstance(value, Mapping):
@@ -54,8 +60,7 @@ def dump_clients(clients: Clients) -> str:
 
 
 def _client(name: str, table: object) -> ClientSettings:
-    if not 0 < len(name.encode()) <= MOST_NAME_BYTES or not name.isprintable():
-        raise ValueError(f"{name!r} is no client's name: it must be 1 to {MOST_NAME_BYTES} printable bytes")
+    check_client(name)
     if not isinstance(table, Mapping):
         raise ValueError(f"{name} must be a table")
     found: dict[str, Any] = {}

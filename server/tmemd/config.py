@@ -64,7 +64,7 @@ class Config:
         text, "file of the certificates that vouch for clients' own; clients need none unless given"
     )
     admins: tuple[str, ...] | None = _option(
-        names, "clients that may do everything; local unless given, and with insecure network too"
+        names, "clients that may do everything; local unless given, with insecure network too, with tls_client_ca nobody"
     )
     insecure: bool = _option(flag, "serve without TLS on an address that other machines reach", False)
     memory: int = _option(size, "bytes that the arena may use; a quarter of the machine's", _quarter_of_memory)
@@ -134,9 +134,11 @@ class Config:
 
     @property
     def administrators(self) -> frozenset[str]:
-        """The clients that may do everything."""
+        """The clients that may do everything. Where certificates tell clients apart, whoever else is local is none."""
         if self.admins is not None:
             return frozenset(self.admins)
+        if self.tls_client_ca is not None:
+            return frozenset()
         return frozenset(("local", "network") if self.insecure else ("local",))
 
 

@@ -30,7 +30,7 @@ from tmemd.signals import on_signals
 from tmemd.sole import GRACE, sole
 from tmemd.steady import be_io_flusher, lock_memory
 from tmemd.store import EngineStore
-from tmemd.tls import certificates, pem
+from tmemd.tls import certificates
 from tmemd.upkeep import Upkeep
 from tmemd.values import join_address, split_address
 from tmemd.watch import LookOut
@@ -118,7 +118,7 @@ class Daemon:
         self.address = join_address(host, self.port)
         self.workers.alone(self.port)
         if self._first:
-            await self.exports.start(self._config.nbd, self._config.nbd_poll, pem(self._config))
+            await self.exports.start(self._config.nbd, self._config.nbd_poll, certificates(self._config))
         for service in ("", *SERVICES, *([NBD] if self.exports.addresses else [])):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()

@@ -12,7 +12,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from tmem_proto.v1 import admin_pb2 as pb
-from tmemd.catalogue import OID, PAGE, Catalogue, check_size
+from tmemd.catalogue import OID, PAGE, Catalogue, check_allowed, check_size
 from tmemd.errors import BusyError
 from tmemd.surface import Served
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tmemd.catalogue import Entry
-    from tmemd.surface import BlockServer, Pem, Store
+    from tmemd.surface import BlockServer, Renewing, Store
 
 _NOBODY = Served((), {})
 _LOOK_PAGES = 1 << 20
@@ -40,13 +40,14 @@ class Exports:
             "RemoveExport": (pb.RemoveExportRequest, self._remove),
             "ResizeExport": (pb.ResizeExportRequest, self._resize),
             "DrainExport": (pb.DrainExportRequest, self._drain),
+            "AllowExport": (pb.AllowExportRequest, self._allow),
         }
 
     @property
     def addresses(self) -> Sequence[str]:
         return self._server.addresses if self._server is not None else ()
 
-    async def start(self, listen: Sequence[str], poll: int, tls: Pem | None = None) -> None:
+    async def start(self, listen: Sequence[str], poll: int, tls: Renewing | None = None) -> None:
         """Clear away what was left half done; serve on these addresses, if any."""
         await self._store.call(self._catalogue.mend)
         if listen:
@@ -79,10 +80,13 @@ class Exports:
 
     def _add(self, entry: Entry) -> None:
         if self._server is not None and entry.pool is not None:
-            self._server.add(entry.name, entry.pool, OID, entry.size, entry.draining, entry.multi_conn)
+            self._server.add(entry.name, entry.pool, OID, entry.size, entry.draining, entry.multi_conn, entry.allow)
 
     def _create(self, request: pb.CreateExportRequest) -> pb.CreateExportResponse:
-        entry = self._catalogue.create(request.name, request.size, request.reserve, request.codec, request.multi_conn)
+        allow = tuple(dict.fromkeys(request.allowed.clients)) if request.HasField("allowed") else None
+        entry = self._catalogue.create(
+            request.name, request.size, request.reserve, request.codec, request.multi_conn, allow
+        )
         self._add(entry)
         return pb.CreateExportResponse(export=_shown(entry, _NOBODY))
 
@@ -132,8 +136,34 @@ class Exports:
             self._server.drain(entry.name, draining)
         return pb.DrainExportResponse(export=self._show(entry))
 
+    def _allow(self, request: pb.AllowExportRequest) -> pb.AllowExportResponse:
+        entry = self._catalogue.find(request.name)
+        allow = _allowed(entry, request)
+        if allow != entry.allow:
+            entry = self._catalogue.change(entry, allow=allow)
+        if self._server is not None:
+            self._server.allow(entry.name, allow)
+        return pb.AllowExportResponse(export=self._show(entry))
+
     def _show(self, entry: Entry) -> pb.Export:
         return _shown(entry, self.served().get(entry.name, _NOBODY))
+
+
+def _allowed(entry: Entry, request: pb.AllowExportRequest) -> tuple[str, ...] | None:
+    """Who may open an export, once the request is carried out."""
+    if bool(request.clients) == request.anyone:
+        raise ValueError("name the clients that may open the export, or say that anyone may: one of the two")
+    if request.anyone:
+        if request.undo:
+            raise ValueError("anyone and undo exclude each other: name the clients that may open the export")
+        return None
+    if not request.undo:
+        allow = tuple(dict.fromkeys((*(entry.allow or ()), *request.clients)))
+        check_allowed(allow)
+        return allow
+    if entry.allow is None:
+        raise ValueError(f"anyone may open export {entry.name!r}: first name the clients that may")
+    return tuple(name for name in entry.allow if name not in request.clients)
 
 
 def _must_be_empty(entry: Entry, size: int) -> None:
@@ -166,4 +196,5 @@ def _shown(entry: Entry, served: Served) -> pb.Export:
         clients=[pb.ExportClient(address=one.address, tls=one.tls, identity=one.identity) for one in served.clients],
         counters=served.counters,
         multi_conn=entry.multi_conn,
+        allowed=None if entry.allow is None else pb.Allowed(clients=entry.allow),
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tmemd.config import Config
-    from tmemd.surface import Batch, BlockServer, Pem, Scanned
+    from tmemd.surface import Batch, BlockServer, Renewing, Scanned
 
 MOST_POOLS = 1024
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
@@ -175,7 +175,7 @@ class NullStore(Threaded):
     def pools(self) -> list[NullPool]:
         return list(self._living().values())
 
-    def block_server(self, listen: Sequence[str], poll: int, tls: Pem | None) -> BlockServer:  # noqa: ARG002
+    def block_server(self, listen: Sequence[str], poll: int, tls: Renewing | None) -> BlockServer:  # noqa: ARG002
         raise ConfigError("a store that keeps no page serves no NBD")
 
     def info(self) -> dict[str, Any]:

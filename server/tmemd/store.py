@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tmem_engine import EnginePool
     from tmemd.config import Config
-    from tmemd.surface import Pem, StorePool
+    from tmemd.surface import Renewing, StorePool
 
 
 class EngineStorePool:
@@ -98,9 +98,18 @@ class EngineBlockServer:
         self._server = server
         self.addresses: Sequence[str] = server.addresses
 
-    def add(self, name: str, pool: StorePool, oid: bytes, size: int, draining: bool, multi_conn: bool) -> None:
+    def add(
+        self,
+        name: str,
+        pool: StorePool,
+        oid: bytes,
+        size: int,
+        draining: bool,
+        multi_conn: bool,
+        allow: Sequence[str] | None,
+    ) -> None:
         assert isinstance(pool, EngineStorePool)
-        self._server.add(name, pool._pool, oid, size, draining=draining, multi_conn=multi_conn)
+        self._server.add(name, pool._pool, oid, size, draining=draining, multi_conn=multi_conn, allow=_listed(allow))
 
     def remove(self, name: str, force: bool) -> None:
         try:
@@ -115,6 +124,9 @@ class EngineBlockServer:
     def drain(self, name: str, draining: bool) -> None:
         self._server.drain(name, draining)
 
+    def allow(self, name: str, allow: Sequence[str] | None) -> None:
+        self._server.allow(name, _listed(allow))
+
     def served(self) -> dict[str, Served]:
         return {
             name: Served([Block(**client) for client in found["clients"]], found["counters"], found["size"])
@@ -123,6 +135,10 @@ class EngineBlockServer:
 
     def stop(self, grace: float) -> bool:
         return self._server.stop(grace)
+
+
+def _listed(names: Sequence[str] | None) -> list[str] | None:
+    return None if names is None else list(names)
 
 
 class EngineStore(Threaded):
@@ -182,9 +198,10 @@ class EngineStore(Threaded):
                 continue
         return found
 
-    def block_server(self, listen: Sequence[str], poll: int, tls: Pem | None) -> BlockServer:
+    def block_server(self, listen: Sequence[str], poll: int, tls: Renewing | None) -> BlockServer:
+        pem = None if tls is None else tls.first()
         try:
-            server = NbdServer(list(listen), poll_microseconds=poll, tls=tls)
+            server = NbdServer(list(listen), poll_microseconds=poll, tls=pem, renewal=tls)
             server.serve_caches(self._engine, self._why_not)
             return EngineBlockServer(server)
         except OSError as error:

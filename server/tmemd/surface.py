@@ -125,6 +125,19 @@ Pem: TypeAlias = tuple[bytes, bytes, bytes | None]
 """A certificate, its key, and the certificates that vouch for clients."""
 
 
+class Renewing(Protocol):
+    """TLS of a port, from files that may change. Called by any thread."""
+
+    def first(self) -> Pem:
+        """What they say to begin with."""
+
+    def renewed(self) -> Pem | None:
+        """What they say now, where that has changed and can be used."""
+
+    def refused(self, why: str) -> None:
+        """What they say cannot be used after all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """A connection that has an export open."""
@@ -148,12 +161,24 @@ class BlockServer(Protocol):
 
     @property
     def addresses(self) -> Sequence[str]: ...
-    def add(self, name: str, pool: StorePool, oid: bytes, size: int, draining: bool, multi_conn: bool) -> None: ...
+    def add(
+        self,
+        name: str,
+        pool: StorePool,
+        oid: bytes,
+        size: int,
+        draining: bool,
+        multi_conn: bool,
+        allow: Sequence[str] | None,
+    ) -> None: ...
     def remove(self, name: str, force: bool) -> None:
         """Serve an export no more; a `BusyError` while it is open, unless forced."""
 
     def resize(self, name: str, size: int) -> None: ...
     def drain(self, name: str, draining: bool) -> None: ...
+    def allow(self, name: str, allow: Sequence[str] | None) -> None:
+        """Let these clients open an export, or anybody; connections of others have ended when it returns."""
+
     def served(self) -> dict[str, Served]: ...
     def stop(self, grace: float) -> bool:
         """Stop; whether every connection came to its end within so many seconds."""
@@ -188,7 +213,7 @@ class Store(Protocol):
     def pools(self) -> Sequence[StorePool]:
         """All pools; one that is destroyed meanwhile is left out."""
 
-    def block_server(self, listen: Sequence[str], poll: int, tls: Pem | None) -> BlockServer:
+    def block_server(self, listen: Sequence[str], poll: int, tls: Renewing | None) -> BlockServer:
         """Serve block devices on these addresses, each connection polling for so many microseconds; TLS is for TCP."""
 
     def info(self) -> dict[str, Any]: ...

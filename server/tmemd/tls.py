@@ -35,6 +35,7 @@ class Sound(NamedTuple):
 
     configuration: grpc.ServerCertificateConfiguration
     context: ssl.SSLContext
+    pem: Pem
 
 
 class Certificates:
@@ -66,10 +67,22 @@ class Certificates:
         fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._changed)
         return grpc.dynamic_ssl_server_credentials(sound.configuration, fetch, self._client_ca is not None)
 
+    def first(self) -> Pem:
+        """For a server that asks with `renewed` whether it has changed."""
+        return self.load().pem
+
     def context(self) -> ssl.SSLContext:
-        """For the next connection of another server."""
+        """For the next connection of a server in Python."""
         self._changed()
         return (self._sound or self.load()).context
+
+    def renewed(self) -> Pem | None:
+        """For the next connection of a server that keeps what it was told; None where it knows."""
+        return None if self._changed() is None or self._sound is None else self._sound.pem
+
+    def refused(self, why: str) -> None:
+        """A server cannot use what it was told, and goes on with what it had."""
+        log.error("TLS of NBD goes on with the certificates it had: %s", why)
 
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
         """What new connections are to see from now on; None is what they saw before."""
@@ -106,14 +119,15 @@ class Certificates:
                 f"{self._cert} and {self._key} are not a certificate and its key: {_why(error)}"
             ) from error
         if self._client_ca is None:
-            return Sound(grpc.ssl_server_certificate_configuration([(key, cert)]), context)
+            return Sound(grpc.ssl_server_certificate_configuration([(key, cert)]), context, (cert, key, None))
         roots = _bytes(self._client_ca)
         try:
             context.load_verify_locations(cadata=roots.decode())
         except (OSError, ValueError) as error:
             raise ValueError(f"{self._client_ca} has no good certificates: {_why(error)}") from error
         context.verify_mode = ssl.CERT_REQUIRED
-        return Sound(grpc.ssl_server_certificate_configuration([(key, cert)], roots), context)
+        configuration = grpc.ssl_server_certificate_configuration([(key, cert)], roots)
+        return Sound(configuration, context, (cert, key, roots))
 
 
 def certificates(config: Config) -> Certificates | None:
@@ -121,17 +135,6 @@ def certificates(config: Config) -> Certificates | None:
     if config.tls_cert is None or config.tls_key is None:
         return None
     return Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
-
-
-def pem(config: Config) -> Pem | None:
-    """What the files of a configuration, if it has any, say now: the certificate, its key, who vouches for clients."""
-    if config.tls_cert is None or config.tls_key is None:
-        return None
-    try:
-        clients = None if config.tls_client_ca is None else _bytes(config.tls_client_ca)
-        return _bytes(config.tls_cert), _bytes(config.tls_key), clients
-    except ValueError as error:
-        raise ConfigError(f"TLS: {error}") from error
 
 
 def _bytes(path: str) -> bytes:

@@ -22,6 +22,7 @@ from tests.block.words import (
 )
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Sequence
 
 
@@ -98,6 +99,13 @@ class Wire(Stream):
             must(length <= len(data) - 4, "a name of", length, "in", len(data))
             found[data[4 : 4 + length].decode()] = data[4 + length :].decode()
         return found
+
+    def encrypt(self, context: ssl.SSLContext, host: str = "localhost") -> Wire:
+        """Go over to TLS."""
+        replies = self.option(Opt.STARTTLS)
+        must(replies == [Reply(Rep.ACK, b"")], replies)
+        self.sock = context.wrap_socket(self.sock, server_hostname=host)
+        return self
 
     def use_structured(self) -> Wire:
         replies = self.option(Opt.STRUCTURED_REPLY)

@@ -83,6 +83,7 @@ SEEDS: dict[str, Callable[[pb.Session], Message]] = {
     "TmemAdmin/ListExports": lambda _: admin.ListExportsRequest(),
     "TmemAdmin/RemoveExport": lambda _: admin.RemoveExportRequest(name="fuzzed", force=True),
     "TmemAdmin/ResizeExport": lambda _: admin.ResizeExportRequest(name="fuzzed", size=2 * MIB),
+    "TmemAdmin/AllowExport": lambda _: admin.AllowExportRequest(name="fuzzed", clients=["alice", "bob"]),
     "TmemAdmin/DrainExport": lambda _: admin.DrainExportRequest(name="fuzzed"),
 }
 """A sound request of each unary method."""

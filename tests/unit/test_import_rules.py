@@ -113,7 +113,7 @@ DAEMON_LAYERS = {
     "config": {"clients", "inject", "values", "errors"},
     "inject": {"errors"},
     "counts": {"surface"},
-    "catalogue": {"surface", "errors", "logs"},
+    "catalogue": {"clients", "surface", "errors", "logs"},
     "exports": {"catalogue", "surface", "errors"},
     "relay": {"calls", "child", "control", "errors"},
     "values": set(),

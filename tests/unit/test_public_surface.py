@@ -67,6 +67,7 @@ STORE = {
     "remove_export",
     "resize_export",
     "drain_export",
+    "allow_export",
 }
 POOL = {"destroy", "flush", "flush_object", "freeze", "frozen", "get", "get_range", "has", "name", "page_size"} | {
     "put",

@@ -29,6 +29,7 @@ _COLUMNS = (
     Column("READ", right=True, rank=3),
     Column("WRITTEN", right=True, rank=4),
     Column("CLIENTS"),
+    Column("MAY OPEN", rank=4),
     Column("STATE"),
 )
 _PAGE = 4096
@@ -37,7 +38,7 @@ _LOOK_EVERY = 0.5
 
 @click.group("export", cls=Tree)
 def export() -> None:
-    """Make, list, resize, drain and remove block devices that the server exports over NBD."""
+    """Make, list, allow, resize, drain and remove block devices that the server exports over NBD."""
 
 
 @export.command("create")
@@ -46,10 +47,15 @@ def export() -> None:
 @click.option("--reserve", type=SIZE, default=0, help="Memory that it is sure of; without it the size is a promise.")
 @click.option("--codec", default="lz4", show_default=True, help="lz4, lz4:1 to 65537, zstd, zstd:-7 to 19, or raw.")
 @click.option("--multi-conn", is_flag=True, help="Let several connections have it open at once; else one.")
+@click.option("--allow", multiple=True, metavar="IDENTITY", help="Who may open it, and may be repeated; else anyone.")
 @pass_session
-def create(session: Session, name: str, size: int, reserve: int, codec: str, multi_conn: bool) -> None:
+def create(
+    session: Session, name: str, size: int, reserve: int, codec: str, multi_conn: bool, allow: tuple[str, ...]
+) -> None:
     """Make a block device, empty."""
-    made = session.patient().ask(lambda link: _exports.create(link, name, size, reserve, codec, multi_conn))
+    made = session.patient().ask(
+        lambda link: _exports.create(link, name, size, reserve, codec, multi_conn, allow or None)
+    )
     if session.output.as_json:
         session.output.document(asdict(made))
         return
@@ -123,6 +129,26 @@ def drain(session: Session, name: str, undo: bool, wait: float) -> None:
         raise Failed(f"{text.quantity(len(found.clients), 'client')} still there: swapoff, then nbd-client -d")
 
 
+@export.command("allow")
+@click.argument("name", metavar="EXPORT")
+@click.argument("clients", metavar="IDENTITY", nargs=-1)
+@click.option("--undo", is_flag=True, help="Let them no longer: their connections end.")
+@click.option("--anyone", is_flag=True, help="Let anyone whom the server's address lets in.")
+@pass_session
+def allow(session: Session, name: str, clients: tuple[str, ...], undo: bool, anyone: bool) -> None:
+    """Let clients open an export, by the names in their certificates; where anyone might, only these from now on."""
+    found = session.patient().ask(lambda link: _exports.allow(link, name, clients, undo, anyone))
+    if session.output.as_json:
+        session.output.document(asdict(found))
+    session.output.say(f"export {name!r} may be opened by {_allowed(found)}")
+
+
+def _allowed(found: Export) -> str:
+    if found.allowed is None:
+        return "anyone"
+    return ", ".join(map(text.printable, found.allowed)) or "nobody"
+
+
 def _drained(found: Export) -> str:
     if not found.draining:
         return "lets clients in"
@@ -155,6 +181,7 @@ def _row(found: Export) -> list[str]:
         text.size(counters.get("read_bytes", 0)),
         text.size(counters.get("written_bytes", 0)),
         _clients(found) or text.NONE,
+        _allowed(found),
         "draining" if found.draining else "",
     ]
 

@@ -1084,6 +1084,7 @@ class Export(_message.Message):
     CLIENTS_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
     MULTI_CONN_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 57 letters, digits, `.`, `_` and `-`, the first a letter or digit."""
     size: _builtins.int
@@ -1107,6 +1108,10 @@ class Export(_message.Message):
         errors, no_space, io_errors, attached, refused.
         """
 
+    @_builtins.property
+    def allowed(self) -> Global___Allowed:
+        """Who may open it; absent: anybody whom the address lets in."""
+
     def __init__(
         self,
         *,
@@ -1120,14 +1125,37 @@ class Export(_message.Message):
         clients: _abc.Iterable[Global___ExportClient] | None = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         multi_conn: _builtins.bool = ...,
+        allowed: Global___Allowed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "codec", b"codec", "counters", b"counters", "draining", b"draining", "footprint_bytes", b"footprint_bytes", "multi_conn", b"multi_conn", "name", b"name", "pages", b"pages", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "clients", b"clients", "codec", b"codec", "counters", b"counters", "draining", b"draining", "footprint_bytes", b"footprint_bytes", "multi_conn", b"multi_conn", "name", b"name", "pages", b"pages", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Export: _TypeAlias = Export  # noqa: Y015
+
+@_typing.final
+class Allowed(_message.Message):
+    """Clients that may open an export, by their names: those in certificates, `local` or `network`. None: nobody may."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def clients(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        clients: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Allowed: _TypeAlias = Allowed  # noqa: Y015
 
 @_typing.final
 class ExportClient(_message.Message):
@@ -1170,12 +1198,17 @@ class CreateExportRequest(_message.Message):
     RESERVE_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     MULTI_CONN_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     size: _builtins.int
     reserve: _builtins.int
     codec: _builtins.str
     """Empty is lz4."""
     multi_conn: _builtins.bool
+    @_builtins.property
+    def allowed(self) -> Global___Allowed:
+        """Absent: anybody whom the address lets in may open it."""
+
     def __init__(
         self,
         *,
@@ -1184,10 +1217,11 @@ class CreateExportRequest(_message.Message):
         reserve: _builtins.int = ...,
         codec: _builtins.str = ...,
         multi_conn: _builtins.bool = ...,
+        allowed: Global___Allowed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "multi_conn", b"multi_conn", "name", b"name", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "codec", b"codec", "multi_conn", b"multi_conn", "name", b"name", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1387,6 +1421,61 @@ class DrainExportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainExportResponse: _TypeAlias = DrainExportResponse  # noqa: Y015
+
+@_typing.final
+class AllowExportRequest(_message.Message):
+    """Let these clients open an export, besides those that may; where anybody might, only these from now on. It stays so over
+    restarts. When it returns, the connections of those who may no longer have ended.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CLIENTS_FIELD_NUMBER: _builtins.int
+    UNDO_FIELD_NUMBER: _builtins.int
+    ANYONE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    undo: _builtins.bool
+    """Let them no longer."""
+    anyone: _builtins.bool
+    """Let anybody whom the address lets in; no clients are named then."""
+    @_builtins.property
+    def clients(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        clients: _abc.Iterable[_builtins.str] | None = ...,
+        undo: _builtins.bool = ...,
+        anyone: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anyone", b"anyone", "clients", b"clients", "name", b"name", "undo", b"undo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AllowExportRequest: _TypeAlias = AllowExportRequest  # noqa: Y015
+
+@_typing.final
+class AllowExportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def export(self) -> Global___Export: ...
+    def __init__(
+        self,
+        *,
+        export: Global___Export | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["export", b"export"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export", b"export"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AllowExportResponse: _TypeAlias = AllowExportResponse  # noqa: Y015
 
 @_typing.final
 class StatsRequest(_message.Message):

@@ -144,6 +144,11 @@ class TmemAdminStub:
                 request_serializer=tmem__proto_dot_v1_dot_admin__pb2.DrainExportRequest.SerializeToString,
                 response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.DrainExportResponse.FromString,
                 _registered_method=True)
+        self.AllowExport = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/AllowExport',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.AllowExportRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.AllowExportResponse.FromString,
+                _registered_method=True)
         self.Inject = channel.unary_unary(
                 '/tmem.v1.TmemAdmin/Inject',
                 request_serializer=tmem__proto_dot_v1_dot_admin__pb2.InjectRequest.SerializeToString,
@@ -296,6 +301,12 @@ class TmemAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AllowExport(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Inject(self, request, context):
         """Delay or fail calls. Refused with FAILED_PRECONDITION unless the daemon was started to allow it.
         """
@@ -415,6 +426,11 @@ def add_TmemAdminServicer_to_server(servicer, server):
                     servicer.DrainExport,
                     request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.DrainExportRequest.FromString,
                     response_serializer=tmem__proto_dot_v1_dot_admin__pb2.DrainExportResponse.SerializeToString,
+            ),
+            'AllowExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.AllowExport,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.AllowExportRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.AllowExportResponse.SerializeToString,
             ),
             'Inject': grpc.unary_unary_rpc_method_handler(
                     servicer.Inject,
@@ -1016,6 +1032,33 @@ class TmemAdmin:
             '/tmem.v1.TmemAdmin/DrainExport',
             tmem__proto_dot_v1_dot_admin__pb2.DrainExportRequest.SerializeToString,
             tmem__proto_dot_v1_dot_admin__pb2.DrainExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AllowExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/AllowExport',
+            tmem__proto_dot_v1_dot_admin__pb2.AllowExportRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.AllowExportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,6 +68,7 @@ class TmemAdminStub:
     """Complete when it returns: its pages are gone, and its reserve is free."""
     ResizeExport: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ResizeExportRequest, _admin_pb2.ResizeExportResponse]
     DrainExport: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainExportRequest, _admin_pb2.DrainExportResponse]
+    AllowExport: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AllowExportRequest, _admin_pb2.AllowExportResponse]
     Inject: _grpc.UnaryUnaryMultiCallable[_admin_pb2.InjectRequest, _admin_pb2.InjectResponse]
     """Delay or fail calls. Refused with FAILED_PRECONDITION unless the daemon was started to allow it."""
 
@@ -107,6 +108,7 @@ class TmemAdminAsyncStub(TmemAdminStub):
     """Complete when it returns: its pages are gone, and its reserve is free."""
     ResizeExport: _aio.UnaryUnaryMultiCallable[_admin_pb2.ResizeExportRequest, _admin_pb2.ResizeExportResponse]  # type: ignore[assignment]
     DrainExport: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainExportRequest, _admin_pb2.DrainExportResponse]  # type: ignore[assignment]
+    AllowExport: _aio.UnaryUnaryMultiCallable[_admin_pb2.AllowExportRequest, _admin_pb2.AllowExportResponse]  # type: ignore[assignment]
     Inject: _aio.UnaryUnaryMultiCallable[_admin_pb2.InjectRequest, _admin_pb2.InjectResponse]  # type: ignore[assignment]
     """Delay or fail calls. Refused with FAILED_PRECONDITION unless the daemon was started to allow it."""
 
@@ -275,6 +277,13 @@ class TmemAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.DrainExportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.DrainExportResponse, _abc.Awaitable[_admin_pb2.DrainExportResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AllowExport(
+        self,
+        request: _admin_pb2.AllowExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AllowExportResponse, _abc.Awaitable[_admin_pb2.AllowExportResponse]]: ...
 
     @_abc_1.abstractmethod
     def Inject(

@@ -191,10 +191,7 @@ fn made_for(session: bool, client: &Client) -> PoolSettings {
     PoolSettings {
         inclusive: session,
         shared: !session,
-        owner: client
-            .identity
-            .clone()
-            .unwrap_or(if client.local { "local" } else { "network" }.into()),
+        owner: client.name().into(),
         ..PoolSettings::new(Kind::Ephemeral)
     }
 }

@@ -39,7 +39,7 @@ pub enum ExportError {
 pub enum Access {
     #[default]
     Everybody,
-    /// Clients that showed a certificate with one of these names.
+    /// Clients of these names, as [`Client::name`] has them.
     Identities(Vec<String>),
 }
 
@@ -47,7 +47,7 @@ impl Access {
     fn admits(&self, client: &Client) -> bool {
         match self {
             Access::Everybody => true,
-            Access::Identities(names) => client.identity.iter().any(|name| names.contains(name)),
+            Access::Identities(names) => names.iter().any(|name| name == client.name()),
         }
     }
 }
@@ -272,6 +272,24 @@ impl Exports {
         let entry = table.named.get_mut(name);
         let entry = entry.ok_or_else(|| ExportError::Unknown(name.into()))?;
         entry.draining = draining;
+        Ok(())
+    }
+
+    /// Say anew who may open an export. Connections of those who may no longer are cut off, and their requests done, when
+    /// this returns.
+    pub fn allow(&self, name: &str, access: Access) -> Result<(), ExportError> {
+        let mut table = self.table();
+        let entry = table.named.get_mut(name);
+        let entry = entry.ok_or_else(|| ExportError::Unknown(name.into()))?;
+        entry.access = access;
+        while let Some(entry) = table.named.get(name) {
+            let mut strangers = entry.strangers().peekable();
+            if strangers.peek().is_none() {
+                break;
+            }
+            strangers.for_each(|seat| seat.link.socket.close());
+            table = self.wait(table, Duration::from_millis(100));
+        }
         Ok(())
     }
 
@@ -509,6 +527,12 @@ impl Entry {
                 "export {name:?} is in use by {holder}, and allows one connection at a time"
             ),
         })
+    }
+
+    /// Who has it open and may not.
+    fn strangers(&self) -> impl Iterator<Item = &Seat> {
+        let seats = self.seats.iter();
+        seats.filter(|seat| !self.access.admits(&seat.client))
     }
 
     fn admit(&self, name: &str, client: &Client) -> Result<(), Refusal> {

@@ -4,7 +4,7 @@
 //! It knows no Python; what it serves is chosen by who starts it.
 //!
 //! Layers, lower first: `protocol <- backend <- exports <- server`, with `tls <- socket` under `backend`; `pool` is a backend and knows no server.
-//! `cache` opens ephemeral pools as exports; `client` is the other end of `protocol`, and knows nothing else.
+//! `cache` opens ephemeral pools as exports; `client` is the other end of `protocol`, and knows `tls` beside it.
 
 #![deny(unsafe_code)]
 
@@ -18,6 +18,7 @@ pub mod protocol;
 pub mod san;
 mod server;
 mod socket;
+mod tcp;
 mod tls;
 
 pub use backend::{
@@ -28,5 +29,5 @@ pub use counts::ExportCounters;
 pub use exports::{Access, ExportError, ExportStatus, Exports};
 pub use pool::{PoolExport, PoolExportSettings};
 pub use protocol::Errno;
-pub use server::{Listen, Server, ServerCounters, Settings};
+pub use server::{Listen, Renewal, Server, ServerCounters, Settings};
 pub use tls::Tls;

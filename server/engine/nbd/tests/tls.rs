@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair,
-    SanType,
+    BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType, DnValue, IsCa,
+    KeyPair, SanType,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -156,6 +156,85 @@ fn clients_are_known_by_their_certificates_and_see_what_is_theirs() {
     wire.go("disk").unwrap();
     let clients = &served.exports.list()[0].clients;
     assert_eq!(clients[0].identity.as_deref(), Some("bob.example"));
+}
+
+#[test]
+fn who_may_no_longer_open_an_export_is_cut_off_and_the_others_go_on() {
+    let authority = authority();
+    let served = server(&authority, true, true);
+    let of = |names: &[&str]| Access::Identities(names.iter().map(|&name| name.into()).collect());
+    let both = of(&["alice", "bob"]);
+    served.exports.add("theirs", disk(MIB, true), both).unwrap();
+    let [alice, bob] = ["alice", "bob"].map(|name| certified(&authority, Some(name), "other"));
+    let mut hers = encrypted(&served, &authority, Some(&alice));
+    let mut his = encrypted(&served, &authority, Some(&bob));
+    hers.go("theirs").unwrap();
+    his.go("theirs").unwrap();
+    served.exports.allow("theirs", of(&["alice"])).unwrap();
+    let clients = &served.exports.list()[1].clients;
+    assert_eq!(clients.len(), 1, "when it returns they are gone");
+    assert!(his.is_closed());
+    hers.write(0, &[1; 512]).unwrap();
+    let mut again = encrypted(&served, &authority, Some(&bob));
+    let (error, why) = again.go("theirs").unwrap_err();
+    assert_eq!(error, reply::ERR_UNKNOWN);
+    assert_eq!(
+        why,
+        "there is no export \"theirs\", or client \"bob\" may not open it"
+    );
+    assert!(
+        again
+            .go("nothing")
+            .unwrap_err()
+            .1
+            .contains("client \"bob\" may not open it")
+    );
+    served.exports.allow("theirs", Access::Everybody).unwrap();
+    again.go("theirs").unwrap();
+}
+
+#[test]
+fn who_has_no_certificate_is_called_by_where_it_is() {
+    let served = support::serve(disk(MIB, true));
+    let of = |name: &str| Access::Identities(vec![name.into()]);
+    served.exports.allow("disk", of("network")).unwrap();
+    assert_eq!(greet(&served).go("disk").unwrap_err().0, reply::ERR_UNKNOWN);
+    served.exports.allow("disk", of("local")).unwrap();
+    greet(&served).go("disk").unwrap();
+}
+
+#[test]
+fn each_handshake_asks_whether_there_are_new_certificates() {
+    let (before, after) = (authority(), authority());
+    let served = server(&before, false, true);
+    let mut old = encrypted(&served, &before, None);
+    old.go("disk").unwrap();
+    let (own, key) = certified(&after, None, "server");
+    let (own, key) = (own.pem(), key.serialize_pem());
+    let renewed = Tls::new(own.as_bytes(), key.as_bytes(), None, true).unwrap();
+    let renewed = std::sync::Mutex::new(Some(renewed));
+    let renewal = Box::new(move || renewed.lock().unwrap().take());
+    served.server.renew_tls(renewal);
+    for _ in 0..2 {
+        let mut new = encrypted(&served, &after, None);
+        new.go("disk").unwrap();
+    }
+    assert_eq!(old.read(0, 10).unwrap(), [0; 10]);
+}
+
+#[test]
+fn a_name_in_letters_that_nobody_reads_is_no_name() {
+    let authority = authority();
+    let served = server(&authority, true, true);
+    let mut parameters = CertificateParams::default();
+    let name = DnValue::TeletexString("alice".try_into().unwrap());
+    parameters.distinguished_name.push(DnType::CommonName, name);
+    let key = KeyPair::generate().unwrap();
+    let own = (parameters.signed_by(&key, &authority).unwrap(), key);
+    let mut wire = encrypted(&served, &authority, Some(&own));
+    let (error, why) = wire.go("disk").unwrap_err();
+    assert_eq!(error, reply::ERR_POLICY);
+    assert!(why.contains("no UTF-8"), "{why}");
 }
 
 #[test]

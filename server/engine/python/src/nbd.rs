@@ -13,7 +13,7 @@ use tmem_core::PoolSettings;
 use tmem_nbd::cache::{Caches, PREFIX};
 use tmem_nbd::{
     Access, Client, ExportCounters, ExportError, ExportStatus, Exports, Listen, PoolExport,
-    PoolExportSettings, Server, ServerCounters, Settings, Tls,
+    PoolExportSettings, Renewal, Server, ServerCounters, Settings, Tls,
 };
 
 use crate::args;
@@ -34,19 +34,18 @@ pub struct NbdServer {
 #[pymethods]
 impl NbdServer {
     #[new]
-    #[pyo3(signature = (listen, *, max_connections=256, poll_microseconds=0, tls=None))]
+    #[pyo3(signature = (listen, *, max_connections=256, poll_microseconds=0, tls=None, renewal=None))]
     fn new(
         py: Python<'_>,
         listen: Vec<String>,
         max_connections: usize,
         poll_microseconds: u64,
         tls: Option<Pem>,
+        renewal: Option<Py<PyAny>>,
     ) -> PyResult<NbdServer> {
         let parsed: Result<Vec<Listen>, String> = listen.iter().map(|text| text.parse()).collect();
         let listen = parsed.map_err(PyValueError::new_err)?;
-        let tls = tls.map(|(certificate, key, clients)| {
-            Tls::new(&certificate, &key, clients.as_deref(), true).map_err(PyValueError::new_err)
-        });
+        let tls = tls.map(|pem| self::tls(&pem).map_err(PyValueError::new_err));
         let settings = Settings {
             max_connections,
             poll: Duration::from_micros(poll_microseconds),
@@ -69,6 +68,11 @@ impl NbdServer {
                 .map(|(addresses, settings)| Server::start(&addresses, exports.clone(), settings))
                 .collect::<std::io::Result<_>>()
         })?;
+        if let Some(source) = renewal {
+            for server in &servers {
+                server.renew_tls(self::renewal(source.clone_ref(py)));
+            }
+        }
         let addresses = servers
             .iter()
             .flat_map(|server| server.addresses().to_vec());
@@ -85,7 +89,7 @@ impl NbdServer {
     }
 
     #[allow(clippy::too_many_arguments)] // The signature Python sees.
-    #[pyo3(signature = (name, pool, oid, size, *, draining=false, multi_conn=false))]
+    #[pyo3(signature = (name, pool, oid, size, *, draining=false, multi_conn=false, allow=None))]
     fn add(
         &self,
         py: Python<'_>,
@@ -95,6 +99,7 @@ impl NbdServer {
         size: &Bound<'_, PyAny>,
         draining: bool,
         multi_conn: bool,
+        allow: Option<Vec<String>>,
     ) -> PyResult<()> {
         let oid = args::oid(oid)?;
         let size = args::number(size, "size", 0, u64::MAX)?;
@@ -107,7 +112,7 @@ impl NbdServer {
             .map_err(|refusal| PyValueError::new_err(refusal.to_string()))?;
         let exports = &self.exports;
         py.detach(|| {
-            exports.add(name, Arc::new(export), Access::Everybody)?;
+            exports.add(name, Arc::new(export), access(allow))?;
             exports.drain(name, draining)
         })
         .map_err(raise)
@@ -116,7 +121,7 @@ impl NbdServer {
     /// Serve ephemeral pools to gateways, as the exports under `cache/`. `refusal` is asked why a client may not have a pool.
     fn serve_caches(&self, py: Python<'_>, engine: &Engine, refusal: Py<PyAny>) -> PyResult<()> {
         let admission = move |client: &Client, name: &str, settings: &PoolSettings, made: bool| {
-            let who = client_name(client);
+            let who = client.name();
             let asked = Python::attach(|py| -> PyResult<String> {
                 let arguments = (who, name, &settings.owner, settings.shared, made);
                 refusal.call1(py, arguments)?.extract(py)
@@ -146,6 +151,11 @@ impl NbdServer {
 
     fn drain(&self, py: Python<'_>, name: &str, draining: bool) -> PyResult<()> {
         py.detach(|| self.exports.drain(name, draining))
+            .map_err(raise)
+    }
+
+    fn allow(&self, py: Python<'_>, name: &str, allow: Option<Vec<String>>) -> PyResult<()> {
+        py.detach(|| self.exports.allow(name, access(allow)))
             .map_err(raise)
     }
 
@@ -194,10 +204,35 @@ impl NbdServer {
     }
 }
 
-/// What the daemon calls a client: see `tmemd.identity`.
-fn client_name(client: &Client) -> &str {
-    let unnamed = if client.local { "local" } else { "network" };
-    client.identity.as_deref().unwrap_or(unnamed)
+/// Names of clients, or None for anybody.
+fn access(allow: Option<Vec<String>>) -> Access {
+    allow.map_or(Access::Everybody, Access::Identities)
+}
+
+/// What `renewed` of a Python object says, where that can be used; `refused` is told why not.
+fn renewal(source: Py<PyAny>) -> Box<Renewal> {
+    Box::new(move || {
+        Python::attach(|py| {
+            let source = source.bind(py);
+            let asked = || -> PyResult<Option<Tls>> {
+                let Some(pem) = source.call_method0("renewed")?.extract::<Option<Pem>>()? else {
+                    return Ok(None);
+                };
+                match tls(&pem) {
+                    Ok(made) => Ok(Some(made)),
+                    Err(why) => source.call_method1("refused", (why,)).map(|_| None),
+                }
+            };
+            asked().unwrap_or_else(|error| {
+                error.write_unraisable(py, Some(source));
+                None
+            })
+        })
+    })
+}
+
+fn tls((certificate, key, clients): &Pem) -> Result<Tls, String> {
+    Tls::new(certificate, key, clients.as_deref(), true)
 }
 
 fn raise(error: ExportError) -> PyErr {

@@ -231,6 +231,15 @@ class EnginePool:
     def stats(self) -> dict[str, Any]:
         """Counters and gauges; `size_histogram` has 64 buckets of compressed sizes, `classes` a dict a size class."""
 
+@type_check_only
+class _Renewal(Protocol):
+    """TLS of a port, from files that may change."""
+
+    def renewed(self) -> tuple[bytes, bytes, bytes | None] | None:
+        """What TLS is to use from now on; None for no change."""
+    def refused(self, why: str) -> None:
+        """What `renewed` said cannot be used; TLS goes on as it was."""
+
 @final
 class NbdServer:
     """Serves objects of pools as block devices over NBD, by threads of its own that need no GIL.
@@ -246,10 +255,12 @@ class NbdServer:
         max_connections: int = 256,
         poll_microseconds: int = 0,
         tls: tuple[bytes, bytes, bytes | None] | None = None,
+        renewal: _Renewal | None = None,
     ) -> NbdServer:
         """Listen on `unix:PATH` and `tcp:HOST:PORT`. A connection polls so long before it sleeps.
 
-        `tls` is certificate, key and who vouches for clients, in PEM: TCP clients must then begin TLS.
+        `tls` is certificate, key and who vouches for clients, in PEM: TCP clients must then begin TLS. `renewal` is
+        asked before each handshake, by any thread, whether that has changed.
         """
     @property
     def addresses(self) -> list[str]:
@@ -263,10 +274,11 @@ class NbdServer:
         *,
         draining: bool = False,
         multi_conn: bool = False,
+        allow: list[str] | None = None,
     ) -> None:
         """Serve an object as an export of `size` bytes, to one connection at a time unless it is `multi_conn`.
 
-        One that is draining lets no client in.
+        One that is draining lets no client in; one that names clients none but these.
         """
     def serve_caches(self, engine: Engine, refusal: Callable[[str, str, str, bool, bool], str]) -> None:
         """Serve the engine's ephemeral pools to gateways, under `cache/`.
@@ -280,6 +292,8 @@ class NbdServer:
         """Be of another size from now on."""
     def drain(self, name: str, draining: bool) -> None:
         """Let no new client in, or let them in again."""
+    def allow(self, name: str, allow: list[str] | None) -> None:
+        """Let clients of these names in, or any; connections of others have ended when it returns."""
     def exports(self) -> dict[str, dict[str, Any]]:
         """Of each export by name: `size`, `draining`, `clients` (`address`, `tls`, `identity`) and `counters`."""
     def counters(self) -> dict[str, int]:
@@ -311,12 +325,16 @@ class SanGateway:
         readahead: int,
         readahead_memory: int,
         threads: int,
+        tls: tuple[str | PathLike[str], tuple[str | PathLike[str], str | PathLike[str]] | None] | None = None,
+        san_timeout: float = 60.0,
     ) -> SanGateway:
         """Serve `backing`, a path or `nbd://...`, at each address of `listen`; cache in `pool` of the server.
 
         With `shared_object`, 24 bytes that name the content, the volume is read-only; without, it is this gateway's
         alone, and `state` is where the token of a clean stop is kept under `key`. `max_delay` is in seconds, sizes are
-        in bytes.
+        in bytes. `tls` is the file of the authority that vouches for the server, and those of this client's certificate
+        and key; they are read anew for each connection. A command to
+        an `nbd://` backing fails after `san_timeout` seconds, however often it was tried.
         """
     @property
     def addresses(self) -> list[str]:
@@ -330,6 +348,9 @@ class SanGateway:
     @property
     def cache_down(self) -> str | None:
         """Why the cache is not used; None while it is."""
+    @property
+    def san_down(self) -> str | None:
+        """Why the SAN does not answer; None while it does."""
     def stats(self) -> dict[str, int]:
         """Counters and gauges by name."""
     def latencies(self) -> list[tuple[str, tuple[list[tuple[int, int]], int, int]]]:

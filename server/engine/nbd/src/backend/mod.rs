@@ -145,6 +145,15 @@ pub struct Client {
     pub identity: Option<String>,
 }
 
+impl Client {
+    /// Who it is, to those who say who may do what: the name in its certificate, else where it came from. No certificate
+    /// bears `local` or `network`.
+    pub fn name(&self) -> &str {
+        let place = if self.local { "local" } else { "network" };
+        self.identity.as_deref().unwrap_or(place)
+    }
+}
+
 /// Why a client does not get an export, in words for its user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {

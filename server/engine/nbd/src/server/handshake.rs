@@ -195,7 +195,7 @@ impl<'c> Handshake<'c> {
         }
         self.reply(option, reply::ACK, &[]);
         self.send()?;
-        let mut session = TlsSession::new(&tls)?;
+        let mut session = TlsSession::new(&self.shared.newest_tls().unwrap_or(tls))?;
         // Bytes that came too early are the client's first of TLS, and never more options in plain.
         let early = self.input.peek(self.input.len()).map(<[u8]>::to_vec);
         let mut records = early.unwrap_or_default();
@@ -270,7 +270,13 @@ impl<'c> Handshake<'c> {
             Refusal::Invalid(_) => reply::ERR_INVALID,
             Refusal::Shutdown(_) => reply::ERR_SHUTDOWN,
         };
-        self.refuse(option, kind, &refusal.to_string());
+        let mut why = refusal.to_string();
+        if matches!(refusal, Refusal::Unknown(_)) {
+            // Whoever may not open an export learns no more than of one that is not there.
+            let who = self.client.name();
+            why = format!("{why}, or client {who:?} may not open it");
+        }
+        self.refuse(option, kind, &why);
     }
 
     fn list(&mut self) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::sockopt;
+
+use crate::tcp::tune;
 
 /// How long a listener rests that cannot accept, as where there are no file descriptors left.
 const REST: Duration = Duration::from_millis(50);
@@ -224,19 +226,6 @@ fn accept(bound: &Bound, peer_timeout: Duration) -> io::Result<Accepted> {
             })
         }
     }
-}
-
-/// Send at once, and notice a peer that is gone.
-fn tune(stream: &TcpStream, peer_timeout: Duration) -> io::Result<()> {
-    let interval = (peer_timeout / 4).max(Duration::from_secs(1));
-    let milliseconds = u32::try_from(peer_timeout.as_millis()).unwrap_or(u32::MAX);
-    stream.set_nodelay(true)?;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, interval)?;
-    sockopt::set_tcp_keepintvl(stream, interval)?;
-    sockopt::set_tcp_keepcnt(stream, 3)?;
-    sockopt::set_tcp_user_timeout(stream, milliseconds)?;
-    Ok(())
 }
 
 #[cfg(test)]

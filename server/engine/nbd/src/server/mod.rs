@@ -65,6 +65,9 @@ impl Default for Settings {
     }
 }
 
+/// What TLS is to be from now on, as when certificates were renewed; None: what it was.
+pub type Renewal = dyn Fn() -> Option<Tls> + Send;
+
 /// What a server did since it was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServerCounters {
@@ -94,6 +97,7 @@ pub struct Shared {
     pub not_opened: AtomicU64,
     pub broken: AtomicU64,
     tls: RwLock<Option<Tls>>,
+    renewal: Mutex<Option<Box<Renewal>>>,
     accepted: AtomicU64,
     turned_away: AtomicU64,
     links: Mutex<HashMap<u64, Arc<Link>>>,
@@ -113,6 +117,7 @@ impl Server {
         let shared = Arc::new(Shared {
             exports,
             tls: RwLock::new(settings.tls.clone()),
+            renewal: Mutex::default(),
             settings,
             stopping: AtomicBool::new(false),
             not_opened: AtomicU64::new(0),
@@ -142,10 +147,14 @@ impl Server {
         &self.shared.exports
     }
 
-    /// Connections that come from now on are encrypted with this, as when certificates were renewed.
+    /// Connections that come from now on are encrypted with this.
     pub fn set_tls(&self, tls: Option<Tls>) {
-        let place = self.shared.tls.write();
-        *place.unwrap_or_else(PoisonError::into_inner) = tls;
+        self.shared.set_tls(tls);
+    }
+
+    /// Ask `renewal` before each TLS handshake, one at a time.
+    pub fn renew_tls(&self, renewal: Box<Renewal>) {
+        *self.shared.renewal() = Some(renewal);
     }
 
     pub fn counters(&self) -> ServerCounters {
@@ -192,6 +201,24 @@ impl Shared {
     pub fn tls(&self) -> Option<Tls> {
         let tls = self.tls.read();
         tls.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_tls(&self, tls: Option<Tls>) {
+        let place = self.tls.write();
+        *place.unwrap_or_else(PoisonError::into_inner) = tls;
+    }
+
+    fn renewal(&self) -> MutexGuard<'_, Option<Box<Renewal>>> {
+        self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What TLS is for the handshake that begins now. Held while asked, so that no older answer comes after a newer one.
+    pub fn newest_tls(&self) -> Option<Tls> {
+        let renewal = self.renewal();
+        if let Some(renewed) = renewal.as_ref().and_then(|renewal| renewal()) {
+            self.set_tls(Some(renewed));
+        }
+        self.tls()
     }
 
     fn links(&self) -> MutexGuard<'_, HashMap<u64, Arc<Link>>> {

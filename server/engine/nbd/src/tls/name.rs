@@ -53,7 +53,13 @@ impl<'d> Der<'d> {
 
 /// The name; in words what is wrong if there is none that can be used.
 pub fn of_certificate(der: &[u8]) -> Result<String, String> {
-    let found = find(der).ok_or("the client's certificate has no common name, DNS name or URI")?;
+    let (tag, found) =
+        find(der).ok_or("the client's certificate has no common name, DNS name or URI")?;
+    if ![DNS, URI].contains(&tag) && !STRINGS.contains(&tag) {
+        return Err(
+            "the name in the client's certificate is no UTF-8, printable or IA5 string".into(),
+        );
+    }
     let name = std::str::from_utf8(found)
         .map_err(|_| "the name in the client's certificate is not UTF-8".to_owned())?;
     let fit = name.len() <= MOST && !name.chars().any(char::is_control);
@@ -65,7 +71,8 @@ pub fn of_certificate(der: &[u8]) -> Result<String, String> {
     Ok(name.into())
 }
 
-fn find(der: &[u8]) -> Option<&[u8]> {
+/// The name and its tag.
+fn find(der: &[u8]) -> Option<(u8, &[u8])> {
     let mut fields = Der(der).inside(SEQUENCE)?.inside(SEQUENCE)?;
     let first = fields.clone().next()?;
     if first.0 == VERSION {
@@ -76,20 +83,21 @@ fn find(der: &[u8]) -> Option<&[u8]> {
     common_name(subject).or_else(|| other_name(&mut fields))
 }
 
-fn common_name(subject: &[u8]) -> Option<&[u8]> {
-    Der(subject)
+/// The first common name, unless it is empty: a second one is nobody's.
+fn common_name(subject: &[u8]) -> Option<(u8, &[u8])> {
+    let first = Der(subject)
         .filter(|(tag, _)| *tag == SET)
         .flat_map(|(_, set)| Der(set))
         .find_map(|(_, pair)| {
             let mut pair = Der(pair);
             let kind = pair.next()?;
             let (tag, name) = pair.next()?;
-            let is_name = kind == (OBJECT, COMMON_NAME) && STRINGS.contains(&tag);
-            (is_name && !name.is_empty()).then_some(name)
-        })
+            (kind == (OBJECT, COMMON_NAME)).then_some((tag, name))
+        });
+    first.filter(|(_, name)| !name.is_empty())
 }
 
-fn other_name<'d>(fields: &mut Der<'d>) -> Option<&'d [u8]> {
+fn other_name<'d>(fields: &mut Der<'d>) -> Option<(u8, &'d [u8])> {
     let extensions = fields.inside(EXTENSIONS)?.inside(SEQUENCE)?;
     let names = extensions.into_iter().find_map(|(_, extension)| {
         let mut parts = Der(extension);
@@ -98,7 +106,7 @@ fn other_name<'d>(fields: &mut Der<'d>) -> Option<&'d [u8]> {
     })?;
     let of = |tag| {
         let mut names = names.clone();
-        names.find(|(its, _)| *its == tag).map(|(_, name)| name)
+        names.find(|(its, _)| *its == tag)
     };
     of(DNS).or_else(|| of(URI))
 }
