@@ -39,9 +39,9 @@ class Authority:
         directory.mkdir(exist_ok=True)
         self._ca.cert_pem.write_to_path(self.file)
 
-    def server(self, name: str = "server") -> Pair:
-        """For a daemon on loopback."""
-        return self._write(name, self._ca.issue_cert("localhost", "127.0.0.1", common_name=name))
+    def server(self, name: str = "server", hosts: tuple[str, ...] = ("localhost", "127.0.0.1")) -> Pair:
+        """For a daemon on loopback, or on other hosts."""
+        return self._write(name, self._ca.issue_cert(*hosts, common_name=name))
 
     def client(self, name: str, *, expired: bool = False, also: tuple[str, ...] = ()) -> Pair:
         """For the client of that name; `also` are the certificate's other names."""

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tmem._errors import EngineMissingError
+from tmem._tls import system_authorities
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
     import tmem_engine
+    from tmem._tls import Tls
 
+    _Path: TypeAlias = str | os.PathLike[str]
     Gateway: TypeAlias = tmem_engine.SanGateway
 
 _SAMPLES = 64
@@ -46,6 +49,8 @@ class GatewaySettings:
     readahead: int = 1 << 20
     readahead_memory: int = 32 << 20
     threads: int = 32
+    tls: Tls | None = None
+    san_timeout: float = 60.0
 
 
 def open_gateway(settings: GatewaySettings) -> Gateway:
@@ -70,7 +75,18 @@ def open_gateway(settings: GatewaySettings) -> Gateway:
         readahead=settings.readahead,
         readahead_memory=settings.readahead_memory,
         threads=settings.threads,
+        tls=_files(settings.tls),
+        san_timeout=settings.san_timeout,
     )
+
+
+def _files(tls: Tls | None) -> tuple[_Path, tuple[_Path, _Path] | None] | None:
+    if tls is None:
+        return None
+    ca = tls.ca or system_authorities()
+    if ca is None:
+        raise ValueError("the system names no authorities that it trusts: name one for the server")
+    return ca, None if tls.cert is None or tls.key is None else (tls.cert, tls.key)
 
 
 def default_state() -> Path:

@@ -16,6 +16,7 @@ Latency = tuple[str, tuple[list[tuple[int, int]], int, int]]
 
 _GAUGES = {
     "cache_up": "Whether the cache is used.",
+    "san_up": "Whether the SAN answers.",
     "cache_latency_us": "Mean latency of short reads from the cache, lately, in microseconds.",
     "san_latency_us": "Mean latency of short reads from the SAN, lately, in microseconds.",
 }

@@ -102,7 +102,13 @@ def _context(roots: bytes | None) -> ssl.SSLContext | None:
 
 def _system_roots() -> bytes | None:
     """None leaves it to gRPC, which brings certificates of its own."""
+    path = system_authorities()
+    return None if path is None else path.read_bytes()
+
+
+def system_authorities() -> Path | None:
+    """The file of the certificates that the system trusts, where there is one."""
     for path in (ssl.get_default_verify_paths().cafile, *_BUNDLES):
         if path is not None and Path(path).is_file():
-            return Path(path).read_bytes()
+            return Path(path)
     return None

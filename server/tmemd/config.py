@@ -64,7 +64,8 @@ class Config:
         text, "file of the certificates that vouch for clients' own; clients need none unless given"
     )
     admins: tuple[str, ...] | None = _option(
-        names, "clients that may do everything; local unless given, with insecure network too, with tls_client_ca nobody"
+        names,
+        "clients that may do everything; local unless given, with insecure network too, with tls_client_ca nobody",
     )
     insecure: bool = _option(flag, "serve without TLS on an address that other machines reach", False)
     memory: int = _option(size, "bytes that the arena may use; a quarter of the machine's", _quarter_of_memory)

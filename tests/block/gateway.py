@@ -72,10 +72,12 @@ class Cache:
 class Gateway:
     """`tmem san`, listening at one address however often it is started."""
 
-    def __init__(self, folder: Path, backing: str, cache: str, *flags: str, within: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, backing: str, cache: str, *flags: str, within: Sequence[str] = (), tls: Sequence[str] = ()
+    ) -> None:
         self.address = f"unix:{folder}/san.sock"
         where = f"--backing={backing}", f"--pool={POOL}", f"--listen={self.address}", f"--state={folder}/state"
-        self._command = [*within, sys.executable, "-m", "tmem.cli", "--server", cache, "san", *where, *flags]
+        self._command = [*within, sys.executable, "-m", "tmem.cli", "--server", cache, *tls, "san", *where, *flags]
         self._log = folder / "san.err"
         self.start()
 
@@ -124,11 +126,16 @@ def cache(folder: Path, kind: str = "--inclusive", *, memory: str = "64MiB") -> 
 
 @contextlib.contextmanager
 def gateway(
-    folder: Path, backing: str | os.PathLike[str], cache: str, *flags: str, within: Sequence[str] = ()
+    folder: Path,
+    backing: str | os.PathLike[str],
+    cache: str,
+    *flags: str,
+    within: Sequence[str] = (),
+    tls: Sequence[str] = (),
 ) -> Iterator[Gateway]:
     """A gateway that is gone afterwards."""
     need_gateway()
-    running = Gateway(folder, os.fspath(backing), cache, *flags, within=within)
+    running = Gateway(folder, os.fspath(backing), cache, *flags, within=within, tls=tls)
     try:
         yield running
     finally:

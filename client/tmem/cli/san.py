@@ -43,13 +43,21 @@ _FIRST_LOOK = 2.0
     metavar="SECONDS",
     help="Most that a read waits for the cache before the SAN is asked.",
 )
+@click.option(
+    "--san-timeout",
+    type=click.FloatRange(min=0.1),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a SAN at nbd:// may be away before reads and writes fail.",
+)
 @click.option("--scan", type=SIZE, default="256MiB", show_default=True, help="Longer runs are not cached; 0: all are.")
 @click.option("--readahead", type=SIZE, default="1MiB", show_default=True, help="Most ahead of a stream; 0: none.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=32, show_default=True, help="Reads at once of a file.")
 @click.option("--metrics", metavar="HOST:PORT", help="Serve /metrics for Prometheus.")
 @pass_session
 def san(session: Session, /, metrics: str | None, listen: tuple[str, ...], page_size: int, **options: object) -> None:
-    """Serve a SAN's volume through a pool of a tmemd; --server is where its NBD front listens.
+    """Serve a SAN's volume through a pool of a tmemd; --server is where its NBD front listens, over TLS with --ca.
 
     Reads come from the pool where it has them, and from the SAN where not; writes go to the SAN. Whatever happens to
     the server, the volume stays right and about as fast as the SAN. SIGTERM ends it with a clean detach.
@@ -60,6 +68,7 @@ def san(session: Session, /, metrics: str | None, listen: tuple[str, ...], page_
         server=session.options.server,
         listen=listen,
         page_size=page_size,
+        tls=session.tls(),
         **options,  # type: ignore[arg-type]
     )
     ended = threading.Event()
@@ -89,10 +98,14 @@ def _tell(gateway: Gateway, settings: GatewaySettings, server: MetricsServer | N
 
 
 def _watch(gateway: Gateway, ended: threading.Event) -> None:
-    """Say it whenever the cache comes or goes, until the end."""
+    """Say it whenever the cache or the SAN comes or goes, until the end."""
     gateway.wait_cache(0 if ended.is_set() else _FIRST_LOOK)
     before: str | None = "?"
+    away: str | None = None
     while True:
+        if away != (gone := gateway.san_down):
+            away = gone
+            click.echo("the SAN is back" if gone is None else f"the SAN is away: {printable(gone)}", err=True)
         why = gateway.cache_down
         if (why is None) != (before is None) or before == "?":
             click.echo("the cache is used" if why is None else f"the cache is not used: {printable(why)}", err=True)

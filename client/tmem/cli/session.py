@@ -76,11 +76,12 @@ class Session:
         return target
 
     def _connect(self, timeout: float, **more: Any) -> tmem.Store:
-        store = tmem.connect(self.address, timeout=self.options.timeout or timeout, tls=self._tls(), **more)
+        store = tmem.connect(self.address, timeout=self.options.timeout or timeout, tls=self.tls(), **more)
         self._opened.append(store)
         return store
 
-    def _tls(self) -> tmem.Tls | None:
+    def tls(self) -> tmem.Tls | None:
+        """What the options say of TLS, if they do."""
         options = self.options
         if self.address.startswith(_SHM) or not (options.ca or options.cert or options.key):
             return None

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use tmem_nbd::client::{Endpoint, Uri};
+use tmem_nbd::client::{ClientTls, Endpoint, Uri};
 use tmem_nbd::san::{
     Backing, CacheAddress, FileBacking, Gateway, NbdBacking, Settings, Status, Tokens, Volume,
 };
@@ -37,7 +37,7 @@ struct Running {
 #[pymethods]
 impl SanGateway {
     #[new]
-    #[pyo3(signature = (backing, server, pool, listen, *, page_size, shared_object, state, key, trust, max_delay, scan, readahead, readahead_memory, threads))]
+    #[pyo3(signature = (backing, server, pool, listen, *, page_size, shared_object, state, key, trust, max_delay, scan, readahead, readahead_memory, threads, tls=None, san_timeout=60.0))]
     #[allow(clippy::too_many_arguments)] // The signature Python sees.
     fn new(
         py: Python<'_>,
@@ -55,6 +55,8 @@ impl SanGateway {
         readahead: u64,
         readahead_memory: u64,
         threads: usize,
+        tls: Option<(PathBuf, Option<(PathBuf, PathBuf)>)>,
+        san_timeout: f64,
     ) -> PyResult<SanGateway> {
         let value = |why: String| PyValueError::new_err(why);
         let endpoint = Endpoint::parse(server).map_err(value)?;
@@ -62,6 +64,8 @@ impl SanGateway {
         let listen: Vec<Listen> = listen.collect::<Result<_, _>>().map_err(value)?;
         let max_delay = Duration::try_from_secs_f64(max_delay)
             .map_err(|_| value(format!("max_delay is {max_delay}; it is seconds")))?;
+        let san_timeout = Duration::try_from_secs_f64(san_timeout)
+            .map_err(|_| value(format!("san_timeout is {san_timeout}; it is seconds")))?;
         if !matches!(page_size, 4096 | 8192 | 16384 | 32768 | 65536) {
             return Err(value(format!(
                 "page_size is {page_size}; it must be 4096, 8192, 16384, 32768 or 65536"
@@ -72,9 +76,19 @@ impl SanGateway {
             key,
             trust,
         });
+        let tls = tls.map(|(ca, own)| ClientTls { ca, own });
+        if let Some(tls) = &tls {
+            tls.load().map_err(value)?; // at the start what is wrong is said, later it is waited for
+            if matches!(endpoint, Endpoint::Unix(_)) {
+                return Err(value(format!(
+                    "{server} is a Unix socket, and TLS is for TCP"
+                )));
+            }
+        }
         let settings = Settings {
             cache: CacheAddress {
                 endpoint,
+                tls,
                 pool: pool.into(),
                 page: page_size,
                 connect: CONNECT,
@@ -90,7 +104,8 @@ impl SanGateway {
             readahead_memory,
         };
         let read_only = shared_object.is_some();
-        py.detach(|| start(backing, read_only, threads, &listen, settings))
+        let opened = py.detach(|| open(backing, read_only, threads, san_timeout))?;
+        py.detach(|| start(opened, &listen, settings))
     }
 
     #[getter]
@@ -112,6 +127,7 @@ impl SanGateway {
         let status = self.status(py)?;
         let mut fields = status.counters;
         fields.push(("cache_up", u64::from(status.cache_down.is_none())));
+        fields.push(("san_up", u64::from(status.san_down.is_none())));
         fields.push(("cache_latency_us", status.cache_micros));
         fields.push(("san_latency_us", status.san_micros));
         crate::engine::numbers(py, fields)
@@ -132,6 +148,11 @@ impl SanGateway {
     #[getter]
     fn cache_down(&self, py: Python<'_>) -> PyResult<Option<String>> {
         Ok(self.status(py)?.cache_down)
+    }
+
+    #[getter]
+    fn san_down(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        Ok(self.status(py)?.san_down)
     }
 
     fn wait_cache(&self, py: Python<'_>, seconds: f64) -> PyResult<bool> {
@@ -175,14 +196,7 @@ impl SanGateway {
     }
 }
 
-fn start(
-    path: &str,
-    read_only: bool,
-    threads: usize,
-    listen: &[Listen],
-    settings: Settings,
-) -> PyResult<SanGateway> {
-    let backing = open(path, read_only, threads)?;
+fn start(backing: Arc<dyn Backing>, listen: &[Listen], settings: Settings) -> PyResult<SanGateway> {
     let size = backing.size();
     let gateway = Arc::new(Gateway::start(backing, settings)?);
     gateway.wait_cache(AT_FIRST); // so that, as a rule, the first read finds it
@@ -199,10 +213,15 @@ fn start(
     })
 }
 
-fn open(path: &str, read_only: bool, threads: usize) -> PyResult<Arc<dyn Backing>> {
+fn open(
+    path: &str,
+    read_only: bool,
+    threads: usize,
+    patience: Duration,
+) -> PyResult<Arc<dyn Backing>> {
     if Uri::is_one(path) {
         let uri = Uri::parse(path).map_err(PyValueError::new_err)?;
-        let backing = NbdBacking::open(&uri, read_only).map_err(PyOSError::new_err)?;
+        let backing = NbdBacking::open(&uri, read_only, patience).map_err(PyOSError::new_err)?;
         return Ok(Arc::new(backing));
     }
     let named = |error: io::Error| PyOSError::new_err(format!("{path}: {error}"));

@@ -8,6 +8,13 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::net::sockopt;
+
+use crate::tcp::tune;
+
+/// A TCP peer that gives no sign of life for so long is taken for gone.
+const SILENCE: Duration = Duration::from_secs(20);
+
 /// The port that IANA gave to NBD.
 const PORT: u16 = 10809;
 
@@ -48,7 +55,7 @@ impl Endpoint {
                 for address in (host.as_str(), *port).to_socket_addrs()? {
                     match TcpStream::connect_timeout(&address, within) {
                         Ok(stream) => {
-                            stream.set_nodelay(true)?;
+                            tune(&stream, SILENCE)?;
                             return Ok(Stream::Tcp(stream));
                         }
                         Err(error) => last = error,
@@ -194,6 +201,15 @@ impl Stream {
                 .set_read_timeout(read)
                 .and_then(|()| stream.set_write_timeout(write)),
         }
+    }
+
+    /// The same, and what was not sent yet never is.
+    pub fn abort(&self) {
+        if let Stream::Tcp(stream) = self {
+            // The socket is reset when it is closed, which it is once its threads have noticed.
+            let _ = sockopt::set_socket_linger(stream, Some(Duration::ZERO));
+        }
+        self.shut();
     }
 
     /// End both directions; whoever waits on the socket wakes.

@@ -1,24 +1,64 @@
 //! The client's half of the handshake: fixed newstyle, structured replies, meta contexts, GO.
 //!
+//! With TLS nothing is said before it has begun, and it begins or there is no connection.
 //! What a server says is bounded before it is kept: no reply to an option may be longer than [`LONGEST`].
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
-use super::endpoint::Stream;
-use super::{ConnectError, Opened};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
+use super::channel::Channel;
+use super::endpoint::Endpoint;
+use super::{ClientTls, ConnectError, Opened};
 use crate::protocol::{
     MAX_STRING, OPTION_MAGIC, OptionReply, OptionRequest, SERVER_MAGIC, handshake, info, option,
     reply, transmission,
 };
+use crate::tls::{TlsSession, explain};
 
 /// Longest reply to an option that is read, in bytes.
 const LONGEST: u32 = 64 << 10;
 /// Most replies to one option.
 const MOST_REPLIES: usize = 1000;
 
+/// What TLS is begun with.
+pub struct Secure {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+impl Secure {
+    pub fn new(tls: &ClientTls, endpoint: &Endpoint) -> Result<Secure, ConnectError> {
+        let Endpoint::Tcp { host, .. } = endpoint else {
+            let why = format!("{endpoint} is a Unix socket, and TLS is for TCP");
+            return Err(ConnectError::Tls(why));
+        };
+        let name = ServerName::try_from(host.clone())
+            .map_err(|_| ConnectError::Tls(format!("{host:?} is no name that TLS could check")))?;
+        let config = tls.load().map_err(ConnectError::Tls)?;
+        Ok(Secure { config, name })
+    }
+}
+
 /// Negotiate one export with these meta contexts. The export may not have them all: see [`Opened::contexts`].
 pub fn negotiate(
-    stream: &Stream,
+    stream: &Channel,
+    secure: Option<Secure>,
+    export: &str,
+    contexts: &[String],
+) -> Result<Opened, ConnectError> {
+    let result = talk(stream, secure, export, contexts);
+    result.map_err(|error| match error {
+        ConnectError::Io(e) => explain(&e).map_or(ConnectError::Io(e), ConnectError::Tls),
+        other => other,
+    })
+}
+
+fn talk(
+    stream: &Channel,
+    secure: Option<Secure>,
     export: &str,
     contexts: &[String],
 ) -> Result<Opened, ConnectError> {
@@ -29,6 +69,11 @@ pub fn negotiate(
     }
     let mut talk = Talk { stream };
     talk.greet()?;
+    if let Some(secure) = secure {
+        let begun = talk.asked(option::STARTTLS, &[])?;
+        begun.map_err(|(_, why)| ConnectError::Tls(format!("there is no TLS: {why}")))?;
+        stream.encrypt(TlsSession::client(secure.config, secure.name)?)?;
+    }
     let mut opened = Opened {
         structured: talk.asked(option::STRUCTURED_REPLY, &[])?.is_ok(),
         ..Opened::default()
@@ -41,11 +86,11 @@ pub fn negotiate(
 }
 
 struct Talk<'s> {
-    stream: &'s Stream,
+    stream: &'s Channel,
 }
 
-/// The replies to an option, or what its error says.
-type Replies = Result<Vec<(u32, Vec<u8>)>, String>;
+/// The replies to an option, or its error and what that says.
+type Replies = Result<Vec<(u32, Vec<u8>)>, (u32, String)>;
 
 impl Talk<'_> {
     fn take<const N: usize>(&mut self) -> io::Result<[u8; N]> {
@@ -83,7 +128,7 @@ impl Talk<'_> {
             self.stream.read_exact(&mut body)?;
             match head.kind {
                 reply::ACK => return Ok(Ok(replies)),
-                kind if kind & reply::ERROR != 0 => return Ok(Err(refusal(kind, &body))),
+                kind if kind & reply::ERROR != 0 => return Ok(Err((kind, refusal(kind, &body)))),
                 kind => replies.push((kind, body)),
             }
         }
@@ -119,7 +164,10 @@ impl Talk<'_> {
         data.extend_from_slice(&info::DESCRIPTION.to_be_bytes());
         let replies = self
             .asked(option::GO, &data)?
-            .map_err(ConnectError::Refused)?;
+            .map_err(|(kind, why)| match kind {
+                reply::ERR_TLS_REQD => ConnectError::Tls(why),
+                _ => ConnectError::Refused(why),
+            })?;
         for (_, body) in replies.iter().filter(|(kind, _)| *kind == reply::INFO) {
             learn(body, opened);
         }

@@ -11,20 +11,24 @@
 //! What the server answers is checked: a read is complete when each of its bytes was covered once.
 //! Locking: `sending`, then `table`.
 
+mod channel;
 mod endpoint;
 mod handshake;
 mod receive;
 mod table;
 
+pub use crate::tls::ClientTls;
 pub use endpoint::{Endpoint, Stream, Uri};
 
 use std::io::{self, IoSlice, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::protocol::{Errno, RequestHeader, command, flag};
+use channel::Channel;
+use handshake::Secure;
 use table::Table;
 
 /// Why there is no connection.
@@ -37,6 +41,9 @@ pub enum ConnectError {
     Refused(String),
     #[error("{0}")]
     Protocol(String),
+    /// Why the two do not trust one another.
+    #[error("{0}")]
+    Tls(String),
 }
 
 /// Why a command has no answer.
@@ -58,6 +65,8 @@ pub type Done = Box<dyn FnOnce(Result<Answer, Failure>) + Send>;
 
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Whether the connection is encrypted, and with what; a server that has no TLS is then refused.
+    pub tls: Option<ClientTls>,
     /// Meta contexts to ask for.
     pub contexts: Vec<String>,
     /// For connecting and the whole handshake.
@@ -71,6 +80,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            tls: None,
             contexts: Vec::new(),
             connect: Duration::from_secs(5),
             patience: Duration::from_secs(5),
@@ -133,11 +143,19 @@ pub struct Client {
 
 /// What the caller's threads, the reader and the watcher share.
 struct Wire {
-    stream: Stream,
+    stream: Channel,
     structured: bool,
     sending: Mutex<()>,
     table: Table,
     broken: AtomicBool,
+    end: Mutex<End>,
+}
+
+/// Whether the connection has ended, and who wants to hear of it.
+#[derive(Default)]
+struct End {
+    over: bool,
+    hook: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl Client {
@@ -147,17 +165,20 @@ impl Client {
         options: &Options,
     ) -> Result<Client, ConnectError> {
         let deadline = Instant::now() + options.connect;
-        let stream = endpoint.connect(options.connect)?;
-        let opened = bounded(&stream, deadline, || {
-            handshake::negotiate(&stream, export, &options.contexts)
+        let secure = options.tls.as_ref().map(|tls| Secure::new(tls, endpoint));
+        let secure = secure.transpose()?;
+        let stream = Channel::new(endpoint.connect(options.connect)?);
+        let opened = bounded(&stream.socket, deadline, || {
+            handshake::negotiate(&stream, secure, export, &options.contexts)
         })?;
-        stream.patience(None, Some(options.patience))?;
+        stream.socket.patience(None, Some(options.patience))?;
         let wire = Arc::new(Wire {
             structured: opened.structured,
             stream,
             sending: Mutex::new(()),
             table: Table::default(),
             broken: AtomicBool::new(false),
+            end: Mutex::default(),
         });
         let (reader, watcher, tick) = (wire.clone(), wire.clone(), options.tick);
         let spawn = |name: &str| thread::Builder::new().name(name.into());
@@ -172,6 +193,17 @@ impl Client {
 
     pub fn is_broken(&self) -> bool {
         self.wire.broken.load(Ordering::Acquire)
+    }
+
+    /// Have `hook` called when the connection has ended, also while nothing is under way; at once if it has.
+    pub fn on_end(&self, hook: Box<dyn FnOnce() + Send>) {
+        let mut end = self.wire.end();
+        if !end.over {
+            end.hook = Some(hook);
+            return;
+        }
+        drop(end);
+        hook();
     }
 
     /// Commands that are not answered yet; those whose deadline has passed count until the server answers.
@@ -199,6 +231,15 @@ impl Client {
             let _guard = self.wire.sending.lock();
             let _ = (&self.wire.stream).write(&header);
         }
+        self.wire.give_up();
+    }
+}
+
+impl Client {
+    /// Close at once, and take back what has not left yet. What is under way fails as broken.
+    pub fn abort(&self) {
+        self.wire.broken.store(true, Ordering::Release);
+        self.wire.stream.socket.abort();
         self.wire.give_up();
     }
 }
@@ -292,7 +333,7 @@ impl Wire {
                 let header = command.header(cookie).bytes();
                 if write_all(&self.stream, &header, command.payload()).is_err() {
                     self.broken.store(true, Ordering::Release);
-                    self.stream.shut(); // the reader then fails what is under way
+                    self.stream.socket.shut(); // the reader then fails what is under way
                 }
             })
         };
@@ -301,10 +342,14 @@ impl Wire {
         }
     }
 
+    fn end(&self) -> MutexGuard<'_, End> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The connection is over: nothing more is sent, and all that is under way fails.
     fn give_up(&self) {
         self.broken.store(true, Ordering::Release);
-        self.stream.shut();
+        self.stream.socket.shut();
         self.table.fail_all();
     }
 }
@@ -316,7 +361,7 @@ fn command_offset(command: &Command<'_>) -> u64 {
     }
 }
 
-fn write_all(mut stream: &Stream, header: &[u8], payload: &[u8]) -> io::Result<()> {
+fn write_all(mut stream: &Channel, header: &[u8], payload: &[u8]) -> io::Result<()> {
     if payload.is_empty() {
         return stream.write_all(header);
     }

@@ -4,8 +4,9 @@
 
 use std::io::{self, BufReader, Read};
 
+use super::channel::Channel;
 use super::table::Gathered;
-use super::{Failure, Stream, Wire};
+use super::{Failure, Wire};
 use crate::protocol::{Chunk, Errno, SimpleReply, chunk};
 
 /// Longest text of an error, in bytes.
@@ -13,7 +14,7 @@ const LONGEST_TEXT: u32 = 64 << 10;
 /// Most chunks of one read: each covers a sector at least.
 const MOST_CHUNKS: usize = 1 << 16;
 
-type Reader<'s> = BufReader<&'s Stream>;
+type Reader<'s> = BufReader<&'s Channel>;
 
 fn nonsense() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the reply makes no sense")
@@ -25,6 +26,14 @@ impl Wire {
         let mut reader = BufReader::with_capacity(64 << 10, &self.stream);
         while self.reply(&mut reader).is_ok() {}
         self.give_up();
+        let hook = {
+            let mut end = self.end();
+            end.over = true;
+            end.hook.take()
+        };
+        if let Some(hook) = hook {
+            hook();
+        }
     }
 
     fn reply(&self, reader: &mut Reader<'_>) -> io::Result<()> {

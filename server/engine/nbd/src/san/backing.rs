@@ -1,4 +1,4 @@
-//! The SAN: what the gateway exports, as a file, a block device or another NBD export.
+//! The SAN: what the gateway exports, as a file or a block device; as another NBD export see `remote`.
 //!
 //! A completion is called once, from a thread of the backing, and must not wait.
 
@@ -9,24 +9,17 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::client::{Client, Command, Failure, Options, Uri};
-use crate::protocol::{Errno, transmission};
+use crate::protocol::Errno;
 
 /// Bytes of zeros written at once where the backing cannot make holes.
 const ZEROS: usize = 1 << 20;
-/// A SAN that does not answer for so long has failed the command.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two tries to connect to a SAN that went away.
-const RETRY: Duration = Duration::from_millis(200);
-/// Connections to a SAN that allows several.
-const CONNECTIONS: usize = 4;
 
 pub type Read = Box<dyn FnOnce(Result<Vec<u8>, Errno>) + Send>;
 pub type Changed = Box<dyn FnOnce(Result<(), Errno>) + Send>;
+pub type Lost = Box<dyn Fn() + Send + Sync>;
 
 /// A change of the volume's bytes, or the wish that they be durable.
 #[derive(Clone, Debug)]
@@ -55,6 +48,15 @@ pub trait Backing: Send + Sync {
     fn change(&self, change: Change, done: Changed);
     /// What differs after any change by another; None where nothing tells.
     fn fingerprint(&self) -> Option<String>;
+
+    /// Have `lost` called whenever the volume may have become another: before any command is carried out on what it is
+    /// then. It may take its time.
+    fn watch(&self, _lost: Lost) {}
+
+    /// Why the SAN does not answer; None where it does, as far as is known.
+    fn why_down(&self) -> Option<String> {
+        None
+    }
 }
 
 enum Job {
@@ -241,160 +243,5 @@ impl Backing for FileBacking {
                 found.ctime()
             )
         })
-    }
-}
-
-/// Another server's export. Its connections are made again when they break: what was under way then is an error, as
-/// whether it was carried out cannot be known.
-pub struct NbdBacking {
-    uri: Uri,
-    options: Options,
-    size: u64,
-    lines: Vec<Mutex<Line>>,
-    next: std::sync::atomic::AtomicUsize,
-}
-
-struct Line {
-    client: Arc<Client>,
-    tried: Instant,
-}
-
-impl NbdBacking {
-    pub fn open(uri: &Uri, read_only: bool) -> Result<NbdBacking, String> {
-        let options = Options::default();
-        let connect = || {
-            let client = Client::connect(&uri.endpoint, &uri.export, &options);
-            client.map_err(|error| format!("export {:?} of {}: {error}", uri.export, uri.endpoint))
-        };
-        let first = connect()?;
-        if !read_only && first.opened().can(transmission::READ_ONLY) {
-            return Err(format!(
-                "export {:?} of {} is read-only",
-                uri.export, uri.endpoint
-            ));
-        }
-        let (size, several) = (
-            first.opened().size,
-            first.opened().can(transmission::CAN_MULTI_CONN),
-        );
-        let mut clients = vec![first];
-        while several && clients.len() < CONNECTIONS {
-            clients.push(connect()?);
-        }
-        let line = |client| {
-            let client = Arc::new(client);
-            Mutex::new(Line {
-                client,
-                tried: Instant::now(),
-            })
-        };
-        Ok(NbdBacking {
-            uri: uri.clone(),
-            size,
-            lines: clients.into_iter().map(line).collect(),
-            next: 0.into(),
-            options,
-        })
-    }
-
-    /// A connection, made again if it is broken and the last try is some time ago.
-    fn client(&self, line: usize) -> Arc<Client> {
-        let line = self.lines[line].lock();
-        let mut line = line.unwrap_or_else(PoisonError::into_inner);
-        if line.client.is_broken() && line.tried.elapsed() > RETRY {
-            let made = Client::connect(&self.uri.endpoint, &self.uri.export, &self.options);
-            if let Some(client) = made.ok().filter(|client| client.opened().size == self.size) {
-                line.client = Arc::new(client);
-            }
-            line.tried = Instant::now();
-        }
-        line.client.clone()
-    }
-
-    fn send(&self, line: usize, command: Command<'_>, done: crate::client::Done) {
-        self.client(line)
-            .send(command, Instant::now() + PATIENCE, done);
-    }
-}
-
-fn failure(failure: Failure) -> Errno {
-    match failure {
-        Failure::Errno(errno) => errno,
-        Failure::TimedOut | Failure::Broken => Errno::Io,
-    }
-}
-
-impl Backing for NbdBacking {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read(&self, offset: u64, length: usize, done: Read) {
-        let next = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let length = length as u32;
-        let done = Box::new(move |answer: Result<crate::client::Answer, Failure>| {
-            done(answer.map(|answer| answer.data).map_err(failure));
-        });
-        self.send(
-            next % self.lines.len(),
-            Command::Read { offset, length },
-            done,
-        );
-    }
-
-    /// On one connection, so that no change of a connection that was given up lands after another's.
-    fn change(&self, change: Change, done: Changed) {
-        let command = match &change {
-            Change::Write { offset, data, fua } => Command::Write {
-                offset: *offset,
-                data,
-                fua: *fua,
-            },
-            Change::Trim { offset, length } => Command::Trim {
-                offset: *offset,
-                length: *length,
-            },
-            Change::Zero {
-                offset,
-                length,
-                no_hole,
-            } => Command::WriteZeroes {
-                offset: *offset,
-                length: *length,
-                no_hole: *no_hole,
-            },
-            Change::Flush => Command::Flush,
-        };
-        let client = self.client(0);
-        let able = match change {
-            Change::Trim { .. } => client.opened().can(transmission::SEND_TRIM),
-            Change::Flush => client.opened().can(transmission::SEND_FLUSH),
-            _ => true,
-        };
-        if !able {
-            return done(Ok(())); // a trim is advice; without flush, what is acknowledged is kept
-        }
-        if let (Change::Zero { offset, length, .. }, false) = (
-            &change,
-            client.opened().can(transmission::SEND_WRITE_ZEROES),
-        ) {
-            let data = Arc::new(vec![0; *length as usize]);
-            return self.change(
-                Change::Write {
-                    offset: *offset,
-                    data,
-                    fua: false,
-                },
-                done,
-            );
-        }
-        let done = Box::new(move |answer: Result<_, Failure>| {
-            done(answer.map(|_| ()).map_err(failure));
-        });
-        client.send(command, Instant::now() + PATIENCE, done);
-    }
-
-    fn fingerprint(&self) -> Option<String> {
-        None
     }
 }

@@ -28,6 +28,8 @@ counters! {
     hit_pages, ahead_pages, miss_pages,
     /// Commands and bytes that the SAN got, and reads that it was spared.
     san_reads, san_read_bytes, san_writes, san_reads_saved, san_bytes_saved,
+    /// Times the connections to the SAN were lost.
+    san_sessions_lost,
     /// Reads that did not ask the cache: it is away or at rest, the page was never put, a change was under way.
     bypass_away, bypass_unknown, bypass_changing,
     /// Cache reads that took too long and were answered by the SAN.

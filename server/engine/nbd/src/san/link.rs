@@ -23,7 +23,7 @@ use super::judge::Judge;
 use super::owed::Owed;
 use super::seen::Seen;
 use crate::cache::{CONTEXT, PREFIX};
-use crate::client::{Client, Command, ConnectError, Endpoint, Failure, Options};
+use crate::client::{Client, ClientTls, Command, ConnectError, Endpoint, Failure, Options};
 
 /// Between two tries to bring the cache up, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -41,6 +41,7 @@ const MOST_READS: usize = 512;
 #[derive(Clone, Debug)]
 pub struct CacheAddress {
     pub endpoint: Endpoint,
+    pub tls: Option<ClientTls>,
     pub pool: String,
     /// Bytes of a page of the pool.
     pub page: u32,
@@ -438,6 +439,7 @@ impl Link {
 
     fn open(&self, name: &str) -> Result<Client, String> {
         let options = Options {
+            tls: self.address.tls.clone(),
             contexts: vec![CONTEXT.into()],
             connect: self.address.connect,
             patience: self.address.patience,
@@ -446,6 +448,7 @@ impl Link {
         let endpoint = &self.address.endpoint;
         let client = Client::connect(endpoint, name, &options).map_err(|error| match error {
             ConnectError::Io(error) => format!("no connection to {endpoint}: {error}"),
+            ConnectError::Tls(why) => format!("no connection to {endpoint}: {why}"),
             other => format!("{endpoint} refuses pool {:?}: {other}", self.address.pool),
         })?;
         let (opened, page) = (client.opened(), self.address.page);

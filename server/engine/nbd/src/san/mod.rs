@@ -18,14 +18,17 @@
 //!    which the server lets nothing older through, and after all that was owed is flushed: see `link`. What cannot be
 //!    remembered any more makes the generation be given up; so does a server that is another instance than before, as one
 //!    that lost power may bring flushed pages back, and a volume whose size has changed.
-//! 5. What the read-ahead buffer gives is fetched by these rules, and no older than the last change: see `ahead`.
+//! 5. When the connection to the SAN was lost the volume may be another: before anything of it is asked again, all versions
+//!    move on, the read-ahead buffer is emptied and the generation given up. So nothing that was kept, or read and not yet
+//!    put, is seen after. Of a shared volume the cache is kept, as its content is what its name says.
+//! 6. What the read-ahead buffer gives is fetched by these rules, and no older than the last change: see `ahead`.
 //!
 //! **First do no harm.** A cache read has a bound that follows the SAN's own latency; beyond it the SAN answers. A cache
 //! that is slower than the SAN, or late several times in a row, is left alone and tried now and then: see `judge`. Pages
 //! that were surely never put are not asked for, and where hits are rare both are asked at once. Puts wait for nobody and
 //! nobody waits for puts: see `puts`. Scans are not put, and of a working set that does not fit only part is.
 //!
-//! Layers, lower first: `stripes`, `seen`, `owed`, `judge`, `counters`, `streams <- ahead`, `backing <- volume`;
+//! Layers, lower first: `stripes`, `seen`, `owed`, `judge`, `counters`, `streams <- ahead`, `backing <- volume`, `unflushed <- remote`;
 //! `link`; `puts`; `reads`, `changes`; the gateway. Locking: a stripe, then `link`, the queue of puts or the buffer.
 
 mod ahead;
@@ -37,14 +40,17 @@ mod link;
 mod owed;
 mod puts;
 mod reads;
+mod remote;
 mod seen;
 mod streams;
 mod stripes;
+mod unflushed;
 mod volume;
 
-pub use backing::{Backing, Change, Changed, FileBacking, NbdBacking, Read};
+pub use backing::{Backing, Change, Changed, FileBacking, Lost, Read};
 pub use counters::Histogram;
 pub use link::CacheAddress;
+pub use remote::NbdBacking;
 pub use volume::Tokens;
 
 use std::io::{self, Read as _};
@@ -125,6 +131,8 @@ pub struct Status {
     pub counters: Vec<(&'static str, u64)>,
     /// Why the cache is not used; None: it is.
     pub cache_down: Option<String>,
+    /// Why the SAN does not answer; None: it does, as far as is known.
+    pub san_down: Option<String>,
     /// Mean microseconds of short reads, lately.
     pub cache_micros: u64,
     pub san_micros: u64,
@@ -211,6 +219,8 @@ impl Gateway {
         let (putter, keeper) = (shared.clone(), Arc::downgrade(&shared));
         let link = shared.link.clone();
         let spawn = |name: &str| thread::Builder::new().name(name.into());
+        let lost = Arc::downgrade(&shared);
+        shared.backing.watch(Box::new(move || forget_all(&lost)));
         spawn("san-put").spawn(move || puts::run(&putter))?;
         spawn("san-keep").spawn(move || link.keep(|| tend(&keeper)))?;
         Ok(Gateway {
@@ -251,6 +261,7 @@ impl Gateway {
         Status {
             counters: shared.counters.fields(),
             cache_down: shared.link.why_down(),
+            san_down: shared.backing.why_down(),
             cache_micros,
             san_micros,
             hit_latency: shared.hit_latency.read(),
@@ -305,6 +316,21 @@ fn tend(shared: &Weak<Shared>) {
     if resized || (changed && !shared.link.is_renewed()) {
         shared.link.renew("the volume has changed");
     }
+}
+
+/// The connection to the SAN was lost, and with it the certainty of what the volume holds.
+fn forget_all(shared: &Weak<Shared>) {
+    let Some(shared) = shared.upgrade() else {
+        return;
+    };
+    let all = 0..1 << 40;
+    let changing = shared.stripes.begin(&all);
+    shared.ahead.invalidate(&all);
+    if !shared.read_only {
+        shared.link.renew("the connection to the SAN was lost");
+    }
+    shared.stripes.end(&changing);
+    shared.counters.san_sessions_lost.add(1);
 }
 
 /// Random bytes.

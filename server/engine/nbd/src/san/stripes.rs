@@ -27,9 +27,9 @@ pub struct Stripes {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Version(u64);
 
-/// A change under way: the stripes it touches, with the versions it gave them.
+/// A change under way: the stripes it touches, with the versions it gave them, if no other change of them was under way.
 pub struct Changing {
-    stripes: Vec<(usize, u64)>,
+    stripes: Vec<(usize, Option<u64>)>,
 }
 
 impl Default for Stripes {
@@ -67,9 +67,10 @@ impl Stripes {
         let touched: BTreeSet<usize> = groups.map(|group| of(group * GROUP)).collect();
         let begun = touched.into_iter().map(|number| {
             let mut stripe = self.lock(number);
+            let alone = stripe.changing == 0;
             stripe.version += 1;
             stripe.changing += 1;
-            (number, stripe.version)
+            (number, alone.then_some(stripe.version))
         });
         Changing {
             stripes: begun.collect(),
@@ -85,11 +86,12 @@ impl Stripes {
 }
 
 impl Changing {
-    /// The version that the change gave a page's stripe: while it lasts, the change was the last one to begin.
+    /// The version that the change gave a page's stripe: while it lasts, no other change was under way since this one began.
+    /// None where one was already: which of the two the SAN carried out last is not known.
     pub fn version(&self, page: u64) -> Option<Version> {
         let number = of(page);
         let found = self.stripes.iter().find(|(stripe, _)| *stripe == number);
-        found.map(|(_, version)| Version(*version))
+        found.and_then(|(_, version)| version.map(Version))
     }
 }
 
@@ -113,7 +115,12 @@ mod tests {
         assert_eq!(stripes.look(0), None, "the other change goes on");
         assert!(stripes.unchanged(0, one.version(0).unwrap()).is_none());
         stripes.end(&two);
-        assert_eq!(stripes.look(0), two.version(0));
+        assert!(stripes.look(0).is_some());
+        assert_eq!(
+            two.version(0),
+            None,
+            "which of the two is the last is not known"
+        );
     }
 
     #[test]

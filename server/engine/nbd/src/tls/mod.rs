@@ -1,8 +1,10 @@
 //! TLS as NBD has it: begun by the client with STARTTLS, before it may ask anything else where it is required.
 
+mod client;
 mod name;
 mod session;
 
+pub use client::{ClientTls, explain};
 pub use session::TlsSession;
 
 use std::sync::Arc;

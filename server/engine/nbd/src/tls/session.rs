@@ -4,17 +4,19 @@
 //! [`UNSENT`] and a record.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
-use rustls::ServerConnection;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, Connection, ServerConnection};
 
 use super::Tls;
 use super::name::of_certificate;
 
-/// Bytes of replies that are encrypted ahead of the client.
+/// Bytes that are encrypted ahead of the other end.
 const UNSENT: usize = 256 << 10;
 
 pub struct TlsSession {
-    connection: ServerConnection,
+    connection: Connection,
     /// Decrypted bytes, and how many of them were taken.
     plain: Vec<u8>,
     taken: usize,
@@ -26,13 +28,23 @@ fn broken(e: rustls::Error) -> io::Error {
 
 impl TlsSession {
     pub fn new(tls: &Tls) -> io::Result<TlsSession> {
-        let mut connection = ServerConnection::new(tls.config.clone()).map_err(broken)?;
+        let connection = ServerConnection::new(tls.config.clone()).map_err(broken)?;
+        Ok(TlsSession::of(connection.into()))
+    }
+
+    /// The client's end, to a server of that name.
+    pub fn client(config: Arc<ClientConfig>, name: ServerName<'static>) -> io::Result<TlsSession> {
+        let connection = ClientConnection::new(config, name).map_err(broken)?;
+        Ok(TlsSession::of(connection.into()))
+    }
+
+    fn of(mut connection: Connection) -> TlsSession {
         connection.set_buffer_limit(Some(UNSENT));
-        Ok(TlsSession {
+        TlsSession {
             connection,
             plain: Vec::new(),
             taken: 0,
-        })
+        }
     }
 
     pub fn is_handshaking(&self) -> bool {
@@ -46,7 +58,7 @@ impl TlsSession {
         shown.map(|own| of_certificate(own)).transpose()
     }
 
-    /// Take up bytes that came from the client.
+    /// Take up bytes that came from the other end.
     pub fn feed(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.connection.read_tls(&mut bytes)? == 0 {

@@ -87,6 +87,7 @@ impl Cache {
 
     pub fn address(&self) -> CacheAddress {
         CacheAddress {
+            tls: None,
             endpoint: Endpoint::Unix(self.directory.path().join("proxy")),
             pool: "p".into(),
             page: PAGE as u32,

@@ -1,0 +1,68 @@
+//! The client's end of TLS: how it knows the server, and shows who it is.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::ring;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{AlertDescription, CertificateError, ClientConfig, Error, RootCertStore};
+
+use super::parse_certificates;
+
+/// Files in PEM. They are read for each connection, so that they may be renewed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientTls {
+    /// Certificates that vouch for the server's.
+    pub ca: PathBuf,
+    /// This client's certificate with its chain, and its key.
+    pub own: Option<(PathBuf, PathBuf)>,
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+impl ClientTls {
+    /// What the files say now; in words what is wrong with them.
+    pub fn load(&self) -> Result<Arc<ClientConfig>, String> {
+        let mut roots = RootCertStore::empty();
+        let named = self.ca.display();
+        for root in parse_certificates(&read(&self.ca)?, &named.to_string())? {
+            roots.add(root).map_err(|e| format!("{named}: {e}"))?;
+        }
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| format!("TLS: {e}"))?
+            .with_root_certificates(roots);
+        let Some((cert, key)) = &self.own else {
+            return Ok(Arc::new(builder.with_no_client_auth()));
+        };
+        let chain = parse_certificates(&read(cert)?, &cert.display().to_string())?;
+        let pem = read(key)?;
+        let secret = PrivateKeyDer::from_pem_slice(&pem);
+        let secret = secret.map_err(|e| format!("{}: {e}", key.display()))?;
+        let config = builder.with_client_auth_cert(chain, secret).map_err(|e| {
+            let (cert, key) = (cert.display(), key.display());
+            format!("{cert} and {key} are not a certificate and its key: {e}")
+        })?;
+        Ok(Arc::new(config))
+    }
+}
+
+/// In words for the user what TLS had against a connection; None where it was not TLS.
+pub fn explain(error: &io::Error) -> Option<String> {
+    let inner = error.get_ref()?.downcast_ref::<Error>()?;
+    Some(match inner {
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "the server's certificate is from none of the authorities that are trusted".into()
+        }
+        Error::InvalidCertificate(why) => format!("the server's certificate is not good: {why}"),
+        Error::AlertReceived(AlertDescription::CertificateRequired) => {
+            "the server demands a certificate of the client".into()
+        }
+        Error::AlertReceived(why) => format!("the server ended TLS: {why:?}"),
+        other => format!("TLS: {other}"),
+    })
+}
