@@ -14,7 +14,7 @@ from hypothesis import settings
 import tmem
 from tmem._settings import Allocator, Kind
 
-SETTINGS = list(itertools.product(("persistent", "ephemeral"), ("lz4", "zstd", "raw"), ("zsmalloc", "zbud")))
+SETTINGS = list(itertools.product(("persistent", "ephemeral"), ("lz4", "lz4hc", "zstd", "raw"), ("zsmalloc", "zbud")))
 
 # A busy machine is slow, not wrong.
 settings.register_profile("tmem", deadline=None)

@@ -174,7 +174,8 @@ class RemotePool:
     @property
     def _light(self) -> bool:
         """Whether the server has so little to do for a batch that it does it at once: it compresses nothing."""
-        return self.link.options.encoding == "lz4" and not self.session.settings.codec.startswith("zstd")
+        codec = self.session.settings.codec
+        return self.link.options.encoding == "lz4" and not codec.startswith(("lz4hc", "zstd"))
 
     def _pack(self, oid: bytes, indices: Sequence[int], views: Sequence[Page]) -> pb.PutRequest:
         return _wire.put_request(oid, indices, views, self.link.options.encoding)

@@ -17,7 +17,8 @@ class PoolSettings:
 
     Attributes:
         kind: `"persistent"`: a stored page stays until it is flushed. `"ephemeral"`: the store may forget it any time.
-        codec: `"lz4"`, `"lz4:ACCELERATION"` (1 to 65537), `"zstd"`, `"zstd:LEVEL"` (-7 to 19) or `"raw"`.
+        codec: `"lz4"`, `"lz4:ACCELERATION"` (1 to 65537), `"lz4hc"`, `"lz4hc:LEVEL"` (3 to 12: smaller LZ4 blocks, slow
+            to make), `"zstd"`, `"zstd:LEVEL"` (-7 to 19) or `"raw"`.
         allocator: `"zsmalloc"` (densest) or `"zbud"` (evicts whole frames).
         page_size: Bytes a page: 4096, 8192, 16384, 32768 or 65536.
         quota: The most memory the pool may use, in bytes of footprint; 0 is no quota.

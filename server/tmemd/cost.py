@@ -12,21 +12,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tmemd.surface import Batch, StorePool
 
-# LZ4 first, zstd at its quicker levels second.
-_COMPRESS = (4.0, 8.0)
-_DECOMPRESS = (1.0, 3.0)
+_COMPRESS = 4.0
+_COMPRESS_DENSER = {"lz4hc": 60.0, "zstd": 8.0}
+_DECOMPRESS = 1.0
+_DECOMPRESS_ZSTD = 3.0
 _COPY = 0.25
 
 
 def of_put(batch: Batch, pool: StorePool) -> float:
-    """Pages are compressed here; LZ4 blocks are decompressed to verify them, and compressed anew for zstd."""
+    """Pages are compressed here; LZ4 blocks are decompressed to verify them, and compressed anew if denser."""
     size = len(batch.indices) * pool.page_size
-    if batch.lengths is None or pool.dense:
-        return size * _COMPRESS[pool.dense]
-    return size * _DECOMPRESS[False]
+    if denser := _COMPRESS_DENSER.get(pool.family):
+        return size * denser
+    return size * (_COMPRESS if batch.lengths is None else _DECOMPRESS)
 
 
 def of_get(count: int, pool: StorePool, lz4: bool) -> float:
     """Blocks that the client can take are copied; all else is decompressed."""
     size = count * pool.page_size
-    return size * (_COPY if lz4 and not pool.dense else _DECOMPRESS[pool.dense])
+    if pool.family == "zstd":
+        return size * _DECOMPRESS_ZSTD
+    return size * (_COPY if lz4 else _DECOMPRESS)

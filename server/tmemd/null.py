@@ -51,7 +51,7 @@ class NullPool:
         self.owner = settings.owner
         self.page_size = settings.page_size
         self.keeps = settings.keeps
-        self.dense = settings.dense
+        self.family = settings.family
         self._settings = settings
         self._frozen = False
         self._destroyed = False

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class EngineStorePool:
     """A pool of the engine."""
 
-    __slots__ = ("_pool", "dense", "id", "keeps", "name", "owner", "page_size")
+    __slots__ = ("_pool", "family", "id", "keeps", "name", "owner", "page_size")
 
     def __init__(self, pool: EnginePool) -> None:
         self._pool = pool
@@ -36,7 +36,7 @@ class EngineStorePool:
         settings = self.settings()
         self.owner = settings.owner
         self.keeps = settings.keeps
-        self.dense = settings.dense
+        self.family = settings.family
 
     def put(self, batch: Batch) -> bytes:
         return self._pool.put_packed(batch.oid, batch.indices, batch.lengths, batch.pages)

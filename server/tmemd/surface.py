@@ -43,9 +43,9 @@ class Settings:
         return self.kind == "persistent" or self.shared or self.inclusive
 
     @property
-    def dense(self) -> bool:
-        """Whether the codec is denser than LZ4, and slower."""
-        return self.codec.startswith("zstd")
+    def family(self) -> str:
+        """The codec without its number."""
+        return self.codec.partition(":")[0]
 
 
 class Batch(NamedTuple):
@@ -91,8 +91,8 @@ class StorePool(Protocol):
         """Whether a get leaves the page in the pool."""
 
     @property
-    def dense(self) -> bool:
-        """Whether its codec is denser than LZ4, and slower."""
+    def family(self) -> str:
+        """Its codec without its number: lz4, lz4hc, zstd or raw."""
 
     def put(self, batch: Batch) -> bytes:
         """One code a page, as `EnginePool` says. A block that is no page is a `ValueError`, and nothing was stored."""

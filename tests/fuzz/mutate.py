@@ -24,6 +24,7 @@ _TEXTS = (
     "\0",
     "../x",
     "lz4:0",
+    "lz4hc:2",
     "zstd:99",
     "persistent",
 )

@@ -141,7 +141,7 @@ def test_pages_of_other_sizes(store: Any, page_size: int) -> None:
     assert pool.page_size == page_size
 
 
-@pytest.mark.parametrize("codec", ["lz4", "zstd", "raw"])
+@pytest.mark.parametrize("codec", ["lz4", "lz4hc", "zstd", "raw"])
 def test_ranges_go_in_and_out_in_one_buffer(store: Any, codec: str) -> None:
     pool = store.pool("range", codec=codec)
     outcomes = pool.put_range(1, 100, run(100, 700))

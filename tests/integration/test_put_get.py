@@ -51,7 +51,7 @@ def test_pools_are_apart(store: tmem.Store) -> None:
 
 @pytest.mark.parametrize("page_size", [4096, 8192, 16384, 32768, 65536])
 @pytest.mark.parametrize("allocator", ["zsmalloc", "zbud"])
-@pytest.mark.parametrize("codec", ["lz4", "zstd", "raw"])
+@pytest.mark.parametrize("codec", ["lz4", "lz4hc", "zstd", "raw"])
 def test_pages_of_every_size(store: tmem.Store, page_size: int, allocator: str, codec: str) -> None:
     pool = store.pool("sized", page_size=page_size, allocator=allocator, codec=codec)  # type: ignore[arg-type]
     pages = {0: page(0, page_size), 1: noise(1, page_size), 2: filled(b"x" * 8, page_size)}
@@ -60,7 +60,7 @@ def test_pages_of_every_size(store: tmem.Store, page_size: int, allocator: str, 
     assert pool.page_size == page_size
 
 
-@pytest.mark.parametrize("codec", ["lz4:8", "lz4:65537", "zstd:-7", "zstd:9"])
+@pytest.mark.parametrize("codec", ["lz4:8", "lz4:65537", "lz4hc:3", "lz4hc:9", "lz4hc:12", "zstd:-7", "zstd:9"])
 def test_codecs_take_a_parameter(store: tmem.Store, codec: str) -> None:
     pool = store.pool("tuned", codec=codec)
     pool.put(1, {7: page(7)})
@@ -120,7 +120,7 @@ def test_blocks_of_lz4_are_stored_as_pages(store: tmem.Store) -> None:
     assert pool.get(1, [7, 8]) == {7: literal, 8: literal}
 
 
-@pytest.mark.parametrize("codec", ["zstd", "raw"])
+@pytest.mark.parametrize("codec", ["lz4hc", "zstd", "raw"])
 def test_blocks_of_lz4_go_into_any_pool(store: tmem.Store, codec: str) -> None:
     pool = store.pool("other", codec=codec)
     block = (

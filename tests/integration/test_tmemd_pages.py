@@ -92,7 +92,7 @@ def test_a_batch_as_long_as_may_be(client: Client) -> None:
     assert client.put({2 * index: page(index) for index in range(256)}) == REPLACED * 128 + STORED * 128
 
 
-@pytest.mark.parametrize("codec", ["lz4", "zstd", "raw"])
+@pytest.mark.parametrize("codec", ["lz4", "lz4hc", "zstd", "raw"])
 def test_lz4_both_ways(client: Client, codec: str) -> None:
     client.open(f"lz4-{codec}", codec=codec)
     pages = {0: page(1), 1: filled(b"\0" * 8), 2: noise(2), 3: page(3)}

@@ -218,7 +218,7 @@ pub fn fault(arena: &Arena, slot: u32) -> Option<String> {
     let record = arena.pool(slot);
     let known = record.kind.get() <= 1
         && record.allocator.get() <= 1
-        && record.codec.get() <= 2
+        && record.codec.get() <= 3
         && record.name_len.get() as usize <= MAX_NAME
         && record.owner_len.get() as usize <= MAX_NAME
         && record.reserve.get() <= arena.superblock().memory.get()
@@ -231,6 +231,7 @@ fn encode_codec(codec: Codec) -> (u32, u32) {
         Codec::Lz4 { acceleration } => (0, acceleration),
         Codec::Zstd { level } => (1, level as u32),
         Codec::Raw => (2, 0),
+        Codec::Lz4hc { level } => (3, level as u32),
     }
 }
 
@@ -240,6 +241,9 @@ fn decode_codec(codec: u32, parameter: u32) -> Codec {
             acceleration: parameter,
         },
         1 => Codec::Zstd {
+            level: parameter as i32,
+        },
+        3 => Codec::Lz4hc {
             level: parameter as i32,
         },
         _ => Codec::Raw,

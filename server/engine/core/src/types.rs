@@ -36,6 +36,8 @@ pub enum AllocatorKind {
 pub enum Codec {
     /// LZ4 block format; `acceleration` 1 to 65537.
     Lz4 { acceleration: u32 },
+    /// LZ4 block format, searched for the best matches; `level` 3 to 12.
+    Lz4hc { level: i32 },
     /// zstd, `level` -7 to 19.
     Zstd { level: i32 },
     /// Pages are kept as they are.
@@ -219,6 +221,9 @@ impl Codec {
                     "lz4 acceleration is {acceleration}; it must be 1 to 65537"
                 )))
             }
+            Codec::Lz4hc { level } if !(3..=12).contains(&level) => Err(Error::Invalid(format!(
+                "lz4hc level is {level}; it must be 3 to 12"
+            ))),
             Codec::Zstd { level } if !(-7..=19).contains(&level) => Err(Error::Invalid(format!(
                 "zstd level is {level}; it must be -7 to 19"
             ))),
@@ -226,11 +231,11 @@ impl Codec {
         }
     }
 
-    /// `"lz4"`, `"lz4:4"` (acceleration), `"zstd"`, `"zstd:3"` (level) or `"raw"`.
+    /// `"lz4"`, `"lz4:4"` (acceleration), `"lz4hc"`, `"lz4hc:9"` (level), `"zstd"`, `"zstd:3"` (level) or `"raw"`.
     pub fn parse(text: &str) -> Result<Codec> {
         let bad = || {
             Error::Invalid(format!(
-                "codec {text:?} is not one of lz4, lz4:ACCELERATION, zstd, zstd:LEVEL, raw"
+                "codec {text:?} is not one of lz4, lz4:ACCELERATION, lz4hc, lz4hc:LEVEL, zstd, zstd:LEVEL, raw"
             ))
         };
         let (name, number) = match text.split_once(':') {
@@ -240,6 +245,9 @@ impl Codec {
         let codec = match (name, number) {
             ("lz4", n) => Codec::Lz4 {
                 acceleration: u32::try_from(n.unwrap_or(1)).map_err(|_| bad())?,
+            },
+            ("lz4hc", n) => Codec::Lz4hc {
+                level: n.unwrap_or(9),
             },
             ("zstd", n) => Codec::Zstd {
                 level: n.unwrap_or(1),
@@ -256,6 +264,7 @@ impl std::fmt::Display for Codec {
         match self {
             Codec::Lz4 { acceleration: 1 } => f.write_str("lz4"),
             Codec::Lz4 { acceleration } => write!(f, "lz4:{acceleration}"),
+            Codec::Lz4hc { level } => write!(f, "lz4hc:{level}"),
             Codec::Zstd { level } => write!(f, "zstd:{level}"),
             Codec::Raw => f.write_str("raw"),
         }

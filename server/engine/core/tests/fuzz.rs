@@ -455,12 +455,15 @@ fn some_name(random: &mut Random) -> String {
 fn some_settings(random: &mut Random) -> PoolSettings {
     let number = |random: &mut Random| extreme(random) as u32;
     PoolSettings {
-        codec: match random.below(3) {
+        codec: match random.below(4) {
             0 => Codec::Lz4 {
                 acceleration: if random.chance(2) { 1 } else { number(random) },
             },
             1 => Codec::Zstd {
                 level: number(random) as i32 % 24,
+            },
+            2 => Codec::Lz4hc {
+                level: number(random) as i32 % 16,
             },
             _ => Codec::Raw,
         },

@@ -97,6 +97,7 @@ fn settings() -> impl Strategy<Value = PoolSettings> {
     let allocators = prop_oneof![Just(AllocatorKind::Zsmalloc), Just(AllocatorKind::Zbud)];
     let codecs = prop_oneof![
         Just(Codec::Lz4 { acceleration: 1 }),
+        Just(Codec::Lz4hc { level: 4 }),
         Just(Codec::Zstd { level: 1 }),
         Just(Codec::Raw)
     ];

@@ -149,7 +149,7 @@ impl Target<'_> {
         block: &[u8],
         out: &mut [u8],
     ) -> Encoded {
-        if let Codec::Zstd { .. } = self.codec {
+        if let Codec::Zstd { .. } | Codec::Lz4hc { .. } = self.codec {
             return compressor.encode(self.codec, page, self.limit, out);
         }
         if block.len() > self.limit || same_filled(page).is_some() {

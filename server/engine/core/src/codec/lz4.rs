@@ -78,7 +78,7 @@ pub fn decode(block: &[u8], page: &mut [u8]) -> Option<usize> {
 }
 
 /// Room as the library counts it; it cannot be told of more than 2 GiB.
-fn length(bytes: usize) -> c_int {
+pub(super) fn length(bytes: usize) -> c_int {
     c_int::try_from(bytes).unwrap_or(c_int::MAX)
 }
 

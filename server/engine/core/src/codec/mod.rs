@@ -9,6 +9,7 @@
 
 mod checksum;
 mod lz4;
+mod lz4hc;
 mod same;
 mod zstd;
 
@@ -53,6 +54,7 @@ pub struct Undecodable;
 #[derive(Default)]
 pub struct Compressor {
     lz4: lz4::Lz4,
+    lz4hc: lz4hc::Lz4hc,
     zstd: zstd::Zstd,
 }
 
@@ -98,6 +100,10 @@ impl Compressor {
         match codec {
             Codec::Lz4 { acceleration } => {
                 let len = self.lz4.encode(acceleration, page, out)?;
+                Some((Form::Lz4, len))
+            }
+            Codec::Lz4hc { level } => {
+                let len = self.lz4hc.encode(level, page, out)?;
                 Some((Form::Lz4, len))
             }
             Codec::Zstd { level } => {

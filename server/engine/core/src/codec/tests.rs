@@ -5,9 +5,12 @@ use proptest::prelude::*;
 use super::*;
 
 const SIZES: [usize; 5] = [4096, 8192, 16384, 32768, 65536];
-const CODECS: [Codec; 6] = [
+const CODECS: [Codec; 9] = [
     Codec::Lz4 { acceleration: 1 },
     Codec::Lz4 { acceleration: 8 },
+    Codec::Lz4hc { level: 3 },
+    Codec::Lz4hc { level: 9 },
+    Codec::Lz4hc { level: 12 },
     Codec::Zstd { level: -7 },
     Codec::Zstd { level: 1 },
     Codec::Zstd { level: 19 },
@@ -101,6 +104,7 @@ fn any_codec() -> impl Strategy<Value = Codec> {
     prop_oneof![
         (1u32..=65537).prop_map(|acceleration| Codec::Lz4 { acceleration }),
         (1u32..=8).prop_map(|acceleration| Codec::Lz4 { acceleration }),
+        (3i32..=12).prop_map(|level| Codec::Lz4hc { level }),
         (-7i32..=19).prop_map(|level| Codec::Zstd { level }),
         Just(Codec::Raw),
     ]
@@ -136,7 +140,7 @@ fn expected_form(codec: Codec, content: Content) -> Form {
     match (content, codec) {
         (Content::Zero | Content::Pattern, _) => Form::Same,
         (Content::Random, _) | (_, Codec::Raw) => Form::Raw,
-        (_, Codec::Lz4 { .. }) => Form::Lz4,
+        (_, Codec::Lz4 { .. } | Codec::Lz4hc { .. }) => Form::Lz4,
         (_, Codec::Zstd { .. }) => Form::Zstd,
     }
 }
