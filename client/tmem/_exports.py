@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from tmem._sizes import Size
 
 
+_PAGE = 4096
+_LARGEST_BLOCK = 65536
+
+
 @dataclass(frozen=True, slots=True)
 class ExportClient:
     """A connection that has an export open.
@@ -46,6 +50,7 @@ class Export:
         draining: Whether it lets no new client in.
         multi_conn: Whether several connections may have it open at once.
         allowed: Names of the clients that may open it; None lets anybody in whom the address lets in.
+        block_size: Bytes that are compressed together: a page of its pool.
         clients: That have it open.
         counters: What passed through it since the server started: `reads`, `read_bytes`, `writes`, `written_bytes`,
             `trims`, `trimmed_bytes`, `others`, `errors`, `no_space`, `io_errors`, `attached`, `refused`.
@@ -60,6 +65,7 @@ class Export:
     draining: bool
     multi_conn: bool
     allowed: Sequence[str] | None
+    block_size: int
     clients: Sequence[ExportClient]
     counters: Mapping[str, int]
 
@@ -76,7 +82,14 @@ def listing(link: Link) -> Steps[tuple[list[Export], list[str]]]:
 
 
 def create(
-    link: Link, name: str, size: Size, reserve: Size, codec: str, multi_conn: bool, allow: Sequence[str] | None
+    link: Link,
+    name: str,
+    size: Size,
+    reserve: Size,
+    codec: str,
+    multi_conn: bool,
+    allow: Sequence[str] | None,
+    block_size: Size,
 ) -> Steps[Export]:
     """A new export."""
     request = admin.CreateExportRequest(
@@ -86,6 +99,7 @@ def create(
         codec=codec,
         multi_conn=multi_conn,
         allowed=None if allow is None else admin.Allowed(clients=names(allow)),
+        block_size=_block_size(block_size),
     )
     return _export((yield from _of(link, name, "CreateExport", request)).export)
 
@@ -129,6 +143,14 @@ def _of(link: Link, name: str, method: str, request: Any) -> Steps[Any]:
         raise _errors.UnknownExportError(name) from None
 
 
+def _block_size(size: Size) -> int:
+    """As the server takes it, which says what is allowed; a field of the message has room for no more than this."""
+    parsed = parse_size(size, "block_size")
+    if not 0 < parsed <= _LARGEST_BLOCK:
+        raise ValueError(f"block_size is {parsed} bytes; it must be a power of two from {_PAGE} to {_LARGEST_BLOCK}")
+    return parsed
+
+
 def _export(message: admin.Export) -> Export:
     clients = [ExportClient(one.address, one.tls, one.identity) for one in message.clients]
     return Export(
@@ -141,6 +163,7 @@ def _export(message: admin.Export) -> Export:
         draining=message.draining,
         multi_conn=message.multi_conn,
         allowed=list(message.allowed.clients) if message.HasField("allowed") else None,
+        block_size=message.block_size or _PAGE,
         clients=clients,
         counters=dict(message.counters),
     )

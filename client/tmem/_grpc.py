@@ -147,9 +147,17 @@ class GrpcStore:
         return self.ask(_exports.exports)
 
     def create_export(
-        self, name: str, size: Size, reserve: Size, codec: str, multi_conn: bool, allow: Sequence[str] | None
+        self,
+        name: str,
+        size: Size,
+        reserve: Size,
+        codec: str,
+        multi_conn: bool,
+        allow: Sequence[str] | None,
+        block_size: Size,
     ) -> _exports.Export:
-        return self.ask(lambda link: _exports.create(link, name, size, reserve, codec, multi_conn, allow))
+        settings = reserve, codec, multi_conn, allow, block_size
+        return self.ask(lambda link: _exports.create(link, name, size, *settings))
 
     def remove_export(self, name: str, force: bool) -> int:
         return self.ask(lambda link: _exports.remove(link, name, force))

@@ -53,7 +53,8 @@ class Store:
             name: 1 to 64 bytes of UTF-8. Pools live in the arena and outlast the process.
             kind: `"persistent"`: a page that was stored stays until it is flushed. `"ephemeral"`: the store may forget
                 a page at any time, and a get takes the page out unless the pool is `shared` or `inclusive`.
-            codec: `"lz4"`, `"lz4:ACCELERATION"` (1 to 65537), `"zstd"`, `"zstd:LEVEL"` (-7 to 19) or `"raw"`.
+            codec: `"lz4"`, `"lz4:ACCELERATION"` (1 to 65537), `"lz4hc"`, `"lz4hc:LEVEL"` (3 to 12: smaller LZ4
+                blocks, slow to make), `"zstd"`, `"zstd:LEVEL"` (-7 to 19) or `"raw"`.
             allocator: `"zsmalloc"` or `"zbud"`; None is zsmalloc for persistent pools and zbud for ephemeral ones.
             page_size: Bytes a page: 4096, 8192, 16384, 32768 or 65536.
             quota: The most memory the pool may use, in bytes of footprint; None or 0 is no quota.
@@ -165,6 +166,7 @@ class Store:
         codec: str = "lz4",
         multi_conn: bool = False,
         allow: Sequence[str] | None = None,
+        block_size: Size = 4096,
     ) -> Export:
         """Make a block device of `size`, empty, with a pool of its own.
 
@@ -177,12 +179,15 @@ class Store:
                 hosts from swapping to one device.
             allow: Names of the clients that may open it: those in their certificates, `local` or `network`. None lets
                 anybody in whom the address lets in.
+            block_size: Bytes that are compressed together, and read and written as a whole: 4096, 8192, 16384, 32768 or
+                65536. Larger ones are denser; a request for a part of one costs as much as the whole.
 
         Raises:
             MismatchError: There is an export of the name.
             ExhaustedError: The reserve cannot be kept; the message has the numbers.
         """
-        return cast("Export", self._served("create_export")(name, size, reserve, codec, multi_conn, allow))
+        settings = reserve, codec, multi_conn, allow, block_size
+        return cast("Export", self._served("create_export")(name, size, *settings))
 
     def remove_export(self, name: str, *, force: bool = False) -> int:
         """Remove an export with all it holds; returns the number of pages dropped.

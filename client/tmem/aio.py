@@ -264,9 +264,11 @@ class AsyncStore:
         codec: str = "lz4",
         multi_conn: bool = False,
         allow: Sequence[str] | None = None,
+        block_size: Size = 4096,
     ) -> _exports.Export:
         """As `Store.create_export`."""
-        return await self._run(_exports.create(self._driver.link, name, size, reserve, codec, multi_conn, allow))
+        settings = reserve, codec, multi_conn, allow, block_size
+        return await self._run(_exports.create(self._driver.link, name, size, *settings))
 
     async def remove_export(self, name: str, *, force: bool = False) -> int:
         """As `Store.remove_export`."""

@@ -37,6 +37,7 @@ PAGE = 4096
 OID = bytes(24)
 """The object of an export's pages, in its pool."""
 MOST_BYTES = PAGE << 32
+BLOCK_SIZES = (4096, 8192, 16384, 32768, 65536)
 LONGEST_NAME = 64 - len(PREFIX)
 MOST_ALLOWED = 24
 """Clients that an export names: as many as fit into its record, however long their names are."""
@@ -88,6 +89,13 @@ def check_allowed(allow: tuple[str, ...]) -> None:
         raise ValueError(f"an export names at most {MOST_ALLOWED} clients, not {len(allow)}")
 
 
+def check_block_size(size: int) -> None:
+    """Raise ValueError for what cannot be an export's block size."""
+    if size not in BLOCK_SIZES:
+        sizes = ", ".join(map(str, BLOCK_SIZES[:-1]))
+        raise ValueError(f"an export's block size is {size} bytes: it must be {sizes} or {BLOCK_SIZES[-1]}")
+
+
 class Catalogue:
     """All exports of a store. Its methods may take long; they are for a thread."""
 
@@ -106,16 +114,25 @@ class Catalogue:
         raise UnknownExportError(name)
 
     def create(
-        self, name: str, size: int, reserve: int, codec: str, multi_conn: bool, allow: tuple[str, ...] | None = None
+        self,
+        name: str,
+        size: int,
+        reserve: int,
+        codec: str,
+        multi_conn: bool,
+        allow: tuple[str, ...] | None = None,
+        block_size: int = PAGE,
     ) -> Entry:
-        """A new export, empty."""
+        """A new export, empty. Its block size is the page size of its pool, and kept there."""
         check_name(name)
         check_size(size)
         check_allowed(allow or ())
+        check_block_size(block_size)
         if any(entry.name == name for entry in self.entries()):
             raise ExportExistsError(name)
         self.mend()
-        pool = self._store.create_pool(PREFIX + name, Settings(kind="persistent", codec=codec or "lz4"))
+        settings = Settings(kind="persistent", codec=codec or "lz4", page_size=block_size)
+        pool = self._store.create_pool(PREFIX + name, settings)
         entry = Entry(name, size, False, multi_conn, allow, pool.id, pool, 0)
         try:
             if reserve:

@@ -84,9 +84,8 @@ class Exports:
 
     def _create(self, request: pb.CreateExportRequest) -> pb.CreateExportResponse:
         allow = tuple(dict.fromkeys(request.allowed.clients)) if request.HasField("allowed") else None
-        entry = self._catalogue.create(
-            request.name, request.size, request.reserve, request.codec, request.multi_conn, allow
-        )
+        settings = request.reserve, request.codec, request.multi_conn, allow, request.block_size or PAGE
+        entry = self._catalogue.create(request.name, request.size, *settings)
         self._add(entry)
         return pb.CreateExportResponse(export=_shown(entry, _NOBODY))
 
@@ -167,19 +166,24 @@ def _allowed(entry: Entry, request: pb.AllowExportRequest) -> tuple[str, ...] | 
 
 
 def _must_be_empty(entry: Entry, size: int) -> None:
-    """Raise where a page is stored beyond the first `size` bytes."""
+    """Raise where anything is stored beyond the first `size` bytes."""
     assert entry.pool is not None
-    first, end = size // PAGE, entry.size // PAGE
-    cursor = b""
+    block = entry.pool.page_size
+    last, inside = divmod(size, block)
+    if inside and (rest := entry.pool.fetch(OID, [last], False).pages[inside:]).strip(b"\0"):
+        raise _holds(entry, size, size + len(rest) - len(rest.lstrip(b"\0")))
+    first, cursor = last + bool(inside), b""
     while True:
         scanned, cursor = entry.pool.scan(cursor, _LOOK_PAGES)
-        beyond = [index for _, indices, _ in scanned for index in indices if first <= index < end]
+        beyond = [index for _, indices, _ in scanned for index in indices if first <= index]
         if beyond:
-            raise BusyError(
-                f"export {entry.name!r} holds data beyond {size} bytes, at {min(beyond) * PAGE} for one: trim it first"
-            )
+            raise _holds(entry, size, min(beyond) * block)
         if not cursor:
             return
+
+
+def _holds(entry: Entry, size: int, at: int) -> BusyError:
+    return BusyError(f"export {entry.name!r} holds data beyond {size} bytes, at {at} for one: trim it first")
 
 
 def _shown(entry: Entry, served: Served) -> pb.Export:
@@ -197,4 +201,5 @@ def _shown(entry: Entry, served: Served) -> pb.Export:
         counters=served.counters,
         multi_conn=entry.multi_conn,
         allowed=None if entry.allow is None else pb.Allowed(clients=entry.allow),
+        block_size=entry.pool.page_size,
     )

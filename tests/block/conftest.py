@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,12 @@ def tmemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def nbdkit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with servers.reference(tmp_path_factory.mktemp("nbdkit")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def blocks(tmemd: Server) -> Server:
+    """Ours, its export of blocks of 64 KiB."""
+    return replace(tmemd, name=servers.BLOCKS)
 
 
 @pytest.fixture(params=["tmemd", "nbdkit"])

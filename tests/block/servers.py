@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SIZE = 16 << 20
 NAME = "disk"
+BLOCKS = "blocks"
+"""An export of blocks of 64 KiB."""
 LARGE, LARGE_SIZE = "large", 64 << 20
 
 
@@ -119,5 +121,6 @@ def ours(folder: Path, *flags: str, memory: str = "256MiB", size: int = SIZE) ->
     with daemon(f"--nbd={address}", *flags, memory=memory) as running:
         command = Command(running.address)
         command("export", "create", NAME, "--size", size, "--multi-conn")
+        command("export", "create", BLOCKS, "--size", size, "--multi-conn", "--block-size", "64KiB")
         command("export", "create", LARGE, "--size", LARGE_SIZE, "--multi-conn")
         yield Server("tmemd", address, "", running.process.pid)

@@ -36,6 +36,13 @@ BEYOND = [
 ]
 
 
+@pytest.fixture(params=["tmemd", "blocks", "nbdkit"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each server in turn; ours with pages of 4 KiB, and with blocks of 64."""
+    running: Server = request.getfixturevalue(request.param)
+    return running
+
+
 @pytest.fixture(params=["structured", "simple"])
 def either(request: pytest.FixtureRequest, server: Server) -> Iterator[Client]:
     """A client of the empty disk, with and without structured replies."""

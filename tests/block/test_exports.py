@@ -19,12 +19,13 @@ import tmem
 from tests.block.servers import program
 from tests.block.stream import PATIENCE, EndedError
 from tests.block.wire import Wire, info_query, opened
-from tests.block.words import Can, Cmd, Err, Opt, Rep
+from tests.block.words import Can, Cmd, Err, Info, Opt, Rep
 from tests.certificates import Authority
 from tests.daemon import Client as Admin
 from tests.daemon import Daemon, daemon
 from tests.integration.commands import Command
 from tests.retry import eventually
+from tests.support import run
 from tmem_proto.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
@@ -94,6 +95,12 @@ def test_what_makes_no_sense_is_refused(store: tmem.Store) -> None:
         store.create_export("b", MIB, codec="gzip")
     with pytest.raises(tmem.ExhaustedError, match=r"a reserve of 67108864 bytes cannot be kept: \d+ more are needed"):
         store.create_export("b", MIB, reserve="64MiB")
+    for block in (512, 5000, 12288):
+        with pytest.raises(ValueError, match=f"block size is {block} bytes: it must be 4096, .* or 65536"):
+            store.create_export("b", MIB, block_size=block)
+    for size in (0, 131072):
+        with pytest.raises(ValueError, match=f"block_size is {size} bytes; it must be a power of two"):
+            store.create_export("b", MIB, block_size=size)
     for missing in (store.remove_export, store.drain_export):
         with pytest.raises(tmem.UnknownExportError, match="export 'b' does not exist"):
             missing("b")
@@ -154,6 +161,41 @@ def test_an_export_grows_and_shrinks_over_empty_space_only(store: tmem.Store, ad
     assert store.resize_export("swap0", 2 * MIB).size == 2 * MIB
     with opened(address, "swap0") as client:
         assert client.export.size == 2 * MIB
+
+
+def test_a_block_size_of_64_kib_is_announced_and_smaller_requests_work(store: tmem.Store, address: str) -> None:
+    made = store.create_export("image", 4 * MIB + 4096, codec="lz4hc", block_size="64KiB")
+    assert (made.block_size, made.codec) == (65536, "lz4hc:9")
+    data = bytearray(run(0, 65))
+    with opened(address, "image") as client:
+        with Wire(address).begin() as asking:
+            blocks = asking.describe(Opt.INFO, "image", Info.BLOCK_SIZE).blocks
+        assert blocks is not None
+        assert blocks[:2] == (1, 65536)
+        client.write(4 * MIB - 61440, bytes(data))
+        client.write(4 * MIB - 5, b"\1" * 9)
+        data[61435:61444] = b"\1" * 9
+        assert client.read(4 * MIB - 61440, len(data)) == bytes(data)
+        assert find(store, "image").pages == 3
+        for offset in range(4 * MIB - 65536, 4 * MIB, 4096):
+            client.do(Cmd.TRIM, offset, 4096)
+        client.do(Cmd.TRIM, 4 * MIB, 4096)
+        assert find(store, "image").pages == 0
+
+
+def test_an_export_of_large_blocks_shrinks_to_within_an_empty_part_of_one(store: tmem.Store, address: str) -> None:
+    store.create_export("image", MIB, block_size=65536)
+    with opened(address, "image") as client:
+        client.write(MIB - 65536 + 8192, b"\1" * 4096)
+    eventually(lambda: not find(store, "image").clients)
+    with pytest.raises(tmem.MismatchError, match=f"data beyond {MIB - 57344} bytes, at {MIB - 57344} for one"):
+        store.resize_export("image", MIB - 57344)
+    with pytest.raises(tmem.MismatchError, match=f"data beyond {MIB - 61440} bytes, at {MIB - 57344} for one"):
+        store.resize_export("image", MIB - 61440)
+    assert store.resize_export("image", MIB - 53248).size == MIB - 53248
+    with opened(address, "image") as client:
+        assert client.export.size == MIB - 53248
+        assert client.read(MIB - 57344, 4096) == b"\1" * 4096
 
 
 def test_a_drained_export_lets_nobody_in_and_those_there_go_on(store: tmem.Store, served: Daemon, address: str) -> None:
@@ -231,7 +273,7 @@ def test_pools_of_exports_are_made_and_destroyed_with_exports_only(store: tmem.S
 def test_the_command_lists_makes_and_removes(served: Daemon, store: tmem.Store) -> None:
     command = Command(served.address)
     made = command("export", "create", "swap0", "--size", "1MiB", "--reserve", "1MiB")
-    assert "made export 'swap0': 1.00 MiB, lz4, 1.00 MiB of memory reserved" in made
+    assert "made export 'swap0': 1.00 MiB, lz4 in blocks of 4.00 KiB, 1.00 MiB of memory reserved" in made
     listed = command.json("export", "ls")
     assert listed["addresses"] == addresses(served)
     assert [(one["name"], one["size"], one["clients"]) for one in listed["exports"]] == [("swap0", MIB, [])]
@@ -260,6 +302,20 @@ def test_exports_are_there_again_after_a_restart_and_a_kill(tmp_path: Path) -> N
             with opened(address, "swap0") as client:
                 assert client.read(0, 4096) == b"\5" * 4096
             end(running)
+
+
+def test_a_block_size_outlasts_the_daemon(tmp_path: Path) -> None:
+    flags = (f"--nbd=unix:{tmp_path}/sock", f"--arena={tmp_path}/arena")
+    with daemon(*flags) as running, tmem.connect(running.address) as store:
+        store.create_export("image", MIB, block_size="32KiB", codec="lz4hc:3")
+        with opened(f"unix:{tmp_path}/sock", "image") as client:
+            client.write(100, b"\5" * 4096)
+        running.kill()
+    with daemon(*flags) as running, tmem.connect(running.address) as store:
+        (found,) = store.exports()
+        assert (found.block_size, found.codec, found.pages) == (32768, "lz4hc:3", 1)
+        with opened(f"unix:{tmp_path}/sock", "image") as client:
+            assert client.read(0, 8192) == bytes(100) + b"\5" * 4096 + bytes(8192 - 4196)
 
 
 def test_every_worker_answers_for_the_exports_that_worker_0_has(tmp_path: Path) -> None:

@@ -79,7 +79,9 @@ SEEDS: dict[str, Callable[[pb.Session], Message]] = {
     "TmemAdmin/ListWorkers": lambda _: admin.ListWorkersRequest(),
     "TmemAdmin/Scan": lambda _: admin.ScanRequest(pool="fuzzed", cursor=bytes(32)),
     "TmemAdmin/Inject": lambda _: admin.InjectRequest(injections=[admin.Injection(method="Put")]),
-    "TmemAdmin/CreateExport": lambda _: admin.CreateExportRequest(name="new", size=MIB, codec="zstd:1"),
+    "TmemAdmin/CreateExport": lambda _: admin.CreateExportRequest(
+        name="new", size=MIB, codec="lz4hc", block_size=65536
+    ),
     "TmemAdmin/ListExports": lambda _: admin.ListExportsRequest(),
     "TmemAdmin/RemoveExport": lambda _: admin.RemoveExportRequest(name="fuzzed", force=True),
     "TmemAdmin/ResizeExport": lambda _: admin.ResizeExportRequest(name="fuzzed", size=2 * MIB),

@@ -61,3 +61,5 @@ class PoolName(click.ParamType[str, Any]):
 SIZE = SizeType()
 QUOTA = QuotaType()
 POOL = PoolName()
+
+CODECS = "lz4, lz4:1 to 65537, lz4hc, lz4hc:3 to 12, zstd, zstd:-7 to 19, or raw"

@@ -11,7 +11,7 @@ import click
 import tmem
 from tmem import _exports
 from tmem.cli import text
-from tmem.cli.arguments import SIZE
+from tmem.cli.arguments import CODECS, SIZE
 from tmem.cli.failures import Failed
 from tmem.cli.output import Column
 from tmem.cli.session import Session, Tree, pass_session
@@ -26,13 +26,13 @@ _COLUMNS = (
     Column("FOOTPRINT", right=True, rank=1),
     Column("RESERVE", right=True, rank=2),
     Column("CODEC", rank=5),
+    Column("BLOCK", right=True, rank=6),
     Column("READ", right=True, rank=3),
     Column("WRITTEN", right=True, rank=4),
     Column("CLIENTS"),
     Column("MAY OPEN", rank=4),
     Column("STATE"),
 )
-_PAGE = 4096
 _LOOK_EVERY = 0.5
 
 
@@ -45,22 +45,36 @@ def export() -> None:
 @click.argument("name", metavar="EXPORT")
 @click.option("--size", type=SIZE, required=True, help="Of the device, a multiple of 4 KiB.")
 @click.option("--reserve", type=SIZE, default=0, help="Memory that it is sure of; without it the size is a promise.")
-@click.option("--codec", default="lz4", show_default=True, help="lz4, lz4:1 to 65537, zstd, zstd:-7 to 19, or raw.")
+@click.option("--codec", default="lz4", show_default=True, help=f"{CODECS}.")
+@click.option(
+    "--block-size",
+    type=SIZE,
+    default="4KiB",
+    show_default=True,
+    help="Compressed together: to 64KiB; larger is denser, and slower for requests smaller than it.",
+)
 @click.option("--multi-conn", is_flag=True, help="Let several connections have it open at once; else one.")
 @click.option("--allow", multiple=True, metavar="IDENTITY", help="Who may open it, and may be repeated; else anyone.")
 @pass_session
 def create(
-    session: Session, name: str, size: int, reserve: int, codec: str, multi_conn: bool, allow: tuple[str, ...]
+    session: Session,
+    name: str,
+    size: int,
+    reserve: int,
+    codec: str,
+    block_size: int,
+    multi_conn: bool,
+    allow: tuple[str, ...],
 ) -> None:
     """Make a block device, empty."""
-    made = session.patient().ask(
-        lambda link: _exports.create(link, name, size, reserve, codec, multi_conn, allow or None)
-    )
+    settings = reserve, codec, multi_conn, allow or None, block_size
+    made = session.patient().ask(lambda link: _exports.create(link, name, size, *settings))
     if session.output.as_json:
         session.output.document(asdict(made))
         return
+    blocks = f" in blocks of {text.size(made.block_size)}"
     sure = f", {text.size(made.reserve)} of memory reserved" if made.reserve else ""
-    session.output.say(f"made export {made.name!r}: {text.size(made.size)}, {made.codec}{sure}")
+    session.output.say(f"made export {made.name!r}: {text.size(made.size)}, {made.codec}{blocks}{sure}")
     _, addresses = session.target.ask(_exports.listing)
     if not addresses:
         session.output.remark("the server has no NBD address: start tmemd with --nbd to serve it")
@@ -89,7 +103,7 @@ def ls(session: Session) -> None:
 def rm(session: Session, name: str, force: bool, yes: bool) -> None:
     """Remove an export and everything it holds."""
     found = _find(session, name)
-    held = text.size(found.pages * _PAGE)
+    held = _held(found)
     if not yes:
         click.confirm(f"Remove export {text.printable(name)!r}, which holds {held}?", abort=True, err=True)
     dropped = session.patient().ask(lambda link: _exports.remove(link, name, force))
@@ -152,7 +166,7 @@ def _allowed(found: Export) -> str:
 def _drained(found: Export) -> str:
     if not found.draining:
         return "lets clients in"
-    held = f"{text.size(found.pages * _PAGE)} is held" if found.pages else "nothing is held"
+    held = f"{_held(found)} is held" if found.pages else "nothing is held"
     if found.clients:
         return f"lets no new client in; {_clients(found)} has it open, {held}"
     return f"is drained: nobody has it open, {held}; `tmem export rm` removes it"
@@ -165,6 +179,10 @@ def _find(session: Session, name: str) -> Export:
     raise tmem.UnknownExportError(name)
 
 
+def _held(found: Export) -> str:
+    return text.size(found.pages * found.block_size)
+
+
 def _clients(found: Export) -> str:
     return ", ".join(text.printable(one.identity or one.address) for one in found.clients)
 
@@ -174,10 +192,11 @@ def _row(found: Export) -> list[str]:
     return [
         found.name,
         text.size(found.size),
-        text.size(found.pages * _PAGE),
+        _held(found),
         text.size(found.footprint_bytes),
         text.size(found.reserve) if found.reserve else text.NONE,
         found.codec,
+        text.size(found.block_size),
         text.size(counters.get("read_bytes", 0)),
         text.size(counters.get("written_bytes", 0)),
         _clients(found) or text.NONE,

@@ -8,7 +8,7 @@ import click
 
 from tmem._settings import pool_settings
 from tmem.cli import text
-from tmem.cli.arguments import POOL, QUOTA, SIZE
+from tmem.cli.arguments import CODECS, POOL, QUOTA, SIZE
 from tmem.cli.output import Column
 from tmem.cli.session import Session, Tree, pass_session
 
@@ -65,7 +65,7 @@ def show(session: Session, name: str) -> None:
 @pool.command("create")
 @click.argument("name", metavar="POOL")
 @click.option("--kind", type=click.Choice(["persistent", "ephemeral"]), default="persistent", show_default=True)
-@click.option("--codec", default="lz4", show_default=True, help="lz4, lz4:1 to 65537, zstd, zstd:-7 to 19, or raw.")
+@click.option("--codec", default="lz4", show_default=True, help=f"{CODECS}.")
 @click.option("--allocator", type=click.Choice(["zsmalloc", "zbud"]), help="Default: zsmalloc, or zbud if ephemeral.")
 @click.option("--page-size", type=SIZE, default="4KiB", show_default=True, help="4, 8, 16, 32 or 64 KiB.")
 @click.option("--quota", type=QUOTA, default="none", show_default=True, help="The most memory it may take.")

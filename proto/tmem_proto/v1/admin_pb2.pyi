@@ -1085,6 +1085,7 @@ class Export(_message.Message):
     COUNTERS_FIELD_NUMBER: _builtins.int
     MULTI_CONN_FIELD_NUMBER: _builtins.int
     ALLOWED_FIELD_NUMBER: _builtins.int
+    BLOCK_SIZE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 57 letters, digits, `.`, `_` and `-`, the first a letter or digit."""
     size: _builtins.int
@@ -1100,6 +1101,8 @@ class Export(_message.Message):
     """No new client is let in."""
     multi_conn: _builtins.bool
     """Several connections may have it open at once, as those of one client that spreads its requests over them."""
+    block_size: _builtins.int
+    """Bytes that are compressed together: the page size of its pool."""
     @_builtins.property
     def clients(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportClient]: ...
     @_builtins.property
@@ -1126,10 +1129,11 @@ class Export(_message.Message):
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         multi_conn: _builtins.bool = ...,
         allowed: Global___Allowed | None = ...,
+        block_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "clients", b"clients", "codec", b"codec", "counters", b"counters", "draining", b"draining", "footprint_bytes", b"footprint_bytes", "multi_conn", b"multi_conn", "name", b"name", "pages", b"pages", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "block_size", b"block_size", "clients", b"clients", "codec", b"codec", "counters", b"counters", "draining", b"draining", "footprint_bytes", b"footprint_bytes", "multi_conn", b"multi_conn", "name", b"name", "pages", b"pages", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1199,12 +1203,15 @@ class CreateExportRequest(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     MULTI_CONN_FIELD_NUMBER: _builtins.int
     ALLOWED_FIELD_NUMBER: _builtins.int
+    BLOCK_SIZE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     size: _builtins.int
     reserve: _builtins.int
     codec: _builtins.str
     """Empty is lz4."""
     multi_conn: _builtins.bool
+    block_size: _builtins.int
+    """4096, 8192, 16384, 32768 or 65536; 0 is 4096. It stays."""
     @_builtins.property
     def allowed(self) -> Global___Allowed:
         """Absent: anybody whom the address lets in may open it."""
@@ -1218,10 +1225,11 @@ class CreateExportRequest(_message.Message):
         codec: _builtins.str = ...,
         multi_conn: _builtins.bool = ...,
         allowed: Global___Allowed | None = ...,
+        block_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "codec", b"codec", "multi_conn", b"multi_conn", "name", b"name", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "block_size", b"block_size", "codec", b"codec", "multi_conn", b"multi_conn", "name", b"name", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

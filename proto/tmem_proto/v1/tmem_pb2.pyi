@@ -149,7 +149,7 @@ class PoolSettings(_message.Message):
     kind: _builtins.str
     """"persistent" or "ephemeral"."""
     codec: _builtins.str
-    """"lz4", "lz4:ACCELERATION", "zstd", "zstd:LEVEL" or "raw"; empty is lz4."""
+    """"lz4", "lz4:ACCELERATION", "lz4hc", "lz4hc:LEVEL", "zstd", "zstd:LEVEL" or "raw"; empty is lz4."""
     allocator: _builtins.str
     """"zsmalloc" or "zbud"; empty is the kind's own: zsmalloc for persistent, zbud for ephemeral pools."""
     page_size: _builtins.int

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.bench import ending, machine
-from tests.bench.block import fio, held, image, random_pages, saved, streams
+from tests.bench.block import blocks, fio, held, image, random_pages, saved, streams
 from tests.bench.block.bounds import BOUNDS
 from tests.bench.block.setting import Setting
 from tests.bench.figures import Figure, table
@@ -22,6 +22,7 @@ from tests.bench.rpc.setting import say
 _BY_FIO: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "random": random_pages.made,
     "real": random_pages.real,
+    "blocks": blocks.reads,
     "polling": random_pages.polling,
     "connections": streams.connections,
     "sequential": streams.sequential,

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.bench.corpus import PAGE
 from tests.bench.servers import Server, Tmemd
 
 POLL = 50
@@ -79,9 +80,9 @@ class NbdDaemon(Tmemd):
         self.socket = Path(self._home.name) / "nbd"
         super().__init__(f"--nbd=unix:{self.socket}", *flags, memory=memory)
 
-    def create(self, export: str, size: int, codec: str = "lz4") -> None:
+    def create(self, export: str, size: int, codec: str = "lz4", block: int = PAGE) -> None:
         """Make an export that several connections may have open."""
-        settings = ("--size", str(size), "--codec", codec, "--multi-conn")
+        settings = ("--size", str(size), "--codec", codec, "--block-size", str(block), "--multi-conn")
         tmem_cli(self.address, "export", "create", export, *settings)
 
     def __exit__(self, *_: object) -> None:
@@ -97,9 +98,9 @@ class TmemExport(NbdDaemon):
 
     export = "bench"
 
-    def __init__(self, size: int, codec: str = "lz4", poll: int = POLL) -> None:
+    def __init__(self, size: int, codec: str = "lz4", poll: int = POLL, block: int = PAGE) -> None:
         super().__init__(f"--nbd-poll={poll}", memory=str(size + _SPARE))
-        self._size, self._codec = size, codec
+        self._size, self._codec, self._block = size, codec, block
 
     @property
     def uri(self) -> str:
@@ -108,7 +109,7 @@ class TmemExport(NbdDaemon):
 
     def start(self) -> None:
         super().start()
-        self.create(self.export, self._size, self._codec)
+        self.create(self.export, self._size, self._codec, self._block)
 
 
 def uri(path: Path, export: str) -> str:

@@ -1,4 +1,7 @@
-"""How many bytes of a file system a byte of the server's resident memory holds, everything counted, by codec."""
+"""How many bytes of a file system a byte of the server's resident memory holds, everything counted.
+
+By codec, with the pages of 4 KiB that a swap device has, and with blocks of 64 KiB for images.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,19 @@ from collections.abc import Iterator
 from tests.bench.block.disks import NbdkitZstd, TmemExport
 from tests.bench.block.setting import AnyDisk, Setting, against
 from tests.bench.block.wire import Connection
+from tests.bench.corpus import PAGE
 from tests.bench.figures import Figure
 from tests.bench.rpc.setting import say
 
-_CODECS = {"held.lz4": "lz4", "held.zstd": "zstd:1"}
+_BLOCK = 64 << 10
+_WAYS = {
+    "held.pages.lz4": ("lz4", PAGE),
+    "held.pages.zstd:1": ("zstd:1", PAGE),
+    "held.blocks.lz4": ("lz4", _BLOCK),
+    "held.blocks.lz4hc": ("lz4hc", _BLOCK),
+    "held.blocks.zstd:3": ("zstd:3", _BLOCK),
+    "held.blocks.zstd:9": ("zstd:9", _BLOCK),
+}
 
 
 def measure(setting: Setting) -> Iterator[Figure]:
@@ -21,8 +33,8 @@ def measure(setting: Setting) -> Iterator[Figure]:
             found[peer.name] = [_held(setting, peer)]
     else:
         say(f"{NbdkitZstd.name}: skipped, {reason}")
-    for name, codec in _CODECS.items():
-        with TmemExport(setting.large.size, codec) as ours:
+    for name, (codec, block) in _WAYS.items():
+        with TmemExport(setting.large.size, codec, block=block) as ours:
             found[ours.name] = [_held(setting, ours)]
         yield from against(name, "bytes/byte resident", found, ours.name, NbdkitZstd.name, setting.large.what)
 

@@ -47,10 +47,10 @@ class Sides:
 
 
 @contextmanager
-def sides(kind: type[NbdkitMemory], size: int, codec: str = "lz4") -> Iterator[Sides]:
+def sides(kind: type[NbdkitMemory], size: int, codec: str = "lz4", block: int = PAGE) -> Iterator[Sides]:
     """An export of ours, and a peer of that kind of the same size."""
     with ExitStack() as stack:
-        ours = stack.enter_context(TmemExport(size, codec))
+        ours = stack.enter_context(TmemExport(size, codec, block=block))
         reason = kind.missing()
         if reason is not None:
             say(f"{kind.name}: skipped, {reason}")

@@ -2,7 +2,8 @@
 //!
 //! What was never written, or was trimmed, is no page and reads as zeros. What was acknowledged is in the arena, so there is
 //! nothing to flush. A page that the pool refuses is ENOSPC to the write, a corrupt one EIO to the read. After ENOSPC what was
-//! to be overwritten may be gone, but nothing beside it.
+//! to be overwritten may be gone, but nothing beside it. What is less than a page is read, changed and put again as a whole;
+//! a page of which zeros are left after a trim is removed.
 //! Once a connection's buffers are as large as its requests need, nothing here takes memory from the heap.
 //! Locking: a cluster's stripe is taken shared by those who write or remove whole pages, exclusively by those who change parts of
 //! one, which read it first, so that no acknowledged write of others is undone. Reads take none.
@@ -193,50 +194,65 @@ impl PoolExport {
 
     /// Put whole pages.
     fn put(&self, offset: u64, pages: &[u8]) -> Result<(), Errno> {
-        SCRATCH.with_borrow_mut(|scratch| self.put_with(&mut scratch.outcomes, offset, pages))
-    }
-
-    fn put_with(
-        &self,
-        outcomes: &mut Vec<Outcome>,
-        offset: u64,
-        pages: &[u8],
-    ) -> Result<(), Errno> {
-        let put = self
-            .pool
-            .put_pages(&self.oid, self.index(offset), pages, outcomes);
-        put.map_err(|_| Errno::Io)?;
-        let stored = |outcome: &Outcome| matches!(outcome, Outcome::Stored { .. });
-        if outcomes.iter().all(stored) {
-            Ok(())
-        } else {
-            Err(Errno::NoSpace)
-        }
+        SCRATCH.with_borrow_mut(|Scratch { outcomes, .. }| {
+            let put = self
+                .pool
+                .put_pages(&self.oid, self.index(offset), pages, outcomes);
+            put.map_err(|_| Errno::Io)?;
+            all_stored(outcomes)
+        })
     }
 
     /// Change a part of a page.
     fn patch(&self, part: Span, change: impl FnOnce(&mut [u8])) -> Result<(), Errno> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let start = part.offset / self.page * self.page;
-            self.get_page(scratch, start)?;
-            let at = (part.offset - start) as usize;
-            change(&mut scratch.page[at..at + part.length as usize]);
-            let amended = self.pool.amend(&self.oid, self.index(start), &scratch.page);
-            match amended {
-                Ok(Outcome::Stored { .. }) => Ok(()),
-                Ok(Outcome::Refused { .. }) => Err(Errno::NoSpace),
-                Err(_) => Err(Errno::Io),
+            let whole = self.whole(part);
+            self.get_page(scratch, whole)?;
+            change(&mut scratch.page[part.range(whole)]);
+            self.amend(scratch, whole)
+        })
+    }
+
+    /// Zero a part of a page; a page that is all zeros then is removed, unless it is to stay allocated.
+    fn blank(&self, part: Span, allocate: bool) -> Result<(), Errno> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let whole = self.whole(part);
+            if !self.get_page(scratch, whole)? && !allocate {
+                return Ok(());
+            }
+            scratch.page[part.range(whole)].fill(0);
+            if allocate || scratch.page != ZEROS[..scratch.page.len()] {
+                self.amend(scratch, whole)
+            } else {
+                self.remove(whole)
             }
         })
     }
 
-    /// Get the page at `start` into the scratch, zeros where there is none; whether there is one.
-    fn get_page(&self, scratch: &mut Scratch, start: u64) -> Result<bool, Errno> {
+    /// Put the scratch's page, of which a part is new.
+    fn amend(&self, scratch: &mut Scratch, whole: Span) -> Result<(), Errno> {
+        let index = self.index(whole.offset);
+        match self.pool.amend(&self.oid, index, &scratch.page) {
+            Ok(Outcome::Stored { .. }) => Ok(()),
+            Ok(Outcome::Refused { .. }) => Err(Errno::NoSpace),
+            Err(_) => Err(Errno::Io),
+        }
+    }
+
+    /// The page that a part is of.
+    fn whole(&self, part: Span) -> Span {
+        Span {
+            offset: part.offset / self.page * self.page,
+            length: self.page,
+        }
+    }
+
+    /// Get a page into the scratch, zeros where there is none; whether there is one.
+    fn get_page(&self, scratch: &mut Scratch, whole: Span) -> Result<bool, Errno> {
         let Scratch { page, alone, .. } = scratch;
         page.resize(self.page as usize, 0);
-        let got = self
-            .pool
-            .get_pages(&self.oid, self.index(start), page, false, alone);
+        let index = self.index(whole.offset);
+        let got = self.pool.get_pages(&self.oid, index, page, false, alone);
         match (got, alone.first()) {
             (Ok(()), Some(Fetch::Hit)) => Ok(true),
             (Ok(()), Some(Fetch::Miss)) => {
@@ -294,37 +310,30 @@ impl PoolExport {
         if part.length == 0 {
             return Ok(false);
         }
-        let start = part.offset / self.page * self.page;
-        let held = self.get_page(scratch, start)?;
-        let at = (part.offset - start) as usize;
-        into.copy_from_slice(&scratch.page[at..at + into.len()]);
+        let whole = self.whole(part);
+        let held = self.get_page(scratch, whole)?;
+        into.copy_from_slice(&scratch.page[part.range(whole)]);
         Ok(!held)
     }
 
     /// Have a span read as zeros: whole pages are removed, unless they are to stay allocated.
     fn zero(&self, span: Span, allocate: bool) -> Result<(), Errno> {
         let remove = |span: Span| self.remove(span);
-        let fill = |span: Span| {
-            let mut starts = (span.offset..span.end()).step_by(MAX_PAGE);
-            starts.try_for_each(|at| {
-                let length = (span.end() - at).min(MAX_PAGE as u64);
-                self.put(at, &ZEROS[..length as usize])
-            })
-        };
-        let part = |span: Span| {
-            let start = span.offset / self.page * self.page;
-            let held = SCRATCH.with_borrow_mut(|scratch| self.get_page(scratch, start))?;
-            if held || allocate {
-                self.patch(span, |bytes| bytes.fill(0))
-            } else {
-                Ok(())
-            }
-        };
+        let fill = |span: Span| self.put_zeros(span);
+        let part = |span: Span| self.blank(span, allocate);
         if allocate {
             self.change(span, &fill, &part)
         } else {
             self.change(span, &remove, &part)
         }
+    }
+
+    fn put_zeros(&self, pages: Span) -> Result<(), Errno> {
+        let mut pieces = (pages.offset..pages.end()).step_by(ZEROS.len());
+        pieces.try_for_each(|at| {
+            let length = (pages.end() - at).min(ZEROS.len() as u64);
+            self.put(at, &ZEROS[..length as usize])
+        })
     }
 
     fn remove(&self, pages: Span) -> Result<(), Errno> {
@@ -369,6 +378,12 @@ impl PoolExport {
         }
         Ok(())
     }
+}
+
+fn all_stored(outcomes: &[Outcome]) -> Result<(), Errno> {
+    let stored = |outcome: &Outcome| matches!(outcome, Outcome::Stored { .. });
+    let all = outcomes.iter().all(stored);
+    if all { Ok(()) } else { Err(Errno::NoSpace) }
 }
 
 /// Pages that turned out to be no pages, one run of them after the other.
@@ -451,7 +466,7 @@ impl Backend for PoolExport {
                 length: rest,
             };
             let _exclusive = self.stripe(bytes).write();
-            self.patch(edge, |beyond| beyond.fill(0)).map_err(failed)?;
+            self.blank(edge, false).map_err(failed)?;
         }
         let first = bytes.next_multiple_of(self.page);
         if first < before {

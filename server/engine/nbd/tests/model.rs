@@ -2,12 +2,26 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
-use support::{disk, serve};
+use support::{OID, pool_of, serve};
+use tmem_core::Codec;
 use tmem_nbd::protocol::{allocation, command, flag};
+use tmem_nbd::{PoolExport, PoolExportSettings};
+
+/// Page sizes, and how they compress.
+const SHAPES: [(u64, Codec); 4] = [
+    (4096, Codec::Lz4 { acceleration: 1 }),
+    (8192, Codec::Zstd { level: 1 }),
+    (16384, Codec::Lz4hc { level: 4 }),
+    (65536, Codec::Lz4 { acceleration: 1 }),
+];
 
 /// No multiple of a page, more than a cluster, and more than the server asks an export for at once.
-const SIZE: u64 = (700 << 10) + 1234;
+fn size_of(page: u64) -> u64 {
+    (page * 75).max(700 << 10) + 1234
+}
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -29,20 +43,30 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Offset and length, often at the edges of pages and clusters.
-fn span() -> impl Strategy<Value = (u64, u32)> {
-    let edge = prop_oneof![Just(0), Just(1), Just(512), Just(4095)];
+fn span(page: u64) -> impl Strategy<Value = (u64, u32)> {
+    let size = size_of(page);
+    let edge = prop_oneof![Just(0), Just(1), Just(512), Just(4095), Just(page - 1)];
     let offset = prop_oneof![
-        0..SIZE,
-        (0..SIZE / 4096, edge).prop_map(|(page, edge)| page * 4096 + edge),
+        0..size,
+        (0..size / page, edge).prop_map(move |(number, edge)| number * page + edge),
     ];
     let length = prop_oneof![
         1..9000u32,
-        1..SIZE as u32,
-        (1..70u32).prop_map(|pages| pages * 4096),
+        1..size as u32,
+        (1..70u32).prop_map(move |pages| pages * page as u32),
     ];
-    (offset, length).prop_map(|(offset, length)| {
-        let offset = offset.min(SIZE - 1);
-        (offset, length.min((SIZE - offset) as u32))
+    (offset, length).prop_map(move |(offset, length)| {
+        let offset = offset.min(size - 1);
+        (offset, length.min((size - offset) as u32))
+    })
+}
+
+type Steps = Vec<(Step, (u64, u32), usize)>;
+
+fn any_run() -> impl Strategy<Value = (u64, Codec, Steps)> {
+    prop::sample::select(&SHAPES).prop_flat_map(|(page, codec)| {
+        let steps = prop::collection::vec((step(), span(page), 0..3usize), 1..40);
+        (Just(page), Just(codec), steps)
     })
 }
 
@@ -57,10 +81,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn every_command_equals_a_buffer(steps in prop::collection::vec((step(), span(), 0..3usize), 1..40)) {
-        let served = serve(disk(SIZE, true));
+    fn every_command_equals_a_buffer((page, codec, steps) in any_run()) {
+        let size = size_of(page);
+        let settings = PoolExportSettings { multi_conn: true, ..PoolExportSettings::default() };
+        let pool = pool_of(64 << 20, codec, page as u32);
+        let served = serve(Arc::new(PoolExport::new(pool.clone(), OID, size, settings).unwrap()));
         let mut wires = [served.connect(true), served.connect(false), served.connect(true)];
-        let mut model = vec![0u8; SIZE as usize];
+        let mut model = vec![0u8; size as usize];
         for (step, (offset, length), which) in steps {
             let wire = &mut wires[which];
             let there = offset as usize..offset as usize + length as usize;
@@ -102,7 +129,10 @@ proptest! {
             }
         }
         for wire in &mut wires {
-            prop_assert!(wire.read(0, SIZE as u32).unwrap() == model);
+            prop_assert!(wire.read(0, size as u32).unwrap() == model);
         }
+        prop_assert_eq!(wires[0].run(command::TRIM, 0, 0, size as u32), None);
+        let held = pool.has(&OID, 0, (size / page) as u32 + 1).unwrap();
+        prop_assert!(!held.contains(&true), "what is trimmed whole is gone");
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use tmem_core::{Kind, Oid, Pool, PoolSettings, Store, StoreOptions};
+use tmem_core::{Codec, Kind, Oid, Pool, PoolSettings, Store, StoreOptions};
 use tmem_nbd::protocol::{
     BASE_ALLOCATION, CHUNK_MAGIC, Chunk, Errno, OPTION_MAGIC, OptionReply, OptionRequest,
     RequestHeader, SERVER_MAGIC, SimpleReply, chunk, command, option, reply,
@@ -30,12 +30,20 @@ pub fn path() -> PathBuf {
 }
 
 pub fn pool(memory: u64) -> Pool {
+    pool_of(memory, Codec::Lz4 { acceleration: 1 }, 4096)
+}
+
+pub fn pool_of(memory: u64, codec: Codec, page_size: u32) -> Pool {
     let options = StoreOptions {
         memory,
         ..StoreOptions::default()
     };
     let store = Store::open(&options).unwrap();
-    let settings = PoolSettings::new(Kind::Persistent);
+    let settings = PoolSettings {
+        codec,
+        page_size,
+        ..PoolSettings::new(Kind::Persistent)
+    };
     store.pool("disk", &settings).unwrap()
 }
 

@@ -1,0 +1,31 @@
+"""What reads of an image cost where 64 KiB are compressed together, against the peer, which has 32 KiB together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.bench.block import fio
+from tests.bench.block.disks import NbdkitZstd
+from tests.bench.block.fio import Job
+from tests.bench.block.random_pages import load
+from tests.bench.block.setting import Setting, compared, sides
+from tests.bench.corpus import PAGE
+from tests.bench.figures import Figure
+
+_BLOCK = 64 << 10
+
+
+def reads(setting: Setting) -> Iterator[Figure]:
+    """4 KiB at random places, which decompress a whole block each, and 1 MiB after 1 MiB, which waste nothing."""
+    size = setting.image.size
+    for codec in ("lz4hc", "zstd:3"):
+        with sides(NbdkitZstd, size, codec, _BLOCK) as both:
+            load(setting, both)
+            for name, job in (
+                ("random.depth1", Job("randread", PAGE, 1, size, setting.seconds)),
+                ("sequential", Job("read", 1 << 20, 4, size, setting.seconds)),
+            ):
+                figure = f"blocks.{codec}.read.{name}"
+                yield from compared(
+                    setting, both, figure, job, setting.image.what, lambda disk, job: fio.run(disk.uri, job)
+                )
