@@ -89,7 +89,7 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "lz4 acceleration": ({"codec": "lz4:0"}, ValueError, "1 to 65537"),
     "lz4hc level": ({"codec": "lz4hc:2"}, ValueError, "lz4hc level is 2; it must be 3 to 12"),
     "lz4hc level high": ({"codec": "lz4hc:13"}, ValueError, "lz4hc level is 13; it must be 3 to 12"),
-    "lz4hc level of text": ({"codec": "lz4hc:best"}, ValueError, "'lz4hc:best' is not one of lz4, .*lz4hc:LEVEL"),
+    "lz4hc level of text": ({"codec": "lz4hc:best"}, ValueError, "lz4hc:best. is not one of lz4, .*lz4hc:LEVEL"),
     "zstd level": ({"codec": "zstd:20"}, ValueError, "-7 to 19"),
     "allocator": ({"allocator": "malloc"}, ValueError, "neither zsmalloc nor zbud"),
     "page size": ({"page_size": 5000}, ValueError, "page_size is 5000"),
