@@ -3,7 +3,7 @@
 //! ```text
 //! file:   | superblock | pool table | shard 0 | shard 1 | ... |        all sparse: only what is used is committed
 //! shard:  | header | heaps | object heads | objects | node heads | nodes x 8 | segments | frame table | frames |
-//! frames: segments of 2048 frames; each is cut into runs of 1 to 16 frames; a run is a zspage, a zbud page or a raw page
+//! frames: segments of 2048 frames; each is cut into runs of 1 to 32 frames; a run is a zspage, a zbud page or a raw page
 //! ```
 //! Sizes are asserted here and pictured in `docs/design.md`. Every offset inside a shard follows from one number,
 //! the shard's capacity, so the superblock need only keep that.
@@ -20,13 +20,13 @@ use crate::types::{FRAME, MAX_POOLS};
 /// "tmemarna" in a file's first eight bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"tmemarna");
 /// Bumped whenever any layout here changes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 const PAGE: u64 = FRAME as u64;
 /// Frames to a segment.
 pub const SEGMENT_FRAMES: u32 = 2048;
-/// Longest run, in frames: the largest page and the longest zspage.
-pub const MAX_RUN: u32 = 16;
+/// Longest run, in frames: two of the largest pages, which is the longest zspage.
+pub const MAX_RUN: u32 = 32;
 /// Bytes of a frame-table entry; one for each run.
 pub const ENTRY: u64 = 32;
 /// Bytes of an object record.
@@ -157,8 +157,8 @@ pub struct ShardHeader {
     pub segments: W32,
     pub segment_free: W32,
     /// By run length: segments with a run to give, and free runs kept committed.
-    pub available: [W32; 17],
-    pub reserve: [W32; 17],
+    pub available: [W32; MAX_RUN as usize + 1],
+    pub reserve: [W32; MAX_RUN as usize + 1],
     pub reserve_frames: W32,
     /// One bit for each pool that has a heap here.
     pub heaps: [W32; MAX_POOLS / 32],
@@ -201,9 +201,9 @@ const _: () = {
     assert!(size_of::<PoolRecord>() == 256);
     assert!(offset_of!(PoolRecord, reserve) == 72);
     assert!(offset_of!(PoolRecord, name) == 128);
-    assert!(size_of::<ShardHeader>() == 704 && size_of::<ShardHeader>() <= FRAME);
+    assert!(size_of::<ShardHeader>() == 832 && size_of::<ShardHeader>() <= FRAME);
     assert!(offset_of!(ShardHeader, tables) == 80);
-    assert!(offset_of!(ShardHeader, heaps) == 472);
+    assert!(offset_of!(ShardHeader, heaps) == 600);
     assert!(size_of::<HeapHead>() == 984 && size_of::<HeapHead>() <= FRAME);
     assert!(offset_of!(HeapHead, unbuddied) == 720);
     assert!(size_of::<TableHead>() == 16);
@@ -272,7 +272,7 @@ pub struct ShardMap {
 impl ShardMap {
     /// The map of a shard that may hold up to `capacity` bytes.
     pub fn new(capacity: u64) -> ShardMap {
-        let segments = (2 * capacity / (u64::from(SEGMENT_FRAMES) * PAGE) + 40).min(MAX_SEGMENTS);
+        let segments = (2 * capacity / (u64::from(SEGMENT_FRAMES) * PAGE) + 56).min(MAX_SEGMENTS);
         let mut at = PAGE;
         let mut take = |bytes: u64| {
             let start = at;

@@ -3,6 +3,7 @@
 //! A class is a number of frames to a zspage and of objects in it. For each size the zspage is chosen that costs the
 //! fewest bytes of memory an object, its frame-table entry included; sizes with the same answer share a class. Since
 //! frames of a zspage are committed one by one, a long zspage costs a rare class nothing, and long ones waste least.
+//! Large objects, those of pages of more than 4 KiB, get longer zspages: few of them fit one, and what is left over is large.
 
 use std::sync::LazyLock;
 
@@ -13,6 +14,9 @@ use crate::types::{FRAME, MAX_PAGE};
 pub const STEP: usize = 16;
 /// The smallest slot.
 pub const SMALLEST: usize = 32;
+/// Frames to a zspage at most, of objects up to `LARGE` bytes; of larger ones it is the longest run.
+const CHAIN: u32 = 16;
+const LARGE: usize = 2 * FRAME;
 /// Most objects in a zspage: bounds the work of evicting or moving one.
 const MOST_OBJECTS: u32 = 256;
 
@@ -42,11 +46,12 @@ pub struct Classes {
 }
 
 impl Classes {
-    /// Classes for zspages of up to `chain` frames and objects up to `largest` bytes.
+    /// Classes for zspages of up to `chain` frames, or of the longest where objects are large, up to `largest` bytes.
     pub fn build(chain: u32, largest: usize) -> Classes {
         let mut classes: Vec<Class> = Vec::new();
         let mut by_step = vec![0; SMALLEST / STEP];
         for size in (SMALLEST..=largest).step_by(STEP) {
+            let chain = if size > LARGE { MAX_RUN } else { chain };
             let class = best(size as u32, chain);
             if classes
                 .last()
@@ -104,7 +109,7 @@ fn best(size: u32, chain: u32) -> Class {
 }
 
 /// The classes in use.
-pub static CLASSES: LazyLock<Classes> = LazyLock::new(|| Classes::build(MAX_RUN, MAX_PAGE));
+pub static CLASSES: LazyLock<Classes> = LazyLock::new(|| Classes::build(CHAIN, MAX_PAGE));
 
 #[cfg(test)]
 mod tests {
@@ -132,6 +137,27 @@ mod tests {
             "{} classes fit the heap's table",
             CLASSES.classes.len()
         );
+    }
+
+    #[test]
+    fn a_large_object_wastes_little_of_its_zspage() {
+        for (from, to, most) in [
+            (8 << 10, 16 << 10, 8),
+            (16 << 10, 32 << 10, 13),
+            (32 << 10, 64 << 10, 19),
+        ] {
+            let wasted = |size: usize| {
+                let class = CLASSES.get(CLASSES.of(size).expect("a class"));
+                (class.frames as usize * FRAME) as f64 / f64::from(class.objects) / size as f64
+                    - 1.0
+            };
+            let sizes = (from..to).step_by(STEP);
+            let mean = sizes.clone().map(wasted).sum::<f64>() / sizes.count() as f64;
+            assert!(
+                mean * 1000.0 < f64::from(most),
+                "objects of {from} to {to} bytes waste {mean}"
+            );
+        }
     }
 
     /// semantics.md section 6: bytes of memory per object with chains of 8 frames. Theirs hold an 8-byte handle.

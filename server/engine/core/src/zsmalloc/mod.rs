@@ -1,6 +1,6 @@
 //! zsmalloc: zpages of all sizes packed in zspages of one size class, fullest first, with compaction.
 //!
-//! An object lies anywhere in its zspage, which is one run of frames, so it may span two. Zspages with room are listed
+//! An object lies anywhere in its zspage, which is one run of frames, so it may span several. Zspages with room are listed
 //! by fullness group; an object goes to the fullest. Frames of a zspage are committed as its objects reach them, and
 //! beyond a few zspages of a class all at once. Density stays high as pages come and go because compaction empties
 //! the emptiest zspages into the fullest.
