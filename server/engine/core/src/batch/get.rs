@@ -13,6 +13,11 @@ use crate::types::{CLUSTER, Fetch};
 /// Added to a counter, takes one off it: a hit that turned out to be none.
 const UNCOUNT: u64 = u64::MAX;
 
+/// Bytes of a cache line.
+const LINE: u64 = 64;
+/// Lines of a zpage that are asked for ahead of time, at most.
+const AHEAD: u64 = 64;
+
 /// A zpage copied out of its shard.
 pub struct Copied {
     /// In the caller's batch.
@@ -151,15 +156,17 @@ pub fn copy_out(
         let object = shard.nodes.key(node).0;
         let place = |&i: &usize| shard.nodes.word(node, index(i) % CLUSTER).map(Zhandle);
         let mut ahead = place(&stretch[0]);
+        let mut lines = 4;
         for (n, &position) in stretch.iter().enumerate() {
             let this = ahead;
             ahead = stretch.get(n + 1).and_then(place);
             if let Some(next) = ahead {
-                shard.frames.prefetch(next, 4);
+                shard.frames.prefetch(next, lines);
             }
             if let Some(place) = this {
                 let slot = shard.frames.slot(place);
                 let (header, start) = (slot.header(), blocks.len());
+                lines = (u64::from(header.len) / LINE + 1).min(AHEAD); // neighbours compress alike
                 // An index that was damaged must not give one page for another: the shard is rebuilt.
                 let own =
                     slot.is_valid() && (header.object, header.index) == (object, index(position));
