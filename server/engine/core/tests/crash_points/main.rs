@@ -6,6 +6,7 @@
 //! operation was entitled to change it, the pages it named must be as the law allows, and everything must go on working.
 #![cfg(feature = "crash-points")]
 
+mod backing;
 mod index;
 mod put;
 mod removal;
