@@ -18,7 +18,7 @@ use crate::zbud::Zbud;
 use crate::zsmalloc::{CLASSES, Zsmalloc};
 
 /// Most runs committed again to be kept, after a crash.
-const RUNS_MISSED: u32 = 64;
+const RUNS_MISSED: u32 = 8;
 
 /// Rebuild a shard, its lock held. `deep`: its bytes are in doubt too, so every persistent
 /// page is decoded and verified, and ephemeral ones are forgotten.

@@ -204,3 +204,46 @@ fn it_outlasts_whoever_made_it() {
     assert_eq!(version(&pool, 1, 7, 1), Some(7));
     use_up(&store, &pool, Fill::Text, 2);
 }
+
+/// What all shards keep is the pool's, though all its pages fall to one of them.
+#[test]
+fn a_shard_borrows_what_others_keep() {
+    let store = backed(MEMORY, 4);
+    let large = PoolSettings {
+        page_size: 65536,
+        ..persistent()
+    };
+    let (others, pool) = (
+        store.pool("others", &persistent()).unwrap(),
+        store.pool("p", &large).unwrap(),
+    );
+    pool.set_reserve(RESERVE).unwrap();
+    fill_up(&others, 2);
+    let mut i = 0;
+    while footprint(&pool) + 65536 <= RESERVE {
+        let outcome = put(&pool, 1, i, &page(Fill::Noise, 1, u64::from(i), 65536));
+        assert!(stored(outcome), "page {i}: {outcome:?}");
+        assert_sound(&store);
+        i += 1;
+    }
+}
+
+/// Frames that compaction could free are not given back where that would leave fewer than are promised.
+#[test]
+fn compaction_gives_nothing_back_that_is_promised() {
+    let store = backed(MEMORY, 1);
+    let pool = store.pool("p", &persistent()).unwrap();
+    pool.set_reserve(RESERVE / 2).unwrap();
+    let mut random = Random::new(7);
+    for i in 0..1200u32 {
+        let mut bytes = page(Fill::Noise, 1, u64::from(i), 4096);
+        bytes[random.below(4096) as usize..].fill(0);
+        assert!(stored(put(&pool, 1, i, &bytes)));
+    }
+    for i in (0..1200).filter(|i| i % 5 > 0) {
+        pool.flush(&oid(1), &[i]).unwrap();
+    }
+    assert_sound(&store);
+    store.compact().unwrap();
+    assert_sound(&store);
+}
