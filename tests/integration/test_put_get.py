@@ -1,5 +1,6 @@
 """Put and get of single pages, over every kind, codec and allocator."""
 
+import lz4.block
 import pytest
 
 import tmem
@@ -128,6 +129,18 @@ def test_blocks_of_lz4_go_into_any_pool(store: tmem.Store, codec: str) -> None:
     )
     assert pool.put_lz4(1, {7: block}) == {7: STORED}
     assert pool.get(1, [7]) == {7: b"x" * PAGE}
+
+
+@pytest.mark.parametrize("codec", ["lz4hc", "zstd"])
+def test_blocks_of_lz4_are_compressed_anew_where_the_pool_is_denser(store: tmem.Store, codec: str) -> None:
+    squares = "".join(f"{n * n} " for n in range(1000)).encode()[:PAGE]
+    block = lz4.block.compress(squares, store_size=False)
+    pool = store.pool("denser", codec=codec)
+    pool.put_lz4(1, {7: block})
+    of_block = pool.stats()["payload_bytes"]
+    pool.put(1, {7: squares})
+    assert of_block == pool.stats()["payload_bytes"] < len(block)
+    assert pool.get(1, [7]) == {7: squares}
 
 
 @pytest.mark.parametrize("block", [b"", b"\0", b"\xff" * 64, noise(3), b"\x10x"])
