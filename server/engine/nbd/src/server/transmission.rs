@@ -21,6 +21,9 @@ use crate::protocol::{Errno, RequestHeader, command, flag};
 const SEND_AT: usize = 64 << 10;
 /// With more bytes than this not yet taken by the client, nothing more is served.
 const HOLD_AT: usize = 1 << 20;
+/// Bytes of a write handed over at once, at most: they are compressed while the next are on their way, and while the
+/// processor's cache still has them.
+const WRITTEN_AT_ONCE: u32 = 128 << 10;
 
 /// How a transmission ends.
 pub enum End {
@@ -145,9 +148,9 @@ impl<'c> Transmission<'c> {
         }
     }
 
-    /// How much of a read or write from `offset` on is handed over next.
-    fn piece(&self, offset: u64, left: u32) -> u32 {
-        match self.session.info.piece {
+    /// How much of a read or write from `offset` on is handed over next, at most `most`.
+    fn piece(&self, offset: u64, left: u32, most: u32) -> u32 {
+        match self.session.info.piece.min(most) {
             0 => left,
             piece => left.min(piece - (offset % u64::from(piece)) as u32),
         }
@@ -156,7 +159,7 @@ impl<'c> Transmission<'c> {
     fn write(&mut self, header: &RequestHeader, head: Head) -> io::Result<()> {
         let (mut offset, mut left, mut result) = (header.offset, header.length, Ok(()));
         loop {
-            let length = self.piece(offset, left);
+            let length = self.piece(offset, left, WRITTEN_AT_ONCE);
             if !self.need(length as usize)? {
                 return Err(nonsense());
             }
@@ -190,7 +193,7 @@ impl<'c> Transmission<'c> {
         let fragments = head.structured && !head.whole;
         loop {
             let length = if fragments {
-                self.piece(offset, left)
+                self.piece(offset, left, u32::MAX)
             } else {
                 left
             };
