@@ -33,9 +33,12 @@ build: $(VENV)/.native ## Build the engine and install the packages in .venv, ed
 
 test: test-rust test-python ## Run every test: Rust, then Python
 
+# Optimization across crates would take longer than the tests do.
+CARGO_TEST = cargo test --release --config 'profile.release.lto="off"'
+
 test-rust: $(VENV)/.deps
-	cargo test --release --workspace
-	cargo test --release -p tmem-core --features crash-points --config profile.release.debug-assertions=true --config 'profile.release.lto="off"' --lib --test crash_points --test coherency --test policy --test model
+	$(CARGO_TEST) --workspace
+	$(CARGO_TEST) -p tmem-core --features crash-points --config profile.release.debug-assertions=true --lib --test crash_points --test coherency --test policy --test model
 
 test-python: build
 	$(PY) -m pytest
