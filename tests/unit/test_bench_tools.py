@@ -1,6 +1,5 @@
 """The measuring tools measure what they say: all processes of a server, its arena, in turn; nothing stays behind."""
 
-import mmap
 import os
 import subprocess
 import sys
@@ -49,8 +48,8 @@ def test_a_server_is_charged_for_the_processes_below_it(family: int) -> None:
 def test_an_arena_counts_with_all_that_its_file_holds(tmp_path: Path) -> None:
     arena = tmp_path / "arena"
     without = process.resident_bytes(os.getpid())
-    arena.write_bytes(os.urandom(16 * MIB))
-    assert process.resident_bytes(os.getpid(), arena) - without > 15 * MIB - mmap.PAGESIZE
+    arena.write_bytes(bytes(64 * MIB))
+    assert process.resident_bytes(os.getpid(), arena) - without > 32 * MIB  # what else this process has may come and go
 
 
 def test_everybody_has_the_first_turn_as_often() -> None:
