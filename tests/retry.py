@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-PATIENCE = 180.0
+from tests.support import PATIENCE
 
 
 def eventually(true: Callable[[], object], patience: float = PATIENCE) -> None:

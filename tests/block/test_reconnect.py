@@ -7,6 +7,7 @@ codec is a slow one, so that they take their time once it goes on.
 from __future__ import annotations
 
 import signal
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,6 +52,16 @@ def address(running: Daemon, request: pytest.FixtureRequest) -> str:
     return next(one for one in addresses if one.startswith(request.param))
 
 
+@contextmanager
+def stopped(running: Daemon) -> Iterator[None]:
+    """What is sent meanwhile stays in the sockets."""
+    try:
+        running.process.send_signal(signal.SIGSTOP)
+        yield
+    finally:
+        running.process.send_signal(signal.SIGCONT)
+
+
 def abandon(client: Client) -> None:
     """Send much, with `OLD` at its end, and be gone."""
     client.submit(Cmd.WRITE, PAGE, len(BEFORE), 0, BEFORE)
@@ -68,11 +79,8 @@ def test_what_a_dead_connection_left_never_lands_after_a_new_ones_writes(
 ) -> None:
     for _ in range(TIMES):
         old = opened(address, "disk")
-        try:
-            running.process.send_signal(signal.SIGSTOP)
+        with stopped(running):
             abandon(old)
-        finally:
-            running.process.send_signal(signal.SIGCONT)
         with opened(address, "disk") as new:
             new.write(0, NEW)
             alone(store)
@@ -86,12 +94,9 @@ def test_what_a_dead_connection_left_never_lands_after_another_ones_writes(
     with opened(address, "disk") as other:
         for _ in range(TIMES):
             old = opened(address, "disk")
-            try:
-                running.process.send_signal(signal.SIGSTOP)
+            with stopped(running):
                 abandon(old)
                 cookie = other.submit(Cmd.WRITE, 0, PAGE, 0, NEW)
-            finally:
-                running.process.send_signal(signal.SIGCONT)
             assert other.answer(cookie).error == Err.OK
             alone(store)
             assert other.read(0, PAGE) == NEW
@@ -103,12 +108,9 @@ def test_connections_that_die_together_do_not_wait_for_each_other(
 ) -> None:
     for _ in range(TIMES):
         several = [opened(address, "disk") for _ in range(4)]
-        try:
-            running.process.send_signal(signal.SIGSTOP)
+        with stopped(running):
             for one in several:
                 abandon(one)
-        finally:
-            running.process.send_signal(signal.SIGCONT)
         with opened(address, "disk") as new:
             new.write(0, NEW)
             alone(store)

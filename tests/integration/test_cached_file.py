@@ -207,7 +207,7 @@ def test_processes_share_pages_through_a_daemon(server: Daemon, path: Path) -> N
 @pytest.mark.usefixtures("slow")
 def test_many_threads_read_what_is_there(store: tmem.Store, path: Path) -> None:
     wrong: list[int] = []
-    with cached(path, store) as file:
+    with cached(path, store, patience=PATIENCE) as file:
 
         def read(first: int) -> None:
             for offset in range(first, len(CONTENT), 30_011):
@@ -221,8 +221,9 @@ def test_many_threads_read_what_is_there(store: tmem.Store, path: Path) -> None:
             thread.join(PATIENCE)
     assert wrong == []
     stats = file.stats()
-    # Where the store is slower than the machine's threads, some is read again rather than waited for.
-    assert stats.puts_dropped or stats.bypassed or stats.disk_bytes <= len(CONTENT)
+    assert stats.bypassed == 0
+    # What could not be put, the store being slower than the readers, is read again.
+    assert stats.puts_dropped or stats.disk_bytes <= len(CONTENT)
 
 
 @pytest.mark.usefixtures("slow")

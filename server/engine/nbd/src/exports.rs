@@ -275,8 +275,8 @@ impl Exports {
         Ok(())
     }
 
-    /// Say anew who may open an export. Connections of those who may no longer are cut off, and their requests done, when
-    /// this returns.
+    /// Say anew who may open an export. Connections of those who may no longer have ended when this returns: what was
+    /// begun of their requests is done, the rest is dropped.
     pub fn allow(&self, name: &str, access: Access) -> Result<(), ExportError> {
         let mut table = self.table();
         let entry = table.named.get_mut(name);
