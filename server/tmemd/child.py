@@ -1,7 +1,8 @@
 """A worker as its supervisor sees it: a place with a number and a port, held by one process at a time.
 
 The next process is started when the one before it has ended, so whatever that one was at has landed or never will.
-What the dead have counted stays in the sums.
+One that serves and says nothing for long, though it is asked again and again, is killed: it hangs, and its clients with
+it. What the dead have counted stays in the sums.
 """
 
 from __future__ import annotations
@@ -33,20 +34,27 @@ _LONG_LIFE = 10.0
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 5.0
 _TO_END = 5.0
 """Seconds a process has to end once it let go of the control line."""
+_LISTEN = 1.0
+"""Seconds between questions that a process is to answer."""
 
 
 class Child:
     """One worker: `spawn`, then `hold` has a process serve until `stop`."""
 
-    def __init__(self, number: int, port: int, heard: Callable[[Child, Message], None]) -> None:
-        """`heard` is called with each message of a process, and with {} when one has ended."""
+    def __init__(self, number: int, port: int, patience: int, heard: Callable[[Child, Message], None]) -> None:
+        """`heard` is called with each message of a process, and with {} when one has ended.
+
+        A process that says nothing for `patience` seconds is killed; 0 is never.
+        """
         self.number = number
         self.port = port
+        self._patience = patience
         self.ready = asyncio.Event()
         self._heard = heard
         self._replaced = 0
         self._process: asyncio.subprocess.Process | None = None
         self._control: Control | None = None
+        self._spoke = False
         self._failure = ""
         self._inherited: tuple[int, ...] = ()
         self._stopping = asyncio.Event()
@@ -134,8 +142,12 @@ class Child:
         self._failure = ""
         self.ready.clear()
         self.send(start=settings, number=self.number, port=self.port)
-        async for message in self._control.messages():
-            self._take(message)
+        listening = asyncio.create_task(self._listen(self._process))
+        try:
+            async for message in self._control.messages():
+                self._take(message)
+        finally:
+            listening.cancel()
         self._control.close()
         try:
             status = await asyncio.wait_for(self._process.wait(), _TO_END)
@@ -145,7 +157,24 @@ class Child:
         self._bury()
         return self._failure or _ending(status)
 
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a process that serves and then is silent for too long.
+
+        What counts is the time that this process sees pass, look by look: where both were stopped, as by a pause of
+        their container, or this one alone, nobody was silent.
+        """
+        await self.ready.wait()
+        silent = 0.0
+        while not 0 < self._patience <= silent:
+            self._spoke = False
+            self.send(count=0)
+            await asyncio.sleep(_LISTEN)
+            silent = 0 if self._spoke or self._stopping.is_set() else silent + _LISTEN
+        self._failure = f"it gave no sign of life for {self._patience} s and was killed"
+        process.kill()
+
     def _take(self, message: Message) -> None:
+        self._spoke = True
         if "ready" in message:
             self.port = message["ready"]
             self.ready.set()

@@ -46,6 +46,9 @@ class Config:
     workers: int = _option(
         number(1, 64), "processes that serve, each on a port of its own from that of listen upwards", 1
     )
+    worker_timeout: int = _option(
+        number(0, 10**6), "seconds without a sign of life after which a worker is killed and replaced; 0 is never", 60
+    )
     nbd: tuple[str, ...] = _option(
         block_addresses, "addresses of the NBD exports, each unix:PATH or tcp:HOST:PORT; none unless given", ()
     )

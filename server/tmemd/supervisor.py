@@ -47,7 +47,7 @@ class Supervisor:
         self._config = config
         self._host, port = split_address(config.listen)
         ports = [int(port) + number if int(port) else 0 for number in range(config.workers)]
-        self._children = [Child(number, port, self._heard) for number, port in enumerate(ports)]
+        self._children = [Child(number, port, config.worker_timeout, self._heard) for number, port in enumerate(ports)]
         self._told: list[Worker] = []
         self._relay = Relay()
         self._tasks: set[asyncio.Task[None]] = set()
