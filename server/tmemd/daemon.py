@@ -171,6 +171,7 @@ async def serve(config: Config, announce: Callable[[Daemon], None]) -> None:
             raise
         announce(daemon)
         await stopping.wait()
+        right.leave(config.drain + GRACE)
         await daemon.stop()
 
 

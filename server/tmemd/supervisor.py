@@ -75,6 +75,7 @@ class Supervisor:
                 try:
                     await self._serve(store, announce, held, self._task(_until(stopping)))
                 finally:
+                    right.leave(self._config.drain + GRACE)
                     await self._stop(held)
                 for task in held:
                     task.result()

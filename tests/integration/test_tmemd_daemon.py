@@ -1,5 +1,6 @@
 """The daemon as a process: start, stop, death and return, configuration, admin, metrics, health, reflection."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,6 +119,25 @@ def test_nothing_of_a_daemon_that_ends_lands_after_the_next_one_serves(arena: Pa
             assert [call.code() for call in calls] == [grpc.StatusCode.OK] * len(calls)
             assert other.get([1]) == new
         assert first.stop() == 0
+
+
+@pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
+def test_a_daemon_waits_for_as_long_as_the_one_before_it_may_take(arena: Path, workers: str) -> None:
+    """Its own limit is shorter by far: without the other's word it would give up after three seconds."""
+    with daemon(f"--arena={arena}", workers, "--drain=60", "--inject=Put:delay=9s") as first:
+        with closing(Client(first.address)) as client:
+            client.open()
+            put = client.tmem.Put.future(client.put_request({1: page(1)}), timeout=PATIENCE)
+            client.open()  # behind the put, so that has begun
+            first.process.terminate()
+            with daemon(f"--arena={arena}", workers, "--drain=0") as second, closing(Client(second.address)) as other:
+                assert put.code() == grpc.StatusCode.OK
+                other.open()
+                assert other.get([1]) == {1: page(1)}
+                second.process.terminate()
+                _, said = second.process.communicate(timeout=PATIENCE)
+        assert first.stop() == 0
+    assert re.search(r"another daemon has the arena .*: waiting for its end, within 65 s as it says", said)
 
 
 def test_a_daemon_does_not_serve_an_arena_that_another_serves(arena: Path) -> None:
