@@ -17,7 +17,7 @@ from tmem._errors import ClosedError
 from tmem._placement import Placement
 from tmem._present import Present, Used
 from tmem._steps import Replies, Send, Steps, Wait
-from tmem._wire import Failure
+from tmem._wire import UNAVAILABLE, Failure
 from tmem_proto.v1 import admin_pb2 as admin
 
 if TYPE_CHECKING:
@@ -36,10 +36,11 @@ class _Connection(Used):
 
     def __init__(self, address: str, security: Security, timeout: float) -> None:
         super().__init__()
-        if security.credentials is None:
+        self.credentials = security.credentials
+        if self.credentials is None:
             self.channel = grpc.aio.insecure_channel(address, OPTIONS)
         else:
-            self.channel = grpc.aio.secure_channel(address, security.credentials, OPTIONS)
+            self.channel = grpc.aio.secure_channel(address, self.credentials, OPTIONS)
         self.calls = calls(self.channel)
         self.exchange = Exchange(self.channel, timeout)
 
@@ -51,6 +52,7 @@ class Driver:
         self.link = link
         self._timeout = link.options.timeout
         self._security = security
+        self._doubted = False
         self._placement = Placement(link.address)
         self._placing = asyncio.Lock()
         self._present = Present(self._connect(link.address))
@@ -120,11 +122,20 @@ class Driver:
             raise ClosedError("the store is closed") from None
 
     async def _place(self) -> Failure | None:
-        """Where that is due, ask the server which of its processes to use, and go there."""
-        if not self._placement.due:
+        """Where that is due, connect with renewed certificates, and ask which of the server's processes to use."""
+        if not (self._placement.due or self._doubted):
             return None
         async with self._placing:
+            if self._doubted:
+                await self._renew()
             return await self._ask_for_place() if self._placement.due else None
+
+    async def _renew(self) -> None:
+        """A connection cannot be had, perhaps because of its certificates: take another if those on disk are new."""
+        self._doubted = False
+        self._security.renew()
+        if self._present.connection.credentials is not self._security.credentials:
+            await self._close(self._present.move(self._connect(self._placement.address)))
 
     async def _ask_for_place(self) -> Failure | None:
         placement, present = self._placement, self._present.connection
@@ -182,6 +193,7 @@ class Driver:
         if self.link.closed:
             raise ClosedError("the store is closed") from None
         self._placement.failed(found)
+        self._doubted |= found.code == UNAVAILABLE
         return found
 
     def _unless_cancelled(self) -> None:

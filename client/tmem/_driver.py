@@ -14,7 +14,7 @@ from tmem._errors import ClosedError
 from tmem._placement import Placement
 from tmem._present import Present, Used
 from tmem._steps import Replies, Send, Steps, Wait
-from tmem._wire import Failure
+from tmem._wire import UNAVAILABLE, Failure
 from tmem_proto.v1 import admin_pb2 as admin
 
 if TYPE_CHECKING:
@@ -33,10 +33,11 @@ class _Connection(Used):
 
     def __init__(self, address: str, security: Security, timeout: float) -> None:
         super().__init__()
-        if security.credentials is None:
+        self.credentials = security.credentials
+        if self.credentials is None:
             self.channel = grpc.insecure_channel(address, OPTIONS)
         else:
-            self.channel = grpc.secure_channel(address, security.credentials, OPTIONS)
+            self.channel = grpc.secure_channel(address, self.credentials, OPTIONS)
         self.calls = calls(self.channel)
         self.exchange: _line.Exchange | _stream.Exchange
         if _line.available(security):
@@ -56,6 +57,7 @@ class Driver:
         self._link = link
         self._timeout = link.options.timeout
         self._security = security
+        self._doubted = False
         self._placement = Placement(link.address)
         self._placing = threading.Lock()
         self._present = Present(self._connect(link.address))
@@ -127,11 +129,20 @@ class Driver:
             raise
 
     def _place(self) -> Failure | None:
-        """Where that is due, ask the server which of its processes to use, and go there."""
-        if not self._placement.due:
+        """Where that is due, connect with renewed certificates, and ask which of the server's processes to use."""
+        if not (self._placement.due or self._doubted):
             return None
         with self._placing:
+            if self._doubted:
+                self._renew()
             return self._ask_for_place() if self._placement.due else None
+
+    def _renew(self) -> None:
+        """A connection cannot be had, perhaps because of its certificates: take another if those on disk are new."""
+        self._doubted = False
+        self._security.renew()
+        if self._present.connection.credentials is not self._security.credentials:
+            self._close(self._present.move(self._connect(self._placement.address)))
 
     def _ask_for_place(self) -> Failure | None:
         placement, present = self._placement, self._present.connection
@@ -193,4 +204,5 @@ class Driver:
         if self._link.closed:
             raise ClosedError("the store is closed") from None
         self._placement.failed(found)
+        self._doubted |= found.code == UNAVAILABLE
         return found

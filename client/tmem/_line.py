@@ -97,6 +97,7 @@ class Exchange:
     def _line(self) -> _Line | Failure | None:
         line = self._open
         if line is None or not line.usable():
+            self._security.renew()
             try:
                 line = self._open = _Line(self._target, self._security, self._timeout)
             except TimeoutError:

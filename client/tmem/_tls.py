@@ -1,12 +1,17 @@
-"""TLS of a connection to a server: which files, and what gRPC makes of them."""
+"""TLS of a connection to a server: which files, and what gRPC makes of them.
+
+Files are read when the store is connected, and again, where they have changed, for a connection that is made later.
+Changed files that cannot be used, as when a certificate is there and its key not yet, leave all as it was.
+"""
 
 from __future__ import annotations
 
 import os
 import ssl
+import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import grpc
@@ -17,9 +22,13 @@ SECURE = "grpcs://"
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 
 
+Stamp: TypeAlias = tuple[tuple[int, int, int, int], ...] | None
+"""Changes when a file does; None where they cannot be looked at."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS for `connect`, by files in PEM. They are read when the connection is made: connect again once they changed.
+    """TLS for `connect`, by files in PEM. They may be renewed: every connection made later reads them again.
 
     Attributes:
         ca: Certificates that vouch for the server's; None is those that the system trusts.
@@ -40,17 +49,46 @@ class Tls:
             raise ValueError("cert and key are a pair: give both or none")
 
 
-@dataclass(frozen=True, slots=True)
 class Security:
-    """TLS of a connection, as gRPC has it and as sockets do; without credentials it is plain text.
+    """TLS of all connections of a store; without credentials it is plain text. Safe to use from many threads."""
 
-    Attributes:
-        credentials: What a channel is made with.
-        context: The same for a socket; None where only gRPC can be told.
-    """
+    def __init__(
+        self,
+        credentials: grpc.ChannelCredentials | None = None,
+        context: ssl.SSLContext | None = None,
+        files: Tls | None = None,
+        stamp: Stamp = None,
+    ) -> None:
+        """`context` is for sockets; None where only gRPC can be told. `stamp` is of the files when they were read."""
+        self._now = credentials, context
+        self._files = files
+        self._lock = threading.Lock()
+        self._seen = stamp
 
-    credentials: grpc.ChannelCredentials | None = None
-    context: ssl.SSLContext | None = None
+    @property
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """What a channel is made with."""
+        return self._now[0]
+
+    @property
+    def context(self) -> ssl.SSLContext | None:
+        """The same for a socket."""
+        return self._now[1]
+
+    def renew(self) -> None:
+        """Before a connection is made: read the files again, if they have changed."""
+        if self._files is None:
+            return
+        with self._lock:
+            stamp = _stamp(self._files)
+            if stamp == self._seen:
+                return
+            try:
+                found = _from_files(self._files)
+            except (OSError, ValueError):
+                return
+            if stamp == _stamp(self._files) and (found.context is None) == (self.context is None):
+                self._now, self._seen = found._now, stamp
 
 
 def security(address: str, tls: Tls | None, credentials: grpc.ChannelCredentials | None) -> Security:
@@ -72,17 +110,26 @@ def security(address: str, tls: Tls | None, credentials: grpc.ChannelCredentials
 def _from_files(tls: Tls) -> Security:
     import grpc
 
+    stamp = _stamp(tls)
     roots = _system_roots() if tls.ca is None else Path(tls.ca).read_bytes()
     context = _context(roots)
     if tls.cert is None or tls.key is None:
-        return Security(grpc.ssl_channel_credentials(roots), context)
+        return Security(grpc.ssl_channel_credentials(roots), context, tls, stamp)
     cert, key = Path(tls.cert).read_bytes(), Path(tls.key).read_bytes()
     try:
         # gRPC itself would say nothing until the first call, and then only that the server cannot be reached.
         (context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).load_cert_chain(tls.cert, tls.key, password="")
     except (ssl.SSLError, ValueError) as error:
         raise ValueError(f"{tls.cert} and {tls.key} are not a certificate and its key: {error}") from error
-    return Security(grpc.ssl_channel_credentials(roots, key, cert), context)
+    return Security(grpc.ssl_channel_credentials(roots, key, cert), context, tls, stamp)
+
+
+def _stamp(tls: Tls) -> Stamp:
+    try:
+        found = [os.stat(path) for path in (tls.ca or system_authorities(), tls.cert, tls.key) if path is not None]
+    except OSError:
+        return None
+    return tuple((at.st_dev, at.st_ino, at.st_mtime_ns, at.st_size) for at in found)
 
 
 def _context(roots: bytes | None) -> ssl.SSLContext | None:

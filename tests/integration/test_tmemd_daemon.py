@@ -104,11 +104,11 @@ def test_sigterm_ends_it_in_order(arena: Path) -> None:
 @pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
 def test_nothing_of_a_daemon_that_ends_lands_after_the_next_one_serves(arena: Path, workers: str) -> None:
     """It has calls in its only thread, the last of which would store an old page over a newer one."""
-    flags = (workers, f"--arena={arena}", "--threads=1", "--drain=60")
+    flags = (workers, f"--arena={arena}", "--threads=1", "--drain=3600")
     with daemon(*flags) as first, closing(Client(first.address)) as client:
         client.open(codec="zstd:19", page_size=65536)
         old = {index: noise(index, 65536) for index in range(1, 32)}
-        calls = [client.tmem.Put.future(client.put_request(old), timeout=PATIENCE) for _ in range(10)]
+        calls = [client.tmem.Put.future(client.put_request(old), timeout=PATIENCE) for _ in range(5)]
         while samples(first.metrics_url)["tmem_received_page_bytes_total", RAW] < len(calls) * len(old) << 16:
             pass
         first.process.terminate()
