@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _PAGE = 4096
-_LARGEST_BLOCK = 65536
+_LARGEST_BLOCK = 262144
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ class PoolSettings:
         codec: `"lz4"`, `"lz4:ACCELERATION"` (1 to 65537), `"lz4hc"`, `"lz4hc:LEVEL"` (3 to 12: smaller LZ4 blocks, slow
             to make), `"zstd"`, `"zstd:LEVEL"` (-7 to 19) or `"raw"`.
         allocator: `"zsmalloc"` (densest) or `"zbud"` (evicts whole frames).
-        page_size: Bytes a page: 4096, 8192, 16384, 32768 or 65536.
+        page_size: Bytes a page: 4096, 8192, 16384, 32768, 65536, 131072 or 262144.
         quota: The most memory the pool may use, in bytes of footprint; 0 is no quota.
         weight: Share of the memory relative to other ephemeral pools, at least 1.
         shared: Ephemeral, used by many clients: a get keeps the page.

@@ -56,7 +56,7 @@ class Store:
             codec: `"lz4"`, `"lz4:ACCELERATION"` (1 to 65537), `"lz4hc"`, `"lz4hc:LEVEL"` (3 to 12: smaller LZ4
                 blocks, slow to make), `"zstd"`, `"zstd:LEVEL"` (-7 to 19) or `"raw"`.
             allocator: `"zsmalloc"` or `"zbud"`; None is zsmalloc for persistent pools and zbud for ephemeral ones.
-            page_size: Bytes a page: 4096, 8192, 16384, 32768 or 65536.
+            page_size: Bytes a page: 4096, 8192, 16384, 32768, 65536, 131072 or 262144.
             quota: The most memory the pool may use, in bytes of footprint; None or 0 is no quota.
             weight: Share of the memory relative to other ephemeral pools, at least 1. Where it is 1 a server may give
                 this client's new pools another.
@@ -179,8 +179,8 @@ class Store:
                 hosts from swapping to one device.
             allow: Names of the clients that may open it: those in their certificates, `local` or `network`. None lets
                 anybody in whom the address lets in.
-            block_size: Bytes that are compressed together, and read and written as a whole: 4096, 8192, 16384, 32768 or
-                65536. Larger ones are denser; a request for a part of one costs as much as the whole.
+            block_size: Bytes that are compressed together, and read and written as a whole: a power of two from 4096 to
+                262144. Larger ones are denser; a request for a part of one costs as much as the whole.
 
         Raises:
             MismatchError: There is an export of the name.

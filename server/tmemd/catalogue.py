@@ -37,7 +37,7 @@ PAGE = 4096
 OID = bytes(24)
 """The object of an export's pages, in its pool."""
 MOST_BYTES = PAGE << 32
-BLOCK_SIZES = (4096, 8192, 16384, 32768, 65536)
+BLOCK_SIZES = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
 LONGEST_NAME = 64 - len(PREFIX)
 MOST_ALLOWED = 24
 """Clients that an export names: as many as fit into its record, however long their names are."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tmemd.surface import Batch, BlockServer, Renewing, Scanned
 
 MOST_POOLS = 1024
-_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
+_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
 _HELD = (
     *("pages", "payload_bytes", "footprint_frames", "footprint_bytes", "same_filled_pages", "raw_pages"),
     "promised_bytes",

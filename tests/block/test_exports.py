@@ -95,10 +95,10 @@ def test_what_makes_no_sense_is_refused(store: tmem.Store) -> None:
         store.create_export("b", MIB, codec="gzip")
     with pytest.raises(tmem.ExhaustedError, match=r"a reserve of 67108864 bytes cannot be kept: \d+ more are needed"):
         store.create_export("b", MIB, reserve="64MiB")
-    for block in (512, 5000, 12288):
-        with pytest.raises(ValueError, match=f"block size is {block} bytes: it must be 4096, .* or 65536"):
+    for block in (512, 5000, 12288, 196608):
+        with pytest.raises(ValueError, match=f"block size is {block} bytes: it must be 4096, .* or 262144"):
             store.create_export("b", MIB, block_size=block)
-    for size in (0, 131072):
+    for size in (0, 524288):
         with pytest.raises(ValueError, match=f"block_size is {size} bytes; it must be a power of two"):
             store.create_export("b", MIB, block_size=size)
     for missing in (store.remove_export, store.drain_export):
@@ -163,21 +163,22 @@ def test_an_export_grows_and_shrinks_over_empty_space_only(store: tmem.Store, ad
         assert client.export.size == 2 * MIB
 
 
-def test_a_block_size_of_64_kib_is_announced_and_smaller_requests_work(store: tmem.Store, address: str) -> None:
-    made = store.create_export("image", 4 * MIB + 4096, codec="lz4hc", block_size="64KiB")
-    assert (made.block_size, made.codec) == (65536, "lz4hc:9")
+@pytest.mark.parametrize("size", [65536, 262144])
+def test_a_large_block_size_is_announced_and_smaller_requests_work(store: tmem.Store, address: str, size: int) -> None:
+    made = store.create_export("image", 4 * MIB + 4096, codec="lz4hc", block_size=size)
+    assert (made.block_size, made.codec) == (size, "lz4hc:9")
     data = bytearray(run(0, 16))
     with opened(address, "image") as client:
         with Wire(address).begin() as asking:
             blocks = asking.describe(Opt.INFO, "image", Info.BLOCK_SIZE).blocks
         assert blocks is not None
-        assert blocks[:2] == (1, 65536)
+        assert blocks[:2] == (1, size)
         client.write(4 * MIB - 61440, bytes(data))
         client.write(4 * MIB - 5, b"\1" * 9)
         data[61435:61444] = b"\1" * 9
         assert client.read(4 * MIB - 61440, len(data)) == bytes(data)
         assert find(store, "image").pages == 2
-        for offset in range(4 * MIB - 65536, 4 * MIB, 4096):
+        for offset in range(4 * MIB - size, 4 * MIB, 4096):
             client.do(Cmd.TRIM, offset, 4096)
         client.do(Cmd.TRIM, 4 * MIB, 4096)
         assert find(store, "image").pages == 0

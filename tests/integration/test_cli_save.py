@@ -84,12 +84,12 @@ def test_a_pool_comes_back_as_it_was(cli: Command, store: tmem.Store, tmp_path: 
 
 def test_an_arena_of_this_machine_is_saved_and_restored(tmp_path: Path) -> None:
     with tmem.open(memory="16MiB", arena=tmp_path / "arena") as store:
-        pool = store.pool("swap", page_size=65536)
-        pool.put_range(1, 0, run(0, 40, 65536))
+        pool = store.pool("swap", page_size=262144)
+        pool.put_range(1, 0, run(0, 40, 262144))
         cli = Command(f"shm://{tmp_path / 'arena'}")
         cli("save", "swap", tmp_path / "saved")
         cli("restore", tmp_path / "saved", "--pool", "copy")
-        assert store.find_pool("copy").get_range(1, 0, 40)[0] == run(0, 40, 65536)
+        assert store.find_pool("copy").get_range(1, 0, 40)[0] == run(0, 40, 262144)
 
 
 def test_what_changes_during_the_save_is_seen_by_a_further_pass(store: tmem.Store, tmp_path: Path) -> None:

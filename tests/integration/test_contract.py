@@ -132,7 +132,7 @@ def test_a_call_of_any_size_is_one_call(pool: Any) -> None:
     assert pool.flush(1, range(6000)) == 2000
 
 
-@pytest.mark.parametrize("page_size", [8192, 65536])
+@pytest.mark.parametrize("page_size", [8192, 65536, 262144])
 def test_pages_of_other_sizes(store: Any, page_size: int) -> None:
     pool = store.pool("sized", page_size=page_size)
     pages = {index: page(index, page_size) for index in range(40)} | {50: noise(50, page_size)}

@@ -49,7 +49,7 @@ def test_puts_are_stored_gets_are_zeros_flushes_find_none(client: Client) -> Non
     assert client.tmem.Has(has).held == b"\1\1\1"
 
 
-@pytest.mark.parametrize("page_size", [4096, 65536])
+@pytest.mark.parametrize("page_size", [4096, 262144])
 def test_lz4_gets_are_blocks_of_a_page_of_zeros(client: Client, page_size: int) -> None:
     client.open(f"blocks{page_size}", "ephemeral", page_size=page_size)
     request = client.get_request([1, 2])

@@ -50,7 +50,7 @@ def test_pools_are_apart(store: tmem.Store) -> None:
     assert one.get(1, [7]) == {7: page(1)}
 
 
-@pytest.mark.parametrize("page_size", [4096, 8192, 16384, 32768, 65536])
+@pytest.mark.parametrize("page_size", [4096, 8192, 16384, 32768, 65536, 131072, 262144])
 @pytest.mark.parametrize("allocator", ["zsmalloc", "zbud"])
 @pytest.mark.parametrize("codec", ["lz4", "lz4hc", "zstd", "raw"])
 def test_pages_of_every_size(store: tmem.Store, page_size: int, allocator: str, codec: str) -> None:

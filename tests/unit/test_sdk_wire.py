@@ -21,7 +21,7 @@ def views(*pages: bytes) -> list[memoryview]:
 
 @pytest.mark.parametrize(
     ("page_size", "limit", "most"),
-    [(4096, 256, 128), (4096, 0, 128), (4096, 64, 64), (8192, 256, 64), (65536, 256, 8)],
+    [(4096, 256, 128), (4096, 0, 128), (4096, 64, 64), (8192, 256, 64), (65536, 256, 8), (262144, 256, 2)],
 )
 def test_a_batch_has_128_pages_and_half_a_mebibyte_at_most(page_size: int, limit: int, most: int) -> None:
     assert _wire.batch_pages(page_size, limit) == most

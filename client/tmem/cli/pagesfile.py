@@ -34,7 +34,7 @@ BATCH_BYTES = 1 << 20
 
 _HEAD, _CRC = struct.Struct("<cI"), struct.Struct("<I")
 _OBJECT, _PAGE, _END = struct.Struct("<24sI"), struct.Struct("<III"), struct.Struct("<QQQ")
-_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
+_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
 
 
 class PagesFileError(tmem.TmemError):

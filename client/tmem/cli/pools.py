@@ -67,7 +67,7 @@ def show(session: Session, name: str) -> None:
 @click.option("--kind", type=click.Choice(["persistent", "ephemeral"]), default="persistent", show_default=True)
 @click.option("--codec", default="lz4", show_default=True, help=f"{CODECS}.")
 @click.option("--allocator", type=click.Choice(["zsmalloc", "zbud"]), help="Default: zsmalloc, or zbud if ephemeral.")
-@click.option("--page-size", type=SIZE, default="4KiB", show_default=True, help="4, 8, 16, 32 or 64 KiB.")
+@click.option("--page-size", type=SIZE, default="4KiB", show_default=True, help="4KiB to 256KiB, a power of two.")
 @click.option("--quota", type=QUOTA, default="none", show_default=True, help="The most memory it may take.")
 @click.option("--weight", type=click.IntRange(min=1), default=1, show_default=True, help="Share among ephemeral pools.")
 @click.option("--shared", is_flag=True, help="Ephemeral, many clients: a get keeps the page.")

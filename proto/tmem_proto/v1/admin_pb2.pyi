@@ -1211,7 +1211,7 @@ class CreateExportRequest(_message.Message):
     """Empty is lz4."""
     multi_conn: _builtins.bool
     block_size: _builtins.int
-    """4096, 8192, 16384, 32768 or 65536; 0 is 4096. It stays."""
+    """4096, 8192, 16384, 32768, 65536, 131072 or 262144; 0 is 4096. It stays."""
     @_builtins.property
     def allowed(self) -> Global___Allowed:
         """Absent: anybody whom the address lets in may open it."""

@@ -153,7 +153,7 @@ class PoolSettings(_message.Message):
     allocator: _builtins.str
     """"zsmalloc" or "zbud"; empty is the kind's own: zsmalloc for persistent, zbud for ephemeral pools."""
     page_size: _builtins.int
-    """Bytes: 4096, 8192, 16384, 32768 or 65536; 0 is 4096."""
+    """Bytes: 4096, 8192, 16384, 32768, 65536, 131072 or 262144; 0 is 4096."""
     quota: _builtins.int
     """Bytes of footprint; 0 is no quota, or what is left of the client's where it has one."""
     weight: _builtins.int

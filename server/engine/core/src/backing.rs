@@ -2,18 +2,18 @@
 //!
 //! A reserve alone is a promise of the arena's limit: the machine may have given its memory away when the pool wants it. A
 //! backed one holds the memory. What must hold: bytes of free frames that are kept, and of reserves what is used, are
-//! together no less than the reserves. Frames are kept where they become free; what is missing is committed in runs of the
-//! greatest length, by all shards in turn.
+//! together no less than the reserves. Frames are kept where they become free; what is missing is committed in long
+//! runs, by all shards in turn.
 //! Locking: takes one shard's lock at a time, for a bounded piece of work.
 
-use crate::arena::{Arena, Budget, MAX_RUN, is_backed, kept, owed, with_index};
+use crate::arena::{Arena, Budget, is_backed, kept, owed, with_index};
 use crate::error::{Error, Result};
-use crate::frames::Frames;
+use crate::frames::{Frames, KEPT_RUN};
 use crate::machine;
 use crate::shard::with_shard;
 use crate::types::FRAME;
 
-/// Most runs committed under one lock: 4 MiB.
+/// Most runs committed under one lock: 8 MiB.
 const RUNS_AT_ONCE: u64 = 64;
 /// Looks at the counts of shards in use until what is missing is believed to be missing.
 const LOOKS: u32 = 1000;
@@ -35,7 +35,7 @@ pub fn stock(arena: &Arena) -> Result<()> {
     while more {
         more = false;
         // All shards have the same share, as they will be used.
-        let runs = missing(arena) / (u64::from(MAX_RUN) * FRAME as u64);
+        let runs = missing(arena) / (u64::from(KEPT_RUN) * FRAME as u64);
         let share = (runs / u64::from(arena.shards())).clamp(1, RUNS_AT_ONCE) as u32;
         for id in 0..arena.shards() {
             let stocked = with_shard(arena, id, |shard| {

@@ -1,4 +1,4 @@
-//! Frames: the runs of 1 to 16 neighbouring frames from which everything stored is made, and the table that says whose they are.
+//! Frames: the runs of 1 to 128 neighbouring frames from which everything stored is made, and the table that says whose they are.
 //!
 //! A shard's address space is cut into segments of 2048 frames. An open segment is cut into runs of one length, each
 //! with an entry in the frame table. Addresses cost nothing, memory does: a run's frames are committed from its start,
@@ -27,6 +27,8 @@ use crate::types::FRAME;
 const PAGE: u64 = FRAME as u64;
 const ENTRIES_PER_FRAME: u32 = (PAGE / ENTRY) as u32;
 const SEGMENT_WORDS: usize = (ENTRY / 4) as usize;
+/// Frames committed at once to be kept behind promises; what is committed beyond them is less than that.
+pub const KEPT_RUN: u32 = 32;
 
 /// What a run is used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -523,10 +525,10 @@ impl<'a> Frames<'a> {
             if !self.is_wanting() {
                 return Ok(false);
             }
-            let run = self.new_run(MAX_RUN)?;
-            self.commit(run, MAX_RUN)
+            let run = self.new_run(KEPT_RUN)?;
+            self.commit(run, KEPT_RUN)
                 .inspect_err(|_| self.free_run(run))?;
-            self.keep(run, MAX_RUN);
+            self.keep(run, KEPT_RUN);
         }
         Ok(true)
     }

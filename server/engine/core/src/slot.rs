@@ -17,7 +17,7 @@ pub const HEADER_WORDS: usize = HEADER / 4;
 const VALID: u32 = 1 << 31;
 const REFERENCED: u32 = 1 << 30;
 const FORM_SHIFT: u32 = 24;
-const LEN: u32 = (1 << 17) - 1;
+const LEN: u32 = (1 << 20) - 1;
 
 /// A slot's place in its shard: 31 bits of 16-byte units from the first frame, and whether it is a raw page.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 /// Bytes in a frame, the unit in which the arena grows and shrinks.
 pub const FRAME: usize = 4096;
 /// Largest page a pool may have, in bytes.
-pub const MAX_PAGE: usize = 65536;
+pub const MAX_PAGE: usize = 256 << 10;
 /// Pages whose handles share a shard, a lock and an index node: `index >> 6`.
 pub const CLUSTER: u32 = 64;
 /// Longest pool or owner name, in bytes of UTF-8.
@@ -66,7 +66,7 @@ pub struct PoolSettings {
     pub kind: Kind,
     pub codec: Codec,
     pub allocator: AllocatorKind,
-    /// 4096, 8192, 16384, 32768 or 65536.
+    /// 4096, 8192, 16384, 32768, 65536, 131072 or 262144.
     pub page_size: u32,
     /// Bytes of footprint; 0 is no quota.
     pub quota: u64,
@@ -189,10 +189,10 @@ impl PoolSettings {
     /// Refuse settings that make no sense.
     pub fn validate(&self) -> Result<()> {
         let invalid = |why: String| Err(Error::Invalid(why));
-        if !matches!(self.page_size, 4096 | 8192 | 16384 | 32768 | 65536) {
+        let size = self.page_size as usize;
+        if !size.is_power_of_two() || !(FRAME..=MAX_PAGE).contains(&size) {
             return invalid(format!(
-                "page_size is {}; it must be 4096, 8192, 16384, 32768 or 65536",
-                self.page_size
+                "page_size is {size}; it must be a power of two from {FRAME} to {MAX_PAGE}"
             ));
         }
         if self.weight == 0 {

@@ -208,9 +208,15 @@ fn it_outlasts_whoever_made_it() {
 /// What all shards keep is the pool's, though all its pages fall to one of them.
 #[test]
 fn a_shard_borrows_what_others_keep() {
+    for size in [65536, 262144] {
+        borrow(size);
+    }
+}
+
+fn borrow(size: usize) {
     let store = backed(MEMORY, 4);
     let large = PoolSettings {
-        page_size: 65536,
+        page_size: size as u32,
         ..persistent()
     };
     let (others, pool) = (
@@ -220,8 +226,8 @@ fn a_shard_borrows_what_others_keep() {
     pool.set_reserve(RESERVE).unwrap();
     fill_up(&others, 2);
     let mut i = 0;
-    while footprint(&pool) + 65536 <= RESERVE {
-        let outcome = put(&pool, 1, i, &page(Fill::Noise, 1, u64::from(i), 65536));
+    while footprint(&pool) + size as u64 <= RESERVE {
+        let outcome = put(&pool, 1, i, &page(Fill::Noise, 1, u64::from(i), size));
         assert!(stored(outcome), "page {i}: {outcome:?}");
         assert_sound(&store);
         i += 1;

@@ -133,6 +133,7 @@ fn sorts() -> Vec<PoolSettings> {
         sort(Kind::Persistent, AllocatorKind::Zbud, 8192),
         sort(Kind::Ephemeral, AllocatorKind::Zsmalloc, 16384),
         sort(Kind::Ephemeral, AllocatorKind::Zbud, 4096),
+        sort(Kind::Ephemeral, AllocatorKind::Zsmalloc, 131072),
     ]
 }
 
@@ -320,7 +321,7 @@ fn look(pool: &Pool, at: usize, object: u64, index: u32) {
 
 fn blocks(seed: u64) {
     let mut random = Random::new(seed);
-    let size = 4096 << random.below(5);
+    let size = 4096 << random.below(7);
     let store = support::store(8 << 20, 1);
     let pool = store
         .pool(
@@ -475,7 +476,7 @@ fn some_settings(random: &mut Random) -> PoolSettings {
         page_size: if random.chance(4) {
             number(random)
         } else {
-            4096 << random.below(5)
+            4096 << random.below(7)
         },
         quota: if random.chance(2) { 0 } else { extreme(random) },
         weight: number(random),

@@ -101,8 +101,7 @@ fn settings() -> impl Strategy<Value = PoolSettings> {
         Just(Codec::Zstd { level: 1 }),
         Just(Codec::Raw)
     ];
-    let sizes =
-        prop_oneof![4 => Just(4096u32), 1 => Just(8192), 1 => Just(16384), 1 => Just(65536)];
+    let sizes = prop_oneof![4 => Just(4096u32), 1 => Just(8192), 1 => Just(16384), 1 => Just(65536), 1 => Just(262144)];
     let quotas = prop_oneof![3 => Just(0u64), 1 => Just(256 << 10)];
     (
         kinds,

@@ -309,7 +309,7 @@ fn memory_is_never_exceeded_by_puts_that_race() {
                 .pool(
                     "x",
                     &PoolSettings {
-                        page_size: 65536,
+                        page_size: 262144,
                         ..inclusive()
                     },
                 )

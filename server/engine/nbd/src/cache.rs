@@ -38,6 +38,8 @@ pub const MISS: u32 = 1;
 const FLUSHED_AT_ONCE: usize = 4096;
 /// Pages of one question about which are held.
 const ASKED_AT_ONCE: u64 = 1 << 16;
+/// A page is the least that is served at once, and NBD lets that be no larger.
+const LARGEST_PAGE: u32 = 64 << 10;
 
 /// Whether a client may use a pool, by its name and settings, or (last) have it made with these; the reason if not.
 pub type Admission = dyn Fn(&Client, &str, &PoolSettings, bool) -> Result<(), String> + Send + Sync;
@@ -202,6 +204,8 @@ fn suits(name: &str, settings: &PoolSettings, session: bool) -> Result<(), Refus
         "is persistent; a gateway needs an ephemeral pool"
     } else if settings.exclusive_get() {
         "is private, so that a read takes the page out; a gateway needs an inclusive or a shared pool"
+    } else if settings.page_size > LARGEST_PAGE {
+        "has pages of more than 65536 bytes, the most that a gateway takes"
     } else if !settings.shared && !session {
         "is not shared, so a SESSION must be named"
     } else {

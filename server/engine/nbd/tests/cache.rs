@@ -118,8 +118,18 @@ fn only_pools_that_a_gateway_can_use_are_opened() {
         .store
         .pool("persistent", &PoolSettings::new(Kind::Persistent))
         .unwrap();
+    let large = PoolSettings {
+        page_size: 131072,
+        inclusive: true,
+        ..PoolSettings::new(Kind::Ephemeral)
+    };
+    cache.store.pool("large", &large).unwrap();
     let (object, session) = ("ab".repeat(24), "cd".repeat(16));
     for (name, why) in [
+        (
+            format!("cache/large/{object}/{session}"),
+            "pages of more than 65536 bytes",
+        ),
         (
             format!("cache/private/{object}/{session}"),
             "takes the page out",

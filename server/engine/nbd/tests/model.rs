@@ -11,12 +11,16 @@ use tmem_nbd::protocol::{allocation, command, flag};
 use tmem_nbd::{PoolExport, PoolExportSettings};
 
 /// Page sizes, and how they compress.
-const SHAPES: [(u64, Codec); 4] = [
+const SHAPES: [(u64, Codec); 5] = [
     (4096, Codec::Lz4 { acceleration: 1 }),
     (8192, Codec::Zstd { level: 1 }),
     (16384, Codec::Lz4hc { level: 4 }),
     (65536, Codec::Lz4 { acceleration: 1 }),
+    (262144, Codec::Zstd { level: 1 }),
 ];
+
+/// Bytes of a command, at most.
+const MOST: u64 = 5 << 20;
 
 /// No multiple of a page, more than a cluster, and more than the server asks an export for at once.
 fn size_of(page: u64) -> u64 {
@@ -52,8 +56,8 @@ fn span(page: u64) -> impl Strategy<Value = (u64, u32)> {
     ];
     let length = prop_oneof![
         1..9000u32,
-        1..size as u32,
-        (1..70u32).prop_map(move |pages| pages * page as u32),
+        1..size.min(MOST) as u32,
+        (1..70u32).prop_map(move |pages| (pages * page as u32).min(MOST as u32)),
     ];
     (offset, length).prop_map(move |(offset, length)| {
         let offset = offset.min(size - 1);

@@ -68,7 +68,7 @@ impl SanGateway {
             .map_err(|_| value(format!("san_timeout is {san_timeout}; it is seconds")))?;
         if !matches!(page_size, 4096 | 8192 | 16384 | 32768 | 65536) {
             return Err(value(format!(
-                "page_size is {page_size}; it must be 4096, 8192, 16384, 32768 or 65536"
+                "page_size is {page_size}; a gateway's must be 4096, 8192, 16384, 32768 or 65536"
             )));
         }
         let tokens = state.map(|directory| Tokens {

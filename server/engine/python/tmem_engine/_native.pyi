@@ -63,7 +63,7 @@ class _Settings(Protocol):
         """`"zsmalloc"` or `"zbud"`."""
     @property
     def page_size(self) -> int:
-        """Bytes a page: 4096, 8192, 16384, 32768 or 65536."""
+        """Bytes a page: 4096, 8192, 16384, 32768, 65536, 131072 or 262144."""
     @property
     def quota(self) -> int:
         """Bytes of footprint; 0 is no quota."""

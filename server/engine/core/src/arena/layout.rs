@@ -3,7 +3,7 @@
 //! ```text
 //! file:   | superblock | pool table | shard 0 | shard 1 | ... |        all sparse: only what is used is committed
 //! shard:  | header | heaps | object heads | objects | node heads | nodes x 8 | segments | frame table | frames |
-//! frames: segments of 2048 frames; each is cut into runs of 1 to 32 frames; a run is a zspage, a zbud page or a raw page
+//! frames: segments of 2048 frames; each is cut into runs of 1 to 128 frames; a run is a zspage, a zbud page or a raw page
 //! ```
 //! Sizes are asserted here and pictured in `docs/design.md`. Every offset inside a shard follows from one number,
 //! the shard's capacity, so the superblock need only keep that.
@@ -20,13 +20,13 @@ use crate::types::{FRAME, MAX_POOLS};
 /// "tmemarna" in a file's first eight bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"tmemarna");
 /// Bumped whenever any layout here changes.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 const PAGE: u64 = FRAME as u64;
 /// Frames to a segment.
 pub const SEGMENT_FRAMES: u32 = 2048;
 /// Longest run, in frames: two of the largest pages, which is the longest zspage.
-pub const MAX_RUN: u32 = 32;
+pub const MAX_RUN: u32 = 128;
 /// Bytes of a frame-table entry; one for each run.
 pub const ENTRY: u64 = 32;
 /// Bytes of an object record.
@@ -36,11 +36,13 @@ pub const NODE_PAGES: [u32; 8] = [1, 2, 4, 8, 16, 32, 48, 64];
 /// Words before an index node's page words.
 pub const NODE_HEAD: u32 = 5;
 /// Frames of a heap: its counters, then its class table.
-pub const HEAP_FRAMES: u64 = 4;
+pub const HEAP_FRAMES: u64 = 5;
 /// Words of a class-table entry.
 pub const CLASS_WORDS: u64 = 6;
 /// Most segments of a shard: a zhandle has 31 bits of 16-byte units.
 pub const MAX_SEGMENTS: u64 = (1 << 31) * 16 / (SEGMENT_FRAMES as u64 * PAGE);
+/// Segments of a shard beyond those that its memory fills: every length of run that is in use has one of its own.
+const SPARE_SEGMENTS: u64 = 128;
 /// How far upward an arena can be resized: times its first size.
 pub const CEILING: u64 = 4;
 
@@ -201,9 +203,9 @@ const _: () = {
     assert!(size_of::<PoolRecord>() == 256);
     assert!(offset_of!(PoolRecord, reserve) == 72);
     assert!(offset_of!(PoolRecord, name) == 128);
-    assert!(size_of::<ShardHeader>() == 832 && size_of::<ShardHeader>() <= FRAME);
+    assert!(size_of::<ShardHeader>() == 1600 && size_of::<ShardHeader>() <= FRAME);
     assert!(offset_of!(ShardHeader, tables) == 80);
-    assert!(offset_of!(ShardHeader, heaps) == 600);
+    assert!(offset_of!(ShardHeader, heaps) == 1368);
     assert!(size_of::<HeapHead>() == 984 && size_of::<HeapHead>() <= FRAME);
     assert!(offset_of!(HeapHead, unbuddied) == 720);
     assert!(size_of::<TableHead>() == 16);
@@ -272,7 +274,8 @@ pub struct ShardMap {
 impl ShardMap {
     /// The map of a shard that may hold up to `capacity` bytes.
     pub fn new(capacity: u64) -> ShardMap {
-        let segments = (2 * capacity / (u64::from(SEGMENT_FRAMES) * PAGE) + 56).min(MAX_SEGMENTS);
+        let segments =
+            (2 * capacity / (u64::from(SEGMENT_FRAMES) * PAGE) + SPARE_SEGMENTS).min(MAX_SEGMENTS);
         let mut at = PAGE;
         let mut take = |bytes: u64| {
             let start = at;

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SIZES: [usize; 5] = [4096, 8192, 16384, 32768, 65536];
+const SIZES: [usize; 7] = [4096, 8192, 16384, 32768, 65536, 131072, 262144];
 const CODECS: [Codec; 9] = [
     Codec::Lz4 { acceleration: 1 },
     Codec::Lz4 { acceleration: 8 },

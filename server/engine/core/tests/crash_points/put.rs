@@ -244,7 +244,15 @@ fn a_pages_bytes_never_pass_for_a_slot() {
             let mut scene = Scene::empty(*variant, 64 << 20);
             scene.hold((0, 1, 0)); // the shard's object 0
             // Runs of every length, freed and kept in the reserve with what was in them.
-            for (page_size, count) in [(65536, 2), (32768, 2), (16384, 2), (8192, 2), (4096, 4)] {
+            for (page_size, count) in [
+                (262144, 1),
+                (131072, 1),
+                (65536, 2),
+                (32768, 2),
+                (16384, 2),
+                (8192, 2),
+                (4096, 4),
+            ] {
                 let raw = PoolSettings {
                     codec: Codec::Raw,
                     page_size,

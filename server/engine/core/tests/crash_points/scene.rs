@@ -83,7 +83,7 @@ pub struct Variant {
 }
 
 pub const LZ4: Codec = Codec::Lz4 { acceleration: 1 };
-pub const VARIANTS: [Variant; 5] = [
+pub const VARIANTS: [Variant; 6] = [
     Variant {
         allocator: AllocatorKind::Zsmalloc,
         size: 4096,
@@ -113,6 +113,12 @@ pub const VARIANTS: [Variant; 5] = [
         size: 4096,
         codec: Codec::Raw,
         shards: 2,
+    },
+    Variant {
+        allocator: AllocatorKind::Zsmalloc,
+        size: 131072,
+        codec: LZ4,
+        shards: 1,
     },
 ];
 

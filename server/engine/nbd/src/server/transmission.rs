@@ -159,7 +159,8 @@ impl<'c> Transmission<'c> {
     fn write(&mut self, header: &RequestHeader, head: Head) -> io::Result<()> {
         let (mut offset, mut left, mut result) = (header.offset, header.length, Ok(()));
         loop {
-            let length = self.piece(offset, left, WRITTEN_AT_ONCE);
+            let block = self.session.info.preferred_block;
+            let length = self.piece(offset, left, WRITTEN_AT_ONCE.max(block));
             if !self.need(length as usize)? {
                 return Err(nonsense());
             }
