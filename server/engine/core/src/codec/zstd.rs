@@ -3,7 +3,7 @@
 //! Contexts are made when first used, for they are large (a thread that only ever sees LZ4 has none) and are kept.
 //! Decoding is in one shot, straight into the page: whatever window a damaged frame claims, no memory is taken for it.
 
-use zstd_safe::{CCtx, CParameter, DCtx, DParameter, FrameFormat, ResetDirective};
+use zstd_safe::{CCtx, CParameter, DCtx, DParameter, FrameFormat, ParamSwitch, ResetDirective};
 
 #[derive(Default)]
 pub struct Zstd {
@@ -40,6 +40,8 @@ impl Encoder {
             CParameter::Format(FrameFormat::Magicless),
             CParameter::ContentSizeFlag(false),
             CParameter::ChecksumFlag(false),
+            // Left to itself the library does so at high levels and for large windows alone.
+            CParameter::UseBlockSplitter(ParamSwitch::Enable),
             CParameter::CompressionLevel(level),
         ] {
             set(&mut context, parameter);
@@ -106,6 +108,28 @@ mod tests {
                 Zstd::default().encode(level, &page(), &mut other)
             );
             assert_eq!(one, other, "level {level}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_parts_that_differ_is_smaller_than_the_library_makes_it_unasked() {
+        let text = (0u32..).flat_map(|i| format!("{} ", i * 7919).into_bytes());
+        let words =
+            (0u32..).flat_map(|i| (i.wrapping_mul(2_654_435_761) >> 13 & !0xff).to_le_bytes());
+        let page: Vec<u8> = text.take(40_000).chain(words).take(65536).collect();
+        let mut out = vec![0; 65536];
+        for level in [1, 3, 9] {
+            let mut plain = Encoder::new(level);
+            set(
+                &mut plain.context,
+                CParameter::UseBlockSplitter(ParamSwitch::Auto),
+            );
+            let unasked = plain.encode(level, &page, &mut out).unwrap();
+            let length = Zstd::default().encode(level, &page, &mut out).unwrap();
+            assert!(
+                length * 1000 < unasked * 995,
+                "level {level}: {length} of {unasked}"
+            );
         }
     }
 
