@@ -32,7 +32,7 @@ mod zsmalloc;
 
 #[cfg(feature = "crash-points")]
 pub use arena::{Crash, arm, disarm};
-pub use batch::{Fetched, FetchedPage, ScanCursor, ScannedCluster};
+pub use batch::{Fetched, FetchedPage, LastPage, ScanCursor, ScannedCluster};
 pub use codec::{Compressor, Encoded, Form, checksum, same_filled};
 pub use error::{Error, Result};
 pub use pool::Pool;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use crate::arena::{Arena, Counter, SEGMENT_FRAMES};
 use crate::backing;
-use crate::batch::{Fetched, Input, Neighbours, ScanCursor, ScannedCluster, Target, payload_limit};
+use crate::batch::{
+    Fetched, Input, LastPage, Neighbours, ScanCursor, ScannedCluster, Target, payload_limit,
+};
 use crate::error::{Error, Result};
 use crate::pools::{self, PoolId};
 use crate::shard::{ObjectKey, Shard, with_shard};
@@ -258,6 +260,13 @@ impl Pool {
         let mut room = self.neighbours(first, into);
         self.target()
             .get(&self.key(oid), count, index, &mut room, exclusive, fetched)
+    }
+
+    /// Fetch a page into `last`, unless it has it already and nothing was put in its place since. On a miss `last` has room for a
+    /// page, of any bytes.
+    pub fn get_last(&self, oid: &Oid, index: u32, last: &mut LastPage) -> Result<Fetch> {
+        self.target()
+            .get_last(&self.arena, &self.key(oid), index, last)
     }
 
     /// Fetch a batch for a user far away: see [`Fetched`]. Only a private ephemeral pool gives its pages up by it.

@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tmem_core::{CLUSTER, Fetch, MAX_PAGE, Oid, Outcome, Pool};
+use tmem_core::{CLUSTER, Fetch, LastPage, MAX_PAGE, Oid, Outcome, Pool};
 
 use crate::backend::{Backend, Context, ExportInfo, Later, Refusal, Reply, Request, Served};
 use crate::protocol::{Errno, allocation};
@@ -47,10 +47,9 @@ pub struct PoolExport {
 /// One thread's buffers.
 #[derive(Default)]
 struct Scratch {
-    page: Vec<u8>,
+    /// A page of which a part is wanted: requests that are next to each other find it here.
+    page: LastPage,
     fetched: Vec<Fetch>,
-    /// Of a page that is fetched alone.
-    alone: Vec<Fetch>,
     outcomes: Vec<Outcome>,
     held: Vec<bool>,
 }
@@ -208,7 +207,7 @@ impl PoolExport {
         SCRATCH.with_borrow_mut(|scratch| {
             let whole = self.whole(part);
             self.get_page(scratch, whole)?;
-            change(&mut scratch.page[part.range(whole)]);
+            change(&mut scratch.page.change()[part.range(whole)]);
             self.amend(scratch, whole)
         })
     }
@@ -220,8 +219,9 @@ impl PoolExport {
             if !self.get_page(scratch, whole)? && !allocate {
                 return Ok(());
             }
-            scratch.page[part.range(whole)].fill(0);
-            if allocate || scratch.page != ZEROS[..scratch.page.len()] {
+            scratch.page.change()[part.range(whole)].fill(0);
+            let page = scratch.page.bytes();
+            if allocate || page != &ZEROS[..page.len()] {
                 self.amend(scratch, whole)
             } else {
                 self.remove(whole)
@@ -232,7 +232,7 @@ impl PoolExport {
     /// Put the scratch's page, of which a part is new.
     fn amend(&self, scratch: &mut Scratch, whole: Span) -> Result<(), Errno> {
         let index = self.index(whole.offset);
-        match self.pool.amend(&self.oid, index, &scratch.page) {
+        match self.pool.amend(&self.oid, index, scratch.page.bytes()) {
             Ok(Outcome::Stored { .. }) => Ok(()),
             Ok(Outcome::Refused { .. }) => Err(Errno::NoSpace),
             Err(_) => Err(Errno::Io),
@@ -249,17 +249,14 @@ impl PoolExport {
 
     /// Get a page into the scratch, zeros where there is none; whether there is one.
     fn get_page(&self, scratch: &mut Scratch, whole: Span) -> Result<bool, Errno> {
-        let Scratch { page, alone, .. } = scratch;
-        page.resize(self.page as usize, 0);
         let index = self.index(whole.offset);
-        let got = self.pool.get_pages(&self.oid, index, page, false, alone);
-        match (got, alone.first()) {
-            (Ok(()), Some(Fetch::Hit)) => Ok(true),
-            (Ok(()), Some(Fetch::Miss)) => {
-                page.fill(0);
+        match self.pool.get_last(&self.oid, index, &mut scratch.page) {
+            Ok(Fetch::Hit) => Ok(true),
+            Ok(Fetch::Miss) => {
+                scratch.page.change().fill(0);
                 Ok(false)
             }
-            _ => Err(Errno::Io),
+            Ok(Fetch::Corrupt) | Err(_) => Err(Errno::Io),
         }
     }
 
@@ -312,7 +309,7 @@ impl PoolExport {
         }
         let whole = self.whole(part);
         let held = self.get_page(scratch, whole)?;
-        into.copy_from_slice(&scratch.page[part.range(whole)]);
+        into.copy_from_slice(&scratch.page.bytes()[part.range(whole)]);
         Ok(!held)
     }
 

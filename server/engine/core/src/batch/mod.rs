@@ -5,12 +5,14 @@
 
 mod fetch;
 mod get;
+mod last;
 mod pages;
 mod put;
 mod relief;
 mod scan;
 
 pub use fetch::{Fetched, FetchedPage};
+pub use last::LastPage;
 pub use pages::Neighbours;
 pub use relief::shrink;
 pub use scan::{ScanCursor, ScannedCluster};
