@@ -114,15 +114,16 @@ impl Target<'_> {
             encoded: ready,
             ..
         } = scratch;
-        let room = stretch.len() * self.page_size;
-        if blocks.len() < room {
-            blocks.resize(room, 0);
+        let room = Compressor::room(self.page_size);
+        let most = (stretch.len() - 1) * self.page_size + room;
+        if blocks.len() < most {
+            blocks.resize(most, 0);
         }
         ready.clear();
         let mut start = 0;
         for &position in stretch {
             let (index, bytes) = (pages.index(position), pages.bytes(position));
-            let out = &mut blocks[start..start + self.page_size];
+            let out = &mut blocks[start..start + room];
             let encoded = if input.is_block(bytes.len(), self.page_size) {
                 self.decode_block(compressor, index, bytes, page)?;
                 self.adopt_block(compressor, page, bytes, out)

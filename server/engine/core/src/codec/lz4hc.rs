@@ -99,7 +99,9 @@ mod tests {
     #[test]
     fn its_blocks_are_smaller_and_decode_as_lz4() {
         let (mut quick, mut dense) = (vec![0; 16384], vec![0; 16384]);
-        let most = Lz4::default().encode(1, &page(7), &mut quick).unwrap();
+        let most = Lz4::default()
+            .encode(1, &page(7), 16384, &mut quick)
+            .unwrap();
         let mut least = most;
         for level in [3, 9, 12] {
             let length = Lz4hc::default()

@@ -72,19 +72,19 @@ impl Compressor {
         Compressor::default()
     }
 
-    /// Encode a page into the start of `out`, whose rest may be scribbled on up to the page's length.
+    /// Encode a page into the start of `out`, whose rest may be scribbled on. It is quickest where `out` has
+    /// [`Compressor::room`] for the page.
     ///
     /// `limit` is the most bytes a compressed block may take; a page that needs more is copied as [`Form::Raw`].
     /// A same-filled page takes 8 bytes whatever the limit.
     /// Panics unless the page is a whole number of 8-byte words, `limit <= page.len()` and `out` has room for a page.
     pub fn encode(&mut self, codec: Codec, page: &[u8], limit: usize, out: &mut [u8]) -> Encoded {
-        let out = &mut out[..page.len()];
         let (form, len) = match same_filled(page) {
             Some(pattern) => (Form::Same, same::encode(pattern, out)),
             None => self
-                .compress(codec, page, &mut out[..limit])
+                .compress_within(codec, page, limit, out)
                 .unwrap_or_else(|| {
-                    out.copy_from_slice(page);
+                    out[..page.len()].copy_from_slice(page);
                     (Form::Raw, page.len())
                 }),
         };
@@ -95,19 +95,34 @@ impl Compressor {
         }
     }
 
+    /// The most bytes that encoding a page may want to write to.
+    pub fn room(page: usize) -> usize {
+        lz4::room(page)
+    }
+
     /// None: the codec is raw, or the block would not fit in `out`.
     pub fn compress(&mut self, codec: Codec, page: &[u8], out: &mut [u8]) -> Option<(Form, usize)> {
+        self.compress_within(codec, page, out.len(), out)
+    }
+
+    fn compress_within(
+        &mut self,
+        codec: Codec,
+        page: &[u8],
+        limit: usize,
+        out: &mut [u8],
+    ) -> Option<(Form, usize)> {
         match codec {
             Codec::Lz4 { acceleration } => {
-                let len = self.lz4.encode(acceleration, page, out)?;
+                let len = self.lz4.encode(acceleration, page, limit, out)?;
                 Some((Form::Lz4, len))
             }
             Codec::Lz4hc { level } => {
-                let len = self.lz4hc.encode(level, page, out)?;
+                let len = self.lz4hc.encode(level, page, &mut out[..limit])?;
                 Some((Form::Lz4, len))
             }
             Codec::Zstd { level } => {
-                let len = self.zstd.encode(level, page, out)?;
+                let len = self.zstd.encode(level, page, &mut out[..limit])?;
                 Some((Form::Zstd, len))
             }
             Codec::Raw => None,

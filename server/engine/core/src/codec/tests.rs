@@ -227,3 +227,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn with_less_room_than_the_longest_block_takes_the_same_is_written() {
+    for (content, size) in CONTENTS.iter().flat_map(|&c| SIZES.map(|size| (c, size))) {
+        let (page, mut compressor) = (page(content, size, 11), Compressor::new());
+        for limit in [size / 8, size - size / 32, size] {
+            let write = |compressor: &mut Compressor, out: &mut [u8]| {
+                let encoded = compressor.encode(CODECS[0], &page, limit, out);
+                assert!(encoded.form == Form::Raw || encoded.len as usize <= limit);
+                encoded
+            };
+            let (roomy, long) = guarded(Compressor::room(size), |out| write(&mut compressor, out));
+            let (tight, short) = guarded(size, |out| write(&mut compressor, out));
+            assert_eq!(roomy, tight, "{content:?} {size} {limit}");
+            let len = roomy.len as usize;
+            assert_eq!(long[..len], short[..len], "{content:?} {size} {limit}");
+        }
+    }
+}
