@@ -8,7 +8,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::net::sockopt;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno as Os;
+use rustix::net::{RecvFlags, recv, sockopt};
 
 use crate::tcp::tune;
 
@@ -191,15 +193,11 @@ impl Stream {
         })
     }
 
-    /// How long a read or a write may wait.
-    pub fn patience(&self, read: Option<Duration>, write: Option<Duration>) -> io::Result<()> {
+    /// How long a write may wait.
+    pub fn patience(&self, write: Duration) -> io::Result<()> {
         match self {
-            Stream::Unix(stream) => stream
-                .set_read_timeout(read)
-                .and_then(|()| stream.set_write_timeout(write)),
-            Stream::Tcp(stream) => stream
-                .set_read_timeout(read)
-                .and_then(|()| stream.set_write_timeout(write)),
+            Stream::Unix(stream) => stream.set_write_timeout(Some(write)),
+            Stream::Tcp(stream) => stream.set_write_timeout(Some(write)),
         }
     }
 
@@ -221,10 +219,26 @@ impl Stream {
     }
 }
 
+/// Who waits in a Unix socket's `recv` is also woken whenever the other side takes up what was sent to it, thus once more for
+/// each command; who waits in `poll` is not.
+fn receive(stream: &UnixStream, into: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match recv(stream, &mut *into, RecvFlags::DONTWAIT) {
+            Ok((count, _)) => return Ok(count),
+            Err(Os::AGAIN) => match poll(&mut [PollFd::new(stream, PollFlags::IN)], None) {
+                Ok(_) | Err(Os::INTR) => {}
+                Err(error) => return Err(error.into()),
+            },
+            Err(Os::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 impl Read for &Stream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self {
-            Stream::Unix(stream) => (&mut &*stream).read(into),
+            Stream::Unix(stream) => receive(stream, into),
             Stream::Tcp(stream) => (&mut &*stream).read(into),
         }
     }

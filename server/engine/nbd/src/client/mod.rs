@@ -31,6 +31,9 @@ use channel::Channel;
 use handshake::Secure;
 use table::Table;
 
+/// Parts of what is sent that are handed to the system at once.
+const MOST_PARTS: usize = 512;
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -171,7 +174,7 @@ impl Client {
         let opened = bounded(&stream.socket, deadline, || {
             handshake::negotiate(&stream, secure, export, &options.contexts)
         })?;
-        stream.socket.patience(None, Some(options.patience))?;
+        stream.socket.patience(options.patience)?;
         let wire = Arc::new(Wire {
             structured: opened.structured,
             stream,
@@ -214,6 +217,15 @@ impl Client {
     /// Send a command; `done` is called once.
     pub fn send(&self, command: Command<'_>, deadline: Instant, done: Done) {
         self.wire.send(command, deadline, done);
+    }
+
+    /// Send several at once, in their order; what is to be called for each is called once.
+    pub fn send_all<'d>(
+        &self,
+        commands: impl Iterator<Item = (Command<'d>, Done)>,
+        deadline: Instant,
+    ) {
+        self.wire.send_all(commands, deadline);
     }
 
     /// Send a command and wait for its answer.
@@ -320,25 +332,59 @@ impl Command<'_> {
 
 impl Wire {
     fn send(&self, command: Command<'_>, deadline: Instant, done: Done) {
-        let expected = match command {
-            Command::Read { length, .. } => length,
-            _ => 0,
+        let guard = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.enter(&command, deadline, done) {
+            Ok(header) => {
+                let mut parts = [IoSlice::new(&header), IoSlice::new(command.payload())];
+                self.write(&mut parts);
+            }
+            Err(done) => {
+                drop(guard);
+                done(Err(Failure::Broken));
+            }
+        }
+    }
+
+    fn send_all<'d>(&self, commands: impl Iterator<Item = (Command<'d>, Done)>, deadline: Instant) {
+        let (mut entered, mut refused) = (Vec::new(), Vec::new());
+        let guard = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        for (command, done) in commands {
+            match self.enter(&command, deadline, done) {
+                Ok(header) => entered.push((header, command)),
+                Err(done) => refused.push(done),
+            }
+        }
+        let parts = entered
+            .iter()
+            .flat_map(|(header, command)| [&header[..], command.payload()]);
+        let mut parts: Vec<IoSlice<'_>> = parts.map(IoSlice::new).collect();
+        self.write(&mut parts);
+        drop(guard);
+        refused
+            .into_iter()
+            .for_each(|done| done(Err(Failure::Broken)));
+    }
+
+    /// Enter a command, and make its header; its completion back if the connection is over.
+    fn enter(
+        &self,
+        command: &Command<'_>,
+        deadline: Instant,
+        done: Done,
+    ) -> Result<[u8; RequestHeader::SIZE], Done> {
+        let (offset, expected) = match *command {
+            Command::Read { offset, length } => (offset, length),
+            _ => (0, 0),
         };
-        let entered = {
-            let _guard = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
-            let entered = self
-                .table
-                .enter(expected, command_offset(&command), deadline, done);
-            entered.map(|cookie| {
-                let header = command.header(cookie).bytes();
-                if write_all(&self.stream, &header, command.payload()).is_err() {
-                    self.broken.store(true, Ordering::Release);
-                    self.stream.socket.shut(); // the reader then fails what is under way
-                }
-            })
-        };
-        if let Err(done) = entered {
-            done(Err(Failure::Broken));
+        let cookie = self.table.enter(expected, offset, deadline, done)?;
+        Ok(command.header(cookie).bytes())
+    }
+
+    /// Under the right to send.
+    fn write(&self, parts: &mut [IoSlice<'_>]) {
+        if write_all(&self.stream, parts).is_err() {
+            self.broken.store(true, Ordering::Release);
+            self.stream.socket.shut(); // the reader then fails what is under way
         }
     }
 
@@ -354,21 +400,14 @@ impl Wire {
     }
 }
 
-fn command_offset(command: &Command<'_>) -> u64 {
-    match command {
-        Command::Read { offset, .. } => *offset,
-        _ => 0,
+fn write_all(mut stream: &Channel, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+    while !parts.is_empty() {
+        match stream.write_vectored(&parts[..parts.len().min(MOST_PARTS)]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => IoSlice::advance_slices(&mut parts, count),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
-}
-
-fn write_all(mut stream: &Channel, header: &[u8], payload: &[u8]) -> io::Result<()> {
-    if payload.is_empty() {
-        return stream.write_all(header);
-    }
-    let mut at = stream.write_vectored(&[IoSlice::new(header), IoSlice::new(payload)])?;
-    if at < header.len() {
-        stream.write_all(&header[at..])?;
-        at = header.len();
-    }
-    stream.write_all(&payload[at - header.len()..])
+    Ok(())
 }

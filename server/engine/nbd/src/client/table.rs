@@ -1,16 +1,14 @@
 //! The commands under way on a connection, by cookie, and the watch over their deadlines.
 //!
-//! The watcher sleeps while nothing is under way, and for a while after that stays awake, so that a command sent alone
-//! need not wake it. A command whose deadline passed stays until the server answers it, as its cookie is in use.
+//! The watcher looks when the earliest deadline passes, or sooner: as soon as one could pass of a command that is sent now
+//! and has as long as those before. So it needs to be woken only by a command that has less time, or after a pause. A command
+//! whose deadline passed stays until the server answers it, as its cookie is in use.
 
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Answer, Done, Failure};
-
-/// Looks without anything under way after which the watcher sleeps.
-const IDLE_LOOKS: u32 = 100;
 
 #[derive(Default)]
 pub struct Table {
@@ -22,8 +20,10 @@ pub struct Table {
 struct State {
     waiting: HashMap<u64, Waiting>,
     next: u64,
-    /// The watcher looks now and then by itself.
-    awake: bool,
+    /// When the watcher looks by itself; None: when it is woken.
+    look: Option<Instant>,
+    /// The shortest time that a command had which was entered since it looked.
+    shortest: Option<Duration>,
     closed: bool,
 }
 
@@ -96,8 +96,10 @@ impl Table {
             },
         };
         state.waiting.insert(cookie, waiting);
-        if !state.awake {
-            state.awake = true;
+        let span = deadline.saturating_duration_since(Instant::now());
+        state.shortest = Some(state.shortest.map_or(span, |shortest| shortest.min(span)));
+        if state.look.is_none_or(|look| deadline < look) {
+            state.look = Some(deadline);
             self.wake.notify_one();
         }
         Ok(cookie)
@@ -138,39 +140,90 @@ impl Table {
         }
     }
 
-    /// Fail what is late, until the connection is over.
+    /// Fail what is late, until the connection is over; at most once in a `tick`.
     pub fn watch(&self, tick: Duration) {
-        let mut idle = 0;
-        loop {
-            let late = {
-                let mut state = self.state();
-                idle = if state.waiting.is_empty() {
-                    idle + 1
-                } else {
-                    0
-                };
-                if idle > IDLE_LOOKS && !state.closed {
-                    state.awake = false;
-                    while !state.awake && !state.closed {
-                        state = self
-                            .wake
-                            .wait(state)
-                            .unwrap_or_else(PoisonError::into_inner);
-                    }
-                    idle = 0;
+        let mut state = self.state();
+        while !state.closed {
+            let now = Instant::now();
+            if state.look.is_some_and(|look| look <= now) {
+                let late = state.look(now, tick);
+                drop(state);
+                late.into_iter()
+                    .for_each(|done| done(Err(Failure::TimedOut)));
+                state = self.state();
+                continue;
+            }
+            state = match state.look {
+                Some(look) => {
+                    let woken = self.wake.wait_timeout(state, look - now);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
                 }
-                if state.closed {
-                    return;
-                }
-                let now = Instant::now();
-                let waiting = state.waiting.values_mut();
-                let late = waiting.filter(|waiting| waiting.deadline <= now);
-                late.filter_map(|waiting| waiting.done.take())
-                    .collect::<Vec<Done>>()
+                None => self
+                    .wake
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
             };
-            late.into_iter()
-                .for_each(|done| done(Err(Failure::TimedOut)));
-            std::thread::sleep(tick);
         }
+    }
+}
+
+impl State {
+    /// The completions of what is late, and when to look again.
+    fn look(&mut self, now: Instant, tick: Duration) -> Vec<Done> {
+        let late = self.waiting.values_mut();
+        let late = late.filter(|waiting| waiting.deadline <= now);
+        let late = late.filter_map(|waiting| waiting.done.take()).collect();
+        let waiting = self.waiting.values();
+        let waiting = waiting.filter(|waiting| waiting.done.is_some());
+        let first = waiting.map(|waiting| waiting.deadline).min();
+        let sent_now = self.shortest.take().map(|shortest| now + shortest);
+        let next = first.into_iter().chain(sent_now).min();
+        self.look = next.map(|next| next.max(now + tick));
+        late
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Receiver, channel};
+
+    fn send(table: &Table, within: Duration) -> (Instant, Receiver<Instant>) {
+        let (sender, receiver) = channel();
+        let deadline = Instant::now() + within;
+        let done: Done = Box::new(move |_| {
+            let _ = sender.send(Instant::now());
+        });
+        assert!(table.enter(0, 0, deadline, done).is_ok());
+        (deadline, receiver)
+    }
+
+    #[test]
+    fn each_command_fails_after_its_deadline_whatever_was_sent_before_it() {
+        let table = Table::default();
+        std::thread::scope(|scope| {
+            scope.spawn(|| table.watch(Duration::from_millis(1)));
+            let long = send(&table, Duration::from_secs(3600));
+            for millis in [50, 5, 1, 5, 30, 0] {
+                let (deadline, failed) = send(&table, Duration::from_millis(millis));
+                let failed = failed.recv_timeout(Duration::from_secs(30)).unwrap();
+                assert!(failed >= deadline);
+            }
+            assert!(long.1.try_recv().is_err());
+            table.fail_all();
+        });
+    }
+
+    #[test]
+    fn commands_that_have_as_long_as_those_before_wake_nobody() {
+        let (table, hour) = (Table::default(), Duration::from_secs(3600));
+        let _first = send(&table, hour);
+        let now = Instant::now();
+        assert!(table.state().look(now, Duration::from_millis(1)).is_empty());
+        let look = table.state().look;
+        let _second = send(&table, hour);
+        assert_eq!(table.state().look, look);
+        let _short = send(&table, Duration::from_secs(1));
+        assert!(table.state().look < look);
     }
 }

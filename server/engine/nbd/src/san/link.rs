@@ -23,7 +23,7 @@ use super::judge::Judge;
 use super::owed::Owed;
 use super::seen::Seen;
 use crate::cache::{CONTEXT, PREFIX};
-use crate::client::{Client, ClientTls, Command, ConnectError, Endpoint, Failure, Options};
+use crate::client::{Client, ClientTls, Command, ConnectError, Done, Endpoint, Failure, Options};
 
 /// Between two tries to bring the cache up, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -100,7 +100,7 @@ impl Session {
         self.reads.under_way() >= MOST_READS
     }
 
-    pub fn read(&self, offset: u64, length: u32, within: Duration, done: crate::client::Done) {
+    pub fn read(&self, offset: u64, length: u32, within: Duration, done: Done) {
         let deadline = Instant::now() + within;
         self.reads
             .send(Command::Read { offset, length }, deadline, done);
@@ -198,23 +198,23 @@ impl Link {
         }
     }
 
-    /// Put pages. Called under their stripe's lock, so that the order of the locks is that of the commands; so `done` must
-    /// not take such a lock, nor lose the session.
-    pub fn put(
+    /// Put pages, each time from a first one on. Called under the locks of their stripes, so that the order of the locks is
+    /// that of the commands; so what is called when a put is done must not take such a lock, nor lose the session.
+    pub fn put<'d>(
         self: &Arc<Self>,
         session: &Arc<Session>,
-        page: u64,
-        data: &[u8],
-        done: crate::client::Done,
+        puts: impl Iterator<Item = (u64, &'d [u8], Done)>,
     ) {
-        let offset = page * u64::from(self.address.page);
         let deadline = Instant::now() + self.address.patience;
-        let command = Command::Write {
-            offset,
-            data,
-            fua: false,
-        };
-        session.changes.send(command, deadline, done);
+        let commands = puts.map(|(page, data, done)| {
+            let command = Command::Write {
+                offset: page * u64::from(self.address.page),
+                data,
+                fua: false,
+            };
+            (command, done)
+        });
+        session.changes.send_all(commands, deadline);
     }
 
     /// Have pages flushed, or owed where the cache is not up; then call `done`. Called while their stripes are changing.

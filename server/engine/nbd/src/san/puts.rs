@@ -1,29 +1,34 @@
-//! Putting what the SAN gave into the cache: off the way of reads, in batches, bounded, and never an older page.
+//! Putting what the SAN gave into the cache: off the way of reads, many at once, bounded, and never an older page.
 //!
 //! A put carries the version of its stripe from before the SAN was read. It is sent under the stripe's lock, and only if
 //! the version is still the same; the flush of a later change goes out after that lock was passed, on the same
 //! connection, so the cache carries it out later. The queue is bounded in bytes, and what does not fit is dropped; no
 //! more than [`WINDOW`] bytes are unanswered at once, so that a flush waits behind no more than that, and a cache that
 //! stands still keeps nobody waiting in a full socket.
+//!
+//! Puts gather for some milliseconds: each time that the thread, the server and the reader of its answers are woken costs
+//! whoever reads at that moment more than a page's put does. While the volume is being changed they wait less, as any
+//! change of a stripe makes the puts of all its pages worthless.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::link::Session;
 use super::stripes::{GROUP, Version};
-use crate::client::Failure;
+use crate::client::{Done, Failure};
 use crate::protocol::Errno;
 
 /// Most bytes that wait.
 const QUEUE: usize = 16 << 20;
-/// Most bytes sent and not answered.
-const WINDOW: usize = 96 << 10;
+/// Most bytes sent and not answered; with half of them answered, more are sent.
+const WINDOW: usize = 128 << 10;
 /// Most bytes of one put.
 const BATCH: usize = 64 << 10;
-/// How long puts gather before they are sent.
-const GATHER: Duration = Duration::from_millis(1);
+/// How long puts gather before they are sent, unless they are many: by default, and after a change.
+const GATHER: Duration = Duration::from_millis(10);
+const GATHER_BRIEFLY: Duration = Duration::from_millis(1);
 
 /// Whole pages of one stripe.
 pub struct Put {
@@ -45,13 +50,69 @@ struct Queue {
     under_way: usize,
     /// Sessions on which a put failed.
     failed: Vec<Arc<Session>>,
-    asleep: bool,
+    asleep: Asleep,
     stopped: bool,
+}
+
+/// For what the thread is to be woken.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Asleep {
+    #[default]
+    No,
+    ForAny,
+    ForMany,
+    ForRoom,
+}
+
+impl Queue {
+    fn is_woken(&self) -> bool {
+        let wanted = match self.asleep {
+            Asleep::No => false,
+            Asleep::ForAny => !self.waiting.is_empty(),
+            Asleep::ForMany => self.bytes >= BATCH,
+            Asleep::ForRoom => self.under_way <= WINDOW / 2,
+        };
+        wanted || self.stopped || !self.failed.is_empty()
+    }
+
+    /// Neighbours that make one put.
+    fn take(&mut self, page: usize, most: usize) -> Option<Put> {
+        let mut put = self.waiting.pop_front()?;
+        if put.data.len() > most {
+            let rest = put.data.split_off(most);
+            self.waiting.push_front(Put {
+                page: put.page + (most / page) as u64,
+                data: rest,
+                version: put.version,
+            });
+        }
+        while let Some(next) = self.waiting.front() {
+            let end = put.page + (put.data.len() / page) as u64;
+            let one = next.page == end && next.page / GROUP == put.page / GROUP;
+            if !one || next.version != put.version || put.data.len() + next.data.len() > most {
+                break;
+            }
+            let next = self.waiting.pop_front().expect("it has a front");
+            put.data.extend_from_slice(&next.data);
+        }
+        self.bytes -= put.data.len();
+        self.under_way += put.data.len();
+        Some(put)
+    }
 }
 
 impl Puts {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wake the thread, if there is what it waits for.
+    fn tell(&self, mut queue: MutexGuard<'_, Queue>) {
+        if queue.asleep != Asleep::No && queue.is_woken() {
+            queue.asleep = Asleep::No;
+            drop(queue);
+            self.wake.notify_all();
+        }
     }
 
     /// Take pages along, if there is room; whether there was.
@@ -62,9 +123,7 @@ impl Puts {
         }
         queue.bytes += put.data.len();
         queue.waiting.push_back(put);
-        if std::mem::take(&mut queue.asleep) {
-            self.wake.notify_all();
-        }
+        self.tell(queue);
         true
     }
 
@@ -72,7 +131,7 @@ impl Puts {
         let mut queue = self.queue();
         queue.stopped = true;
         queue.waiting.clear();
-        self.wake.notify_all();
+        self.tell(queue);
     }
 
     /// Nothing waits, and all that was sent is answered.
@@ -81,104 +140,114 @@ impl Puts {
         queue.bytes == 0 && queue.under_way == 0
     }
 
-    fn sleep<'q>(&self, queue: MutexGuard<'q, Queue>) -> MutexGuard<'q, Queue> {
-        self.wake
-            .wait(queue)
-            .unwrap_or_else(PoisonError::into_inner)
+    fn sleep<'q>(
+        &self,
+        mut queue: MutexGuard<'q, Queue>,
+        what: Asleep,
+        limit: Duration,
+    ) -> MutexGuard<'q, Queue> {
+        let deadline = Instant::now().checked_add(limit);
+        queue.asleep = what;
+        while queue.asleep != Asleep::No && !queue.is_woken() {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                break;
+            }
+            let woken = self.wake.wait_timeout(queue, left.unwrap_or(limit));
+            queue = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        queue.asleep = Asleep::No;
+        queue
     }
 
-    /// Some puts that make one, when there are any and the window has room; None when stopped.
-    fn next(&self, page: usize) -> Option<Put> {
+    /// Puts to be sent at once, with sessions that are of no more use; None when stopped. `gather` says for how long to wait
+    /// for more.
+    fn next(&self, page: usize, gather: impl Fn() -> Duration) -> Option<(Vec<Put>, Lost)> {
         let mut queue = self.queue();
-        while queue.waiting.is_empty() && !queue.stopped && queue.failed.is_empty() {
-            queue.asleep = true;
-            queue = self.sleep(queue);
-            if !queue.stopped && queue.failed.is_empty() {
-                drop(queue);
-                std::thread::sleep(GATHER);
-                queue = self.queue();
-            }
+        if queue.waiting.is_empty() {
+            queue = self.sleep(queue, Asleep::ForAny, Duration::MAX);
+            queue = self.sleep(queue, Asleep::ForMany, gather());
         }
-        while queue.under_way >= WINDOW && !queue.stopped && queue.failed.is_empty() {
-            queue = self.sleep(queue);
-        }
+        queue = self.sleep(queue, Asleep::ForRoom, Duration::MAX);
         if queue.stopped {
             return None;
         }
-        let mut put = queue.waiting.pop_front().unwrap_or(Put {
-            page: 0,
-            data: Vec::new(),
-            version: Version::default(),
-        });
-        if put.data.len() > BATCH {
-            let rest = put.data.split_off(BATCH);
-            queue.waiting.push_front(Put {
-                page: put.page + (BATCH / page) as u64,
-                data: rest,
-                version: put.version,
-            });
-        }
-        while let Some(next) = queue.waiting.front() {
-            let end = put.page + (put.data.len() / page) as u64;
-            let one = next.page == end && next.page / GROUP == put.page / GROUP;
-            if !one || next.version != put.version || put.data.len() + next.data.len() > BATCH {
+        let mut puts = Vec::new();
+        while queue.under_way < WINDOW {
+            let room = BATCH.min(WINDOW - queue.under_way);
+            let Some(put) = queue.take(page, room) else {
                 break;
-            }
-            let next = queue.waiting.pop_front().expect("it has a front");
-            put.data.extend_from_slice(&next.data);
+            };
+            puts.push(put);
         }
-        queue.bytes -= put.data.len();
-        queue.under_way += put.data.len();
-        Some(put)
+        Some((puts, std::mem::take(&mut queue.failed)))
     }
 
     fn answered(&self, length: usize, failed: Option<Arc<Session>>) {
         let mut queue = self.queue();
         queue.under_way -= length;
         queue.failed.extend(failed);
-        self.wake.notify_all();
+        self.tell(queue);
     }
 }
+
+type Lost = Vec<Arc<Session>>;
 
 /// The thread that puts.
 pub fn run(shared: &Arc<Shared>) {
     let page = shared.page as usize;
-    while let Some(put) = shared.puts.next(page) {
-        let failed = std::mem::take(&mut shared.puts.queue().failed);
-        for session in failed {
+    let mut changes = 0;
+    let changes_now = || shared.counters.san_writes.get();
+    while let Some((puts, lost)) = shared.puts.next(page, || match changes_now() == changes {
+        true => GATHER,
+        false => GATHER_BRIEFLY,
+    }) {
+        changes = changes_now();
+        for session in lost {
             shared.link.lost(&session, "a put was not answered");
         }
-        if !put.data.is_empty() {
-            send(shared, put.page, &put.data, put.version);
+        if !puts.is_empty() {
+            send(shared, puts);
         }
     }
 }
 
-fn send(shared: &Arc<Shared>, page: u64, data: &[u8], version: Version) {
-    let pages = page..page + (data.len() / shared.page as usize) as u64;
-    let Some(stripe) = shared.stripes.unchanged(page, version) else {
-        shared
-            .counters
-            .puts_dropped_stale
-            .add(pages.end - pages.start);
-        return shared.puts.answered(data.len(), None);
-    };
-    // Asked for under the stripe's lock: a change that finds this session down begins after it.
+fn send(shared: &Arc<Shared>, puts: Vec<Put>) {
+    let page = shared.page as usize;
+    let count = |put: &Put| (put.data.len() / page) as u64;
+    let (puts, stale, stripes) = shared
+        .stripes
+        .unchanged(puts, |put| (put.page, put.version));
+    for put in stale {
+        shared.counters.puts_dropped_stale.add(count(&put));
+        shared.puts.answered(put.data.len(), None);
+    }
+    // Asked for under the stripes' locks: a change that finds this session down begins after them.
     let Some(session) = shared.link.session() else {
-        return shared.puts.answered(data.len(), None);
+        let length = puts.iter().map(|put| put.data.len()).sum();
+        return shared.puts.answered(length, None);
     };
-    shared.seen.add(&pages);
-    shared.counters.puts.add(1);
-    shared.counters.put_pages.add(pages.end - pages.start);
-    let (on, back, length) = (session.clone(), shared.clone(), data.len());
-    let done = Box::new(move |answer: Result<_, Failure>| match answer {
+    for put in &puts {
+        shared.seen.add(&(put.page..put.page + count(put)));
+        shared.counters.puts.add(1);
+        shared.counters.put_pages.add(count(put));
+    }
+    let all = puts.iter().map(|put| {
+        let done = answer(shared, &session, put.data.len());
+        (put.page, &put.data[..], done)
+    });
+    shared.link.put(&session, all);
+    drop(stripes);
+}
+
+fn answer(shared: &Arc<Shared>, session: &Arc<Session>, length: usize) -> Done {
+    let (on, back) = (session.clone(), shared.clone());
+    Box::new(move |answer| match answer {
         Ok(_) => back.puts.answered(length, None),
         Err(Failure::Errno(Errno::NoSpace)) => {
             back.counters.puts_refused.add(1);
             back.puts.answered(length, None);
         }
         Err(_) => back.puts.answered(length, Some(on)),
-    });
-    shared.link.put(&session, page, data, done);
-    drop(stripe);
+    })
 }

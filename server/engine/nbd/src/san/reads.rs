@@ -137,12 +137,11 @@ fn fetch_ahead(shared: &Arc<Shared>, pages: Range<u64>, scan: bool) {
     let (back, entered) = (shared.clone(), fetch.clone());
     let busy = Busy::new(shared);
     let done = Box::new(move |result: Result<Bytes, Errno>| {
-        let (stripe, bytes) = (
-            back.stripes.unchanged(entered.pages.start, version),
-            result.ok(),
-        );
-        let sound = stripe.is_some() && bytes.is_some();
-        let waiters = entered.finish(bytes.filter(|_| sound));
+        let first = vec![entered.pages.start];
+        let (unchanged, _, stripe) = back.stripes.unchanged(first, |page| (*page, version));
+        let bytes = result.ok().filter(|_| !unchanged.is_empty());
+        let sound = bytes.is_some();
+        let waiters = entered.finish(bytes);
         drop(stripe);
         if !sound {
             back.ahead.forget(&entered);

@@ -79,7 +79,6 @@ struct State {
 struct Session {
     number: u64,
     clients: Vec<Client>,
-    next: AtomicUsize,
     /// Changes sent and not answered.
     changing: AtomicUsize,
 }
@@ -195,7 +194,6 @@ impl Session {
         Session {
             number,
             clients,
-            next: 0.into(),
             changing: 0.into(),
         }
     }
@@ -271,9 +269,13 @@ impl Remote {
         let (back, number, deadline) = (self.clone(), session.number, job.deadline);
         match &job.what {
             &What::Read(offset, length, _) => {
-                let next = session.next.fetch_add(1, Ordering::Relaxed) % session.clients.len();
                 let done = Box::new(move |answer| back.answered(number, job, mark, answer));
-                session.clients[next].send(Command::Read { offset, length }, deadline, done);
+                let idlest = session
+                    .clients
+                    .iter()
+                    .min_by_key(|client| client.under_way());
+                let client = idlest.unwrap_or(&session.clients[0]);
+                client.send(Command::Read { offset, length }, deadline, done);
             }
             What::Change(change, _) => {
                 let change = change.clone();

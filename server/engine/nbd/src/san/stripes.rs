@@ -3,7 +3,7 @@
 //! A stripe stands for groups of [`GROUP`] pages, many groups a stripe in a large volume. A change of any page of it moves
 //! its version on before anything else is done, and keeps it *changing* until the change is over. So who remembers a
 //! version while nothing is changing, and finds it unchanged later, knows that no change began in between.
-//! Locking: a stripe's lock is taken first, one at a time; under it pages are handed to the cache.
+//! Locking: stripes' locks are taken first, several in the order of their numbers; under them pages are handed to the cache.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -22,6 +22,9 @@ pub struct Stripe {
 pub struct Stripes {
     stripes: Vec<Mutex<Stripe>>,
 }
+
+/// Stripes that are locked, by their numbers.
+pub type Locked<'s> = Vec<(usize, MutexGuard<'s, Stripe>)>;
 
 /// A version of a stripe at a moment when nothing of it was changing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,10 +58,26 @@ impl Stripes {
         (stripe.changing == 0).then_some(Version(stripe.version))
     }
 
-    /// The stripe, locked, if no change of it began since `version`.
-    pub fn unchanged(&self, page: u64, version: Version) -> Option<MutexGuard<'_, Stripe>> {
-        let stripe = self.lock(of(page));
-        (stripe.version == version.0).then_some(stripe)
+    /// The items of whose stripe no change began since their version, the others, and the stripes of all, locked. `of` says
+    /// the page and the version of an item.
+    pub fn unchanged<T>(
+        &self,
+        mut items: Vec<T>,
+        of: impl Fn(&T) -> (u64, Version),
+    ) -> (Vec<T>, Vec<T>, Locked<'_>) {
+        items.sort_by_key(|item| self::of(of(item).0));
+        let mut locked: Locked<'_> = Vec::new();
+        let (same, other) = items.into_iter().partition(|item| {
+            let (page, version) = of(item);
+            let number = self::of(page);
+            if locked.last().is_none_or(|(last, _)| *last != number) {
+                locked.push((number, self.lock(number)));
+            }
+            locked
+                .last()
+                .is_some_and(|(_, stripe)| stripe.version == version.0)
+        });
+        (same, other, locked)
     }
 
     pub fn begin(&self, pages: &Range<u64>) -> Changing {
@@ -103,17 +122,19 @@ mod tests {
     fn a_change_is_noticed_by_who_looked_before_it_and_by_who_looks_during_it() {
         let stripes = Stripes::default();
         let before = stripes.look(5).unwrap();
-        assert!(stripes.unchanged(5, before).is_some());
+        let is_unchanged =
+            |page, version| stripes.unchanged(vec![()], |()| (page, version)).0.len() == 1;
+        assert!(is_unchanged(5, before));
         let change = stripes.begin(&(GROUP - 4..GROUP + 6));
         assert_eq!((stripes.look(5), stripes.look(2 * GROUP - 1)), (None, None));
         assert!(stripes.look(2 * GROUP).is_some());
         stripes.end(&change);
-        assert!(stripes.unchanged(5, before).is_none());
+        assert!(!is_unchanged(5, before));
         assert_eq!(stripes.look(5), change.version(5));
         let (one, two) = (stripes.begin(&(0..1)), stripes.begin(&(1..2)));
         stripes.end(&one);
         assert_eq!(stripes.look(0), None, "the other change goes on");
-        assert!(stripes.unchanged(0, one.version(0).unwrap()).is_none());
+        assert!(!is_unchanged(0, one.version(0).unwrap()));
         stripes.end(&two);
         assert!(stripes.look(0).is_some());
         assert_eq!(
