@@ -2,9 +2,10 @@
 //!
 //! A stream begins where each of three of the latest requests begins where the one before ended, or where they are equally
 //! far apart, whatever came between them; where that is far, a fourth must agree. It goes the way that the majority of its last steps went (Boyer and Moore's vote, as in
-//! Leap), so that one odd step does not end it. It is followed up to a depth that doubles with each batch, as the
-//! requests show that the last one paid. What was fetched and never asked for lowers the depth of all streams, down to
-//! nothing; then a stream is tried now and then. A stream also knows how much it read without a gap: a long one is a scan.
+//! Leap), so that one odd step does not end it. It is followed as deep as a part of what it has shown, so that where it ends
+//! little was fetched in vain, and all the deeper the longer it goes on. What was fetched and never asked for lowers the depth
+//! of all streams, down to nothing; then a stream is tried now and then. A stream also knows how much it read without a gap:
+//! a long one is a scan.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,6 +17,9 @@ const STREAMS: usize = 8;
 const STEPS: usize = 8;
 const NEAR: i64 = 8;
 const SKIPPED: i64 = 4;
+/// What is fetched ahead is at most this part of what the stream has shown: so much of what was read may be wasted when it
+/// ends.
+const SHARE: u64 = 6;
 const START: u64 = 4;
 const JUDGED: u64 = 32;
 const REST: u32 = 256;
@@ -27,7 +31,8 @@ struct Stream {
     steps: VecDeque<i64>,
     /// From the start of a request to that of the next; [`NEXT`] from its end, however long it is.
     step: i64,
-    depth: u64,
+    /// Pages asked for where they were expected, since one was not.
+    shown: u64,
     /// Pages fetched ahead, the last batch.
     ahead: Vec<u64>,
     sure: bool,
@@ -63,7 +68,7 @@ impl Stream {
             end,
             steps: [step, step].into(),
             step,
-            depth: START,
+            shown: 0,
             ahead: Vec::new(),
             sure: step == NEXT || step.abs() <= NEAR,
             run: 0,
@@ -136,7 +141,7 @@ impl Streams {
             return Advice::default();
         }
         let allowed = self.streams[0].sure && self.allowed();
-        let (limit, most) = (self.limit, self.most);
+        let limit = self.limit;
         let stream = &mut self.streams[0];
         let near = stream.step == NEXT || (1..=count as i64).contains(&stream.step);
         let follows = stream.sure && near;
@@ -145,9 +150,10 @@ impl Streams {
             step => step as u64,
         };
         stream.run = if follows { stream.run + more } else { 0 };
+        stream.shown = if stream.sure { stream.shown + count } else { 0 };
         let run = stream.run;
         let ahead = match allowed {
-            true => stream.batch(first, count, end, limit, most),
+            true => stream.batch(first, count, end, limit),
             false => Vec::new(),
         };
         Advice { ahead, run }
@@ -223,14 +229,11 @@ impl Streams {
 
 impl Stream {
     /// The next batch, if it is time for one.
-    fn batch(&mut self, first: i64, count: u64, end: u64, limit: u64, most: u64) -> Vec<u64> {
-        // At least the next request of this length, or it has to wait for the SAN all the same; not much more than was
-        // read in a row, or most of what follows a short run is wasted.
-        let shown = match self.step {
-            NEXT => self.run.max(START),
-            _ => most,
-        };
-        let depth = self.depth.min(shown).max(2 * count).min(limit);
+    fn batch(&mut self, first: i64, count: u64, end: u64, limit: u64) -> Vec<u64> {
+        let depth = (self.shown / SHARE).min(limit);
+        if depth < count {
+            return Vec::new(); // the next request of this length would have to wait for the SAN all the same
+        }
         let wanted = following(self.step, first, count as i64, depth);
         let wanted: Vec<u64> = wanted
             .into_iter()
@@ -248,7 +251,6 @@ impl Stream {
             return Vec::new();
         }
         self.ahead = wanted;
-        self.depth = (2 * depth).min(most);
         new
     }
 }
@@ -294,10 +296,25 @@ mod tests {
     }
 
     #[test]
-    fn a_sequential_stream_is_followed_ever_deeper() {
-        let ahead = fetched(&mut Streams::new(64), 100..140);
-        assert!(ahead.starts_with(&[103, 104, 105, 106]), "{ahead:?}");
-        assert!((103..160).all(|page| ahead.contains(&page)), "{ahead:?}");
+    fn a_sequential_stream_is_followed_ever_deeper_and_never_by_more_than_a_part_of_it() {
+        let mut streams = Streams::new(64);
+        let (mut beyond, mut deepest) = (100, 0);
+        for page in 100..1000 {
+            let ahead = streams.advise(&(page..page + 1), 10_000).ahead;
+            beyond = beyond.max(ahead.last().map_or(0, |last| last + 1));
+            let depth = beyond.saturating_sub(page + 1);
+            assert!(depth <= (page - 100) / SHARE, "{depth} after {page}");
+            deepest = deepest.max(depth);
+        }
+        assert_eq!(deepest, 64);
+    }
+
+    #[test]
+    fn requests_longer_than_what_may_be_fetched_fetch_nothing_for_them() {
+        let mut streams = Streams::new(64);
+        let ahead = (0..8).map(|n| streams.advise(&(16 * n..16 * n + 16), 10_000).ahead.len());
+        let ahead: Vec<usize> = ahead.collect();
+        assert_eq!(ahead, [0, 0, 0, 0, 0, 0, 0, 16]);
     }
 
     #[test]
@@ -308,9 +325,9 @@ mod tests {
 
     #[test]
     fn strides_backward_and_interleaved_streams_are_followed() {
-        let strided = fetched(&mut Streams::new(64), (0..10).map(|n| 1000 + 32 * n));
+        let strided = fetched(&mut Streams::new(64), (0..20).map(|n| 1000 + 32 * n));
         assert!(
-            strided.contains(&(1000 + 32 * 11)) && strided.iter().all(|p| (p - 1000) % 32 == 0)
+            strided.contains(&(1000 + 32 * 21)) && strided.iter().all(|p| (p - 1000) % 32 == 0)
         );
         let back = fetched(&mut Streams::new(64), (500..520).rev());
         assert!(back.contains(&499));
@@ -322,13 +339,17 @@ mod tests {
     #[test]
     fn requests_of_any_length_are_a_stream_where_each_begins_at_the_end_of_the_one_before() {
         let (mut streams, mut at, mut fetched) = (Streams::new(64), 500, Vec::new());
-        for length in [1, 4, 16, 8, 4, 16, 1] {
+        let mut late = 0;
+        for length in [1, 4, 16, 8, 4, 16, 1].repeat(8) {
             let advice = streams.advise(&(at..at + length), 10_000);
             fetched.extend(advice.ahead);
+            late = if at < 800 { at + length } else { late };
             at += length;
         }
-        assert!((521..at).all(|page| fetched.contains(&page)), "{fetched:?}");
-        assert!(fetched.iter().all(|page| *page < at + 50), "{fetched:?}");
+        assert!(
+            (late..at).all(|page| fetched.contains(&page)),
+            "{fetched:?}"
+        );
     }
 
     #[test]
