@@ -72,12 +72,13 @@ class Event:
     Attributes:
         time: Seconds since 1970, UTC.
         kind: `"evicted"`, `"refused"`, `"recovered"`, `"corrupt"`, `"pool_created"`, `"pool_destroyed"`,
-            `"pool_frozen"`, `"pool_thawed"`, `"worker_replaced"`, or `"missed"` where `count` events were dropped as
-            they were read too slowly.
-        pool: Empty where it concerns the whole store.
+            `"pool_frozen"`, `"pool_thawed"`, `"worker_replaced"`, of exports `"export_resized"`, `"export_drained"`,
+            `"export_undrained"`, `"export_attached"`, `"export_detached"`, `"export_refused"`, or `"missed"` where
+            `count` events were dropped as they were read too slowly.
+        pool: Empty where it concerns the whole store. An export's is `export/NAME`, made and destroyed with it.
         client: Owner of the pool.
         cause: Of evictions and refusals.
-        count: Pages; shards where recovered.
+        count: Pages; shards where recovered; of exports clients, or the bytes they have by now.
     """
 
     time: float

@@ -59,6 +59,8 @@ class Counts:
     """Connections that have an export open."""
     export_sizes: Counter[str] = field(default_factory=Counter, metadata=_GAUGE)
     """Bytes of each device."""
+    export_draining: Counter[str] = field(default_factory=Counter, metadata=_GAUGE)
+    """1 where no new client is let in."""
 
     def answered(self, method: str, code: str, seconds: float) -> None:
         self.calls[method, code] += 1
@@ -73,6 +75,7 @@ class Counts:
         self.exports = Counter({(name, key): n for name, its in served.items() for key, n in its.counters.items()})
         self.export_clients = Counter({name: len(its.clients) for name, its in served.items()})
         self.export_sizes = Counter({name: its.size for name, its in served.items()})
+        self.export_draining = Counter({name: int(its.draining) for name, its in served.items()})
 
     def add(self, other: Counts, *, gauges: bool = True) -> None:
         """Add what another process has counted; without gauges if it is no more."""

@@ -69,7 +69,7 @@ class Daemon:
         self._certificates = certificates(config)
         self._store = STORES[config.store](config)
         self._upkeep = Upkeep(self._store, config.compact_every)
-        self._look_out = LookOut(self._store, self.workers, config)
+        self._look_out = LookOut(self._store, self.workers, config, self._counted_by_all)
         self._first = first
         self.exports = Exports(self._store)
         self._health = health.aio.HealthServicer()
@@ -135,6 +135,10 @@ class Daemon:
         """What this process has counted, its exports included."""
         self.counts.take_exports(self.exports.served())
         return self.counts
+
+    async def _counted_by_all(self) -> Counts:
+        await asyncio.to_thread(self.counted)
+        return await self.workers.counts()
 
     async def stop(self) -> None:
         await self._health.enter_graceful_shutdown()

@@ -1,12 +1,13 @@
 """What happened to a store between two looks at it.
 
 Counters of the arena only rise, whoever raises them, so their differences tell what all its processes did. Where one
-falls all the same, as when a shard was rebuilt, nothing is told of it.
+falls all the same, as when a shard was rebuilt, nothing is told of it. An export is told of under the name of its pool,
+whose coming and going are the export's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tmem_proto.v1 import admin_pb2 as pb
@@ -35,12 +36,24 @@ class PoolSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportSeen:
+    """An export at one look: who has it open now, and how many ever were let in and were not."""
+
+    size: int
+    draining: bool
+    clients: int
+    attached: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
-    """A store at one look: pools by id, shards ever rebuilt, and how often each worker was replaced."""
+    """A store at one look: pools by id, shards ever rebuilt, how often each worker was replaced, exports by pool."""
 
     pools: Mapping[int, PoolSeen]
     recoveries: int
     replaced: Mapping[int, int]
+    exports: Mapping[str, ExportSeen] = field(default_factory=dict)
 
 
 def counters(stats: Mapping[str, Any]) -> dict[Counter, int]:
@@ -61,6 +74,7 @@ def differences(before: Seen, after: Seen, time: float) -> Iterator[Happening]:
     for number, pool in after.pools.items():
         for event in _of_pool(before.pools.get(number), pool, time):
             yield number, event
+    yield from _of_exports(before, after, time)
     if after.recoveries > before.recoveries:
         yield 0, pb.Event(time=time, kind=pb.EVENT_KIND_RECOVERED, count=after.recoveries - before.recoveries)
     for worker, times in after.replaced.items():
@@ -79,6 +93,31 @@ def _of_pool(before: PoolSeen | None, after: PoolSeen, time: float) -> Iterator[
         new = count - before.counters.get((kind, cause), 0)
         if new > 0:
             yield _event(after, kind, time, cause, new)
+
+
+def _of_exports(before: Seen, after: Seen, time: float) -> Iterator[Happening]:
+    """What happened to exports that were there before."""
+    for number in before.pools.keys() & after.pools.keys():
+        pool = after.pools[number]
+        was, now = before.exports.get(pool.name), after.exports.get(pool.name)
+        if was is not None and now is not None:
+            for kind, count in _changes(was, now):
+                yield number, _event(pool, kind, time, count=count)
+
+
+def _changes(was: ExportSeen, now: ExportSeen) -> Iterator[tuple[pb.EventKind.ValueType, int]]:
+    if now.size != was.size:
+        yield pb.EVENT_KIND_EXPORT_RESIZED, now.size
+    if now.draining != was.draining:
+        yield pb.EVENT_KIND_EXPORT_DRAINED if now.draining else pb.EVENT_KIND_EXPORT_UNDRAINED, 0
+    came = max(now.attached - was.attached, 0)
+    for kind, count in (
+        (pb.EVENT_KIND_EXPORT_ATTACHED, came),
+        (pb.EVENT_KIND_EXPORT_DETACHED, was.clients + came - now.clients),
+        (pb.EVENT_KIND_EXPORT_REFUSED, now.refused - was.refused),
+    ):
+        if count > 0:
+            yield kind, count
 
 
 def _event(pool: PoolSeen, kind: pb.EventKind.ValueType, time: float, cause: str = "", count: int = 0) -> pb.Event:

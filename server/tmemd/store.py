@@ -129,8 +129,10 @@ class EngineBlockServer:
 
     def served(self) -> dict[str, Served]:
         return {
-            name: Served([Block(**client) for client in found["clients"]], found["counters"], found["size"])
-            for name, found in self._server.exports().items()
+            name: Served(
+                [Block(**client) for client in each["clients"]], each["counters"], each["size"], each["draining"]
+            )
+            for name, each in self._server.exports().items()
         }
 
     def stop(self, grace: float) -> bool:

@@ -154,6 +154,7 @@ class Served:
     clients: Sequence[Block]
     counters: dict[str, int]
     size: int = 0
+    draining: bool = False
 
 
 class BlockServer(Protocol):

@@ -12,16 +12,19 @@ import logging
 import time
 from collections import deque
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tmem_proto.v1 import admin_pb2 as pb
+from tmemd.catalogue import PREFIX
 from tmemd.errors import ClosedError, LimitError, UnknownPoolError
-from tmemd.events import PoolSeen, Seen, counters, differences
+from tmemd.events import ExportSeen, PoolSeen, Seen, counters, differences
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from tmemd.config import Config
+    from tmemd.counts import Counts
     from tmemd.events import Happening
     from tmemd.surface import Store, StorePool
     from tmemd.workers import Worker, Workers
@@ -79,7 +82,9 @@ class Watcher:
 class LookOut:
     """All watchers, and the looks taken for them."""
 
-    def __init__(self, store: Store, workers: Workers, config: Config) -> None:
+    def __init__(self, store: Store, workers: Workers, config: Config, counts: Callable[[], Awaitable[Counts]]) -> None:
+        """`counts` is what all workers have counted together, exports included."""
+        self._counts = counts
         self._store = store
         self._workers = workers
         self._config = config
@@ -139,8 +144,10 @@ class LookOut:
 
     async def _look(self) -> Seen:
         async with self._looking:
+            counts = await self._counts()
             after = await self._store.call(lambda: look(self._store, self._workers.all))
-            before, self._seen = self._seen, after
+            before = self._seen
+            after = self._seen = replace(after, exports=_exports(counts, after, before))
             for happening in differences(before or after, after, time.time()):
                 for watcher in self._watchers:
                     watcher.offer(happening)
@@ -157,3 +164,20 @@ def look(store: Store, workers: Sequence[Worker]) -> Seen:
             continue  # destroyed since
     replaced = {worker.number: worker.replaced for worker in workers}
     return Seen(pools, store.stats()["recoveries"], replaced)
+
+
+def _exports(counts: Counts, now: Seen, before: Seen | None) -> dict[str, ExportSeen]:
+    """By the names of their pools. While worker 0 is being replaced nobody says how they are: they are as they were."""
+    told = {
+        PREFIX + name: ExportSeen(
+            size=size,
+            draining=bool(counts.export_draining[name]),
+            clients=counts.export_clients[name],
+            attached=counts.exports[name, "attached"],
+            refused=counts.exports[name, "refused"],
+        )
+        for name, size in counts.export_sizes.items()
+    }
+    there = {pool.name for pool in now.pools.values()}
+    kept = before.exports if before is not None else {}
+    return {name: seen for name, seen in {**kept, **told}.items() if name in there}

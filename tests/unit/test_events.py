@@ -7,7 +7,7 @@ import pytest
 
 from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.errors import ClosedError
-from tmemd.events import PoolSeen, Seen, counters, differences
+from tmemd.events import ExportSeen, PoolSeen, Seen, counters, differences
 from tmemd.watch import Watcher
 
 EVICTED, REFUSED, CORRUPT = pb.EVENT_KIND_EVICTED, pb.EVENT_KIND_REFUSED, pb.EVENT_KIND_CORRUPT
@@ -119,3 +119,31 @@ def test_a_watcher_that_fails_has_what_waits_first() -> None:
     assert taken(watcher, 1) == [event(1)]
     with pytest.raises(ClosedError):
         taken(watcher, 1)
+
+
+def test_what_happens_to_an_export_is_told_under_the_name_of_its_pool() -> None:
+    pools = {1: replace(POOL, name="export/disk", counters={}), 2: replace(POOL, counters={})}
+    was = ExportSeen(size=4096, draining=False, clients=2, attached=5, refused=1)
+
+    def after(now: ExportSeen) -> list[tuple[str, str, str, int]]:
+        return told(Seen(pools, 0, {}, {"export/disk": was}), Seen(pools, 0, {}, {"export/disk": now}))
+
+    assert after(was) == []
+    assert after(replace(was, size=8192)) == [("EXPORT_RESIZED", "export/disk", "", 8192)]
+    assert after(replace(was, draining=True, refused=4)) == [
+        ("EXPORT_DRAINED", "export/disk", "", 0),
+        ("EXPORT_REFUSED", "export/disk", "", 3),
+    ]
+    assert after(replace(was, attached=8, clients=1)) == [
+        ("EXPORT_ATTACHED", "export/disk", "", 3),
+        ("EXPORT_DETACHED", "export/disk", "", 4),
+    ]
+    assert after(replace(was, clients=0, attached=0, refused=0)) == [("EXPORT_DETACHED", "export/disk", "", 2)]
+
+
+def test_an_export_made_anew_is_not_compared_with_the_one_before() -> None:
+    seen = ExportSeen(size=4096, draining=False, clients=2, attached=5, refused=1)
+    pool = replace(POOL, name="export/disk", counters={})
+    before = Seen({1: pool}, 0, {}, {"export/disk": seen})
+    after = Seen({2: pool}, 0, {}, {"export/disk": replace(seen, size=8192)})
+    assert [kind for kind, *_ in told(before, after)] == ["POOL_DESTROYED", "POOL_CREATED"]

@@ -82,7 +82,7 @@ DAEMON_LAYERS = {
         "errors",
     },
     "upkeep": {"surface", "errors"},
-    "watch": {"events", "workers", "surface", "config", "errors"},
+    "watch": {"catalogue", "counts", "events", "workers", "surface", "config", "errors"},
     "events": set(),
     "access": {"catalogue", "clients", "identity", "surface", "errors"},
     "roster": {"clients", "config", "surface", "errors"},

@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
     from tmem._server import Event
 
-_NOUNS = {"evicted": "page", "refused": "page", "corrupt": "page", "recovered": "shard", "missed": "event"}
+_NOUNS = {
+    "evicted": "page",
+    "refused": "page",
+    "corrupt": "page",
+    "recovered": "shard",
+    "missed": "event",
+    "export_attached": "client",
+    "export_detached": "client",
+    "export_refused": "client",
+}
 _EXAMPLES = """\b
 Examples:
   tmem inject Put:delay=50ms
@@ -40,7 +49,7 @@ _COLUMNS = (Column("METHOD"), Column("DELAY", right=True), Column("CODE"), Colum
 @click.option("--count", type=click.IntRange(min=1), help="End after so many events.")
 @pass_session
 def events(session: Session, pool: str | None, follow: bool, seconds: float, count: int | None) -> None:
-    """Watch what happens from now on: evictions, refusals, recoveries, pools that come and go."""
+    """Watch what happens from now on: evictions, refusals, recoveries, what pools and exports go through."""
     if pool is not None:
         session.target.pool(pool)
     store = session.target.store
@@ -107,6 +116,8 @@ def _tell(session: Session, event: Event) -> None:
     what = event.kind.replace("_", " ")
     if event.kind in _NOUNS:
         what += f" {text.quantity(event.count, _NOUNS[event.kind])}"
+    elif event.kind == "export_resized":
+        what += f" to {text.size(event.count)}"
     parts = [text.moment(event.time), f"{text.printable(event.pool) or '(store)':<20}", what]
     if event.cause:
         parts.append(f"({text.printable(event.cause)})")

@@ -47,6 +47,15 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """`count` events were dropped here, as the watcher was slow to read."""
     EVENT_KIND_WORKER_REPLACED: _EventKind.ValueType  # 10
     """A worker died and was replaced."""
+    EVENT_KIND_EXPORT_RESIZED: _EventKind.ValueType  # 11
+    """An export, by its pool, got another size: `count` bytes."""
+    EVENT_KIND_EXPORT_DRAINED: _EventKind.ValueType  # 12
+    """It lets no new clients in, or lets them in again."""
+    EVENT_KIND_EXPORT_UNDRAINED: _EventKind.ValueType  # 13
+    EVENT_KIND_EXPORT_ATTACHED: _EventKind.ValueType  # 14
+    """Clients opened it, left it, or were not let in as another had it open: `count` of them."""
+    EVENT_KIND_EXPORT_DETACHED: _EventKind.ValueType  # 15
+    EVENT_KIND_EXPORT_REFUSED: _EventKind.ValueType  # 16
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper): ...
 
@@ -67,6 +76,15 @@ EVENT_KIND_MISSED: EventKind.ValueType  # 9
 """`count` events were dropped here, as the watcher was slow to read."""
 EVENT_KIND_WORKER_REPLACED: EventKind.ValueType  # 10
 """A worker died and was replaced."""
+EVENT_KIND_EXPORT_RESIZED: EventKind.ValueType  # 11
+"""An export, by its pool, got another size: `count` bytes."""
+EVENT_KIND_EXPORT_DRAINED: EventKind.ValueType  # 12
+"""It lets no new clients in, or lets them in again."""
+EVENT_KIND_EXPORT_UNDRAINED: EventKind.ValueType  # 13
+EVENT_KIND_EXPORT_ATTACHED: EventKind.ValueType  # 14
+"""Clients opened it, left it, or were not let in as another had it open: `count` of them."""
+EVENT_KIND_EXPORT_DETACHED: EventKind.ValueType  # 15
+EVENT_KIND_EXPORT_REFUSED: EventKind.ValueType  # 16
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
@@ -849,7 +867,7 @@ class Event(_message.Message):
     """Owner of the pool."""
     cause: _builtins.str
     count: _builtins.int
-    """Pages; shards where recovered."""
+    """Pages; shards where recovered; of exports clients, or bytes."""
     def __init__(
         self,
         *,
