@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-def _watched(store: tmem.Store) -> Callable[[], tuple[str, int]]:
-    """Gives the next event of the export: its kind and its count."""
+def _watched(store: tmem.Store) -> Callable[[], Any]:
+    """Gives the next event of the export, its kind and its count; None at the end."""
     told: queue.SimpleQueue[Any] = queue.SimpleQueue()
     events = store.events("export/disk")
 
     def read() -> None:
         for event in events:
             told.put((event.kind, event.count))
+        told.put(None)
 
     threading.Thread(target=read, daemon=True).start()
     return lambda: told.get(timeout=PATIENCE)
@@ -63,4 +64,4 @@ def test_what_an_export_goes_through_is_told_as_it_happens(tmp_path: Path) -> No
         store.resize_export("disk", 4 * MIB)
         assert next_event() == ("export_resized", 4 * MIB), "a worker that was replaced leaves no trace here"
         store.remove_export("disk")
-        assert next_event() == ("pool_destroyed", 0)
+        assert [next_event(), next_event()] == [("pool_destroyed", 0), None]
