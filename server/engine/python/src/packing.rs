@@ -73,14 +73,13 @@ pub fn unpack<'py>(
 impl Scratch {
     /// The length of each block; the blocks are at the start of `self.blocks`.
     fn pack(&mut self, pages: &[&[u8]], page_size: usize) -> Vec<usize> {
-        self.blocks.resize(pages.len() * page_size, 0);
+        let room = Compressor::room(page_size);
+        self.blocks.resize(pages.len() * page_size + room, 0);
         let mut rest = &mut self.blocks[..];
         let mut lengths = Vec::with_capacity(pages.len());
         for page in pages {
-            let packed = self
-                .compressor
-                .compress(LZ4, page, &mut rest[..page_size - 1]);
-            let length = packed.map_or(page_size, |(_, length)| length);
+            let packed = self.compressor.compress(LZ4, page, &mut rest[..room]);
+            let length = packed.map_or(page_size, |(_, length)| length.min(page_size));
             if length == page_size {
                 rest[..page_size].copy_from_slice(page);
             }
