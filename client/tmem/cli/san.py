@@ -41,7 +41,7 @@ _FIRST_LOOK = 2.0
     default=0.02,
     show_default=True,
     metavar="SECONDS",
-    help="Most that a read waits for the cache before the SAN is asked.",
+    help="Most that a read or a write waits for the cache.",
 )
 @click.option(
     "--san-timeout",

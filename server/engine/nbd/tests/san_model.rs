@@ -303,3 +303,31 @@ fn a_token_is_good_for_one_start() {
     assert!(!host.gateway.is_warm());
     assert_eq!(read(&host.connect(), 0, PAGE).unwrap(), [2; PAGE]);
 }
+
+#[test]
+fn a_write_is_acknowledged_in_time_by_a_cache_that_stands_still_and_is_not_forgotten() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("volume");
+    std::fs::write(&path, vec![1; PAGES * PAGE]).unwrap();
+    let cache = Cache::start(16 << 20, false);
+    let mut settings = settings(&cache, None);
+    settings.cache.patience = 10 * LONG;
+    let host = Host::start(Lagging::open(&path, 0), settings);
+    assert!(host.gateway.wait_cache(LONG));
+    let client = host.connect();
+    let offset = 5 * PAGE as u64;
+    assert_eq!(read(&client, offset, PAGE).unwrap(), [1; PAGE]);
+    assert!(host.gateway.wait_idle(LONG));
+    cache.proxy.hold_all();
+    write(&client, offset, &[2; PAGE]);
+    assert_eq!(host.count("flushes_late"), 1);
+    assert_eq!(read(&client, offset, PAGE).unwrap(), [2; PAGE]);
+    cache.proxy.release();
+    assert!(host.gateway.wait_cache(LONG));
+    let deadline = Instant::now() + LONG;
+    while host.count("hit_pages") == 0 {
+        assert!(Instant::now() < deadline);
+        assert_eq!(read(&client, offset, PAGE).unwrap(), [2; PAGE]);
+    }
+    assert_eq!(host.count("sessions"), 1, "the session rested");
+}

@@ -38,7 +38,9 @@ counters! {
     raced,
     puts, put_pages, puts_refused, puts_dropped_full, puts_dropped_stale, puts_dropped_scan, puts_dropped_thrash,
     flushes, flushes_owed,
-    /// Sessions opened, lost, and laid to rest because the cache was slower than the SAN.
+    /// Flushes that took longer than a change may be delayed.
+    flushes_late,
+    /// Sessions opened, lost, and laid to rest because the cache was slow.
     sessions, sessions_lost, rests,
     /// Times all that was cached was given up for a new generation.
     generations,

@@ -88,6 +88,11 @@ impl Judge {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How long the cache is waited for at most.
+    pub fn most(&self) -> Duration {
+        self.most
+    }
+
     /// How long a cache read may take: twice what the SAN takes.
     pub fn bound(&self, length: usize) -> Duration {
         let san = self.state().san[class(length)];

@@ -1,14 +1,16 @@
 //! The way to the cache: sessions, what is owed, and the keeper that brings the cache back.
 //!
 //! The cache is **up** when a session may be read from and put to. It is not while there is none (dead, unreachable), or
-//! while it rests because it is slower than the SAN. Then changes are *owed*: their pages are remembered, and flushed
-//! before the cache is up again.
+//! while it rests because it is slower than the SAN, or was late with a flush. Then changes are *owed*: their pages are
+//! remembered, and flushed before the cache is up again.
 //!
 //! - A session has two connections: one for reads, one on which all puts and flushes go, in order.
 //! - A command of the second that fails or is not answered in time ends its session: what became of it is unknown. The
 //!   next session has another name, upon which the server carries out nothing more of the old one.
 //! - [`Link::forget`] answers when the flush is done in a session that is up, or owed while none is; both are decided
-//!   under one lock with going up and down, so no session goes up without a flush that was owed before.
+//!   under one lock with going up and down, so no session goes up without a flush that was owed before. A change waits no
+//!   longer for its flush than a read for its pages: then the session rests, so that nobody reads the pages, and the flush
+//!   is owed. It comes after those that are under way, on the same connection.
 //! - Only the keeper brings a session up, and only when nothing is owed.
 //! - When more is owed than is remembered, or the server's instance is another one, the object is given up for a new one.
 //!
@@ -36,6 +38,9 @@ const PROBES: u32 = 8;
 const FLUSHED_AT_ONCE: u64 = 1 << 30;
 /// Reads under way beyond which the SAN is asked.
 const MOST_READS: usize = 512;
+
+/// Why a cache rests to which the SAN is preferred.
+pub const SLOW: &str = "it is slower than the SAN";
 
 /// Where the cache is, and how long to wait for it.
 #[derive(Clone, Debug)]
@@ -188,12 +193,12 @@ impl Link {
         session.close();
     }
 
-    /// The cache is slower than the SAN: leave it alone, and try it now and then.
-    pub fn rest(&self, session: &Arc<Session>) {
+    /// The cache is slower than it may be: leave it alone, and try it now and then.
+    pub fn rest(&self, session: &Arc<Session>, why: &str) {
         let mut state = self.state();
         if self.down(&mut state, session) {
             state.resting = Some(session.clone());
-            state.why = "it is slower than the SAN".into();
+            state.why = why.into();
             self.counters.rests.add(1);
         }
     }
@@ -217,8 +222,18 @@ impl Link {
         session.changes.send_all(commands, deadline);
     }
 
-    /// Have pages flushed, or owed where the cache is not up; then call `done`. Called while their stripes are changing.
+    /// Have pages flushed, or owed where the cache is not up or does not answer within the longest delay; then call `done`.
+    /// Called while their stripes are changing.
     pub fn forget(self: &Arc<Self>, pages: Range<u64>, done: Box<dyn FnOnce() + Send>) {
+        self.forget_until(pages, Instant::now() + self.judge.most(), done);
+    }
+
+    fn forget_until(
+        self: &Arc<Self>,
+        pages: Range<u64>,
+        deadline: Instant,
+        done: Box<dyn FnOnce() + Send>,
+    ) {
         if self.shared || !self.seen.any(&pages) {
             return done();
         }
@@ -235,7 +250,7 @@ impl Link {
             return done();
         };
         self.counters.flushes.add(1);
-        self.flush(session, pages, done);
+        self.flush(session, pages, deadline, done);
     }
 
     /// Flush the first piece of a range, then the rest; where that fails, begin anew without this session.
@@ -243,19 +258,23 @@ impl Link {
         self: &Arc<Self>,
         session: Arc<Session>,
         pages: Range<u64>,
+        deadline: Instant,
         done: Box<dyn FnOnce() + Send>,
     ) {
         let (piece, rest) = self.piece(&pages);
         let (link, on) = (self.clone(), session.clone());
-        let after = Box::new(move |answer: Result<_, Failure>| match answer {
-            Ok(_) if rest.is_empty() => done(),
-            Ok(_) => link.flush(on, rest, done),
-            Err(_) => {
-                link.lost(&on, "a flush was not answered");
-                link.forget(pages, done);
+        let after = Box::new(move |answer: Result<_, Failure>| {
+            match answer {
+                Ok(_) if rest.is_empty() => return done(),
+                Ok(_) => return link.flush(on, rest, deadline, done),
+                Err(Failure::TimedOut) => {
+                    link.counters.flushes_late.add(1);
+                    link.rest(&on, "a flush was late");
+                }
+                Err(_) => link.lost(&on, "a flush was not answered"),
             }
+            link.forget_until(pages, deadline, done);
         });
-        let deadline = Instant::now() + self.address.patience;
         session.changes.send(piece, deadline, after);
     }
 
@@ -520,7 +539,7 @@ impl Link {
                 if !at_rest {
                     self.state().resting = Some(session.clone());
                 }
-                Err("it is slower than the SAN".into())
+                Err(SLOW.into())
             }
         }
     }
