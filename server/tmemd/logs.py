@@ -13,7 +13,10 @@ def log_to_stderr(process: str = "tmemd") -> None:
 
 
 class Seldom:
-    """A warning that may be due very often: written at most once in so many seconds, with how often it was due."""
+    """A warning that may be due very often: written at most once in so many seconds, with how often it was due.
+
+    What it is about this time is printable text of ours, not a client's.
+    """
 
     def __init__(self, message: str, every: float = 10.0) -> None:
         self._message = message
@@ -21,10 +24,10 @@ class Seldom:
         self._due = 0
         self._written_at = -every
 
-    def warn(self) -> None:
+    def warn(self, about: str = "") -> None:
         self._due += 1
         now = time.monotonic()
         if now - self._written_at >= self._every:
             times = f" ({self._due} times since this was said last)" if self._due > 1 else ""
-            log.warning("%s%s", self._message, times)
+            log.warning("%s%s%s", self._message, f": {about}" if about else "", times)
             self._written_at, self._due = now, 0

@@ -11,7 +11,7 @@ from tmem_engine import Engine, NbdServer
 from tmemd import errors
 from tmemd.catalogue import is_reserved
 from tmemd.clients import UNNAMED
-from tmemd.logs import log
+from tmemd.logs import Seldom, log
 from tmemd.surface import Batch, Block, BlockServer, Fetched, Scanned, Served, Settings
 from tmemd.threads import Threaded
 
@@ -202,8 +202,13 @@ class EngineStore(Threaded):
 
     def block_server(self, listen: Sequence[str], poll: int, tls: Renewing | None) -> BlockServer:
         pem = None if tls is None else tls.first()
+        warning = Seldom("an NBD client was turned away")
+
+        def turned_away(address: str, why: str) -> None:
+            warning.warn(f"{address}: {why}")
+
         try:
-            server = NbdServer(list(listen), poll_microseconds=poll, tls=pem, renewal=tls)
+            server = NbdServer(list(listen), poll_microseconds=poll, tls=pem, renewal=tls, turned_away=turned_away)
             server.serve_caches(self._engine, self._why_not)
             return EngineBlockServer(server)
         except OSError as error:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -47,7 +49,7 @@ class Place:
     unix: str
 
     def uri(self, certificates: Path | None, scheme: str = "nbds") -> str:
-        asked = f"?tls-certificates={certificates}" if certificates else ""
+        asked = f"?tls-certificates={quote(str(certificates))}" if certificates else ""
         return f"{scheme}://{self.tcp.removeprefix('tcp:')}/{NAME}{asked}"
 
     def certificates(self, name: str, pair: Pair | None, authority: Authority | None = None) -> Path:
@@ -205,6 +207,41 @@ def test_a_client_turns_away_a_server_that_it_does_not_trust(secured: Place) -> 
     assert ended.returncode != 0
     assert "certificate" in ended.stderr, ended.stderr
     secured.is_well()
+
+
+@pytest.mark.parametrize(
+    ("who", "why"),
+    [
+        ("in plain", "it does not begin TLS"),
+        ("silent", "it went away while TLS began"),
+        ("nobody", "TLS: .*certificate"),
+        ("of another authority", "TLS: .*certificate"),
+        ("expired", "TLS: .*certificate"),
+        ("distrustful", "it went away while TLS began"),
+    ],
+)
+def test_who_is_turned_away_is_written_down_seldom(tmp_path: Path, who: str, why: str) -> None:
+    with place(tmp_path, f"--admins={OPERATOR}") as made:
+        stranger = Authority(tmp_path / "other")
+        if who == "silent":
+            with Wire(made.tcp).begin() as leaving:
+                leaving.option(Opt.STARTTLS)
+        else:
+            pair = {
+                "of another authority": stranger.client(OPERATOR),
+                "expired": made.authority.client(OPERATOR, expired=True),
+                "distrustful": made.authority.client(OPERATOR),
+            }.get(who)
+            certificates = made.certificates(who, pair, stranger if who == "distrustful" else None)
+            uri = made.uri(None, "nbd") if who == "in plain" else made.uri(certificates)
+            for _ in range(3):
+                assert ask("nbdinfo", "--size", uri).returncode != 0
+        made.is_well()
+        made.daemon.process.terminate()
+        _, log = made.daemon.process.communicate(timeout=PATIENCE)
+    line = rf"WARNING tmemd: an NBD client was turned away: 127\.0\.0\.1:\d+: {why}"
+    assert re.search(line, log, re.IGNORECASE), log
+    assert log.count("turned away") == 1, log
 
 
 @pytest.mark.parametrize("scheme", ["nbd", "nbds"])

@@ -13,7 +13,7 @@ use tmem_core::PoolSettings;
 use tmem_nbd::cache::{Caches, PREFIX};
 use tmem_nbd::{
     Access, Client, ExportCounters, ExportError, ExportStatus, Exports, Listen, PoolExport,
-    PoolExportSettings, Renewal, Server, ServerCounters, Settings, Tls,
+    PoolExportSettings, Renewal, Reporter, Server, ServerCounters, Settings, Tls,
 };
 
 use crate::args;
@@ -34,7 +34,7 @@ pub struct NbdServer {
 #[pymethods]
 impl NbdServer {
     #[new]
-    #[pyo3(signature = (listen, *, max_connections=256, poll_microseconds=0, tls=None, renewal=None))]
+    #[pyo3(signature = (listen, *, max_connections=256, poll_microseconds=0, tls=None, renewal=None, turned_away=None))]
     fn new(
         py: Python<'_>,
         listen: Vec<String>,
@@ -42,6 +42,7 @@ impl NbdServer {
         poll_microseconds: u64,
         tls: Option<Pem>,
         renewal: Option<Py<PyAny>>,
+        turned_away: Option<Py<PyAny>>,
     ) -> PyResult<NbdServer> {
         let parsed: Result<Vec<Listen>, String> = listen.iter().map(|text| text.parse()).collect();
         let listen = parsed.map_err(PyValueError::new_err)?;
@@ -71,6 +72,11 @@ impl NbdServer {
         if let Some(source) = renewal {
             for server in &servers {
                 server.renew_tls(self::renewal(source.clone_ref(py)));
+            }
+        }
+        if let Some(told) = turned_away {
+            for server in &servers {
+                server.report_to(reporter(told.clone_ref(py)));
             }
         }
         let addresses = servers
@@ -228,6 +234,17 @@ fn renewal(source: Py<PyAny>) -> Box<Renewal> {
                 None
             })
         })
+    })
+}
+
+/// Calls a Python function with an address and why its client was turned away.
+fn reporter(told: Py<PyAny>) -> Box<Reporter> {
+    Box::new(move |address, why| {
+        Python::attach(|py| {
+            if let Err(error) = told.call1(py, (address, why)) {
+                error.write_unraisable(py, Some(told.bind(py)));
+            }
+        });
     })
 }
 

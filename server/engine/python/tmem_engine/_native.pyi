@@ -256,11 +256,13 @@ class NbdServer:
         poll_microseconds: int = 0,
         tls: tuple[bytes, bytes, bytes | None] | None = None,
         renewal: _Renewal | None = None,
+        turned_away: Callable[[str, str], None] | None = None,
     ) -> NbdServer:
         """Listen on `unix:PATH` and `tcp:HOST:PORT`. A connection polls so long before it sleeps.
 
         `tls` is certificate, key and who vouches for clients, in PEM: TCP clients must then begin TLS. `renewal` is
-        asked before each handshake, by any thread, whether that has changed.
+        asked before each handshake, by any thread, whether that has changed. `turned_away` is called by any thread with
+        the address of a client that TLS kept out, and why.
         """
     @property
     def addresses(self) -> list[str]:

@@ -47,6 +47,8 @@ pub struct Handshake<'c> {
     tls: Option<Tls>,
     /// Why the client, now known by its certificate, is not to be served.
     refused: Option<String>,
+    /// How TLS has kept the client out so far, in words for who looks after the server.
+    kept_out: Option<String>,
     no_zeroes: bool,
     structured: bool,
     /// The export for which contexts were chosen, and which.
@@ -68,6 +70,7 @@ impl<'c> Handshake<'c> {
             out: Out::default(),
             tls: shared.tls(),
             refused: None,
+            kept_out: None,
             deadline: Instant::now() + shared.settings.handshake_timeout,
             no_zeroes: false,
             structured: false,
@@ -75,8 +78,16 @@ impl<'c> Handshake<'c> {
         }
     }
 
-    /// Talk; None if the client leaves without an export.
+    /// Talk; None if the client leaves without an export, which is reported where TLS kept it out.
     pub fn run(mut self) -> io::Result<Option<Session>> {
+        let session = self.talk();
+        if let (Ok(None) | Err(_), Some(why)) = (&session, &self.kept_out) {
+            self.shared.report(&self.client.address, why);
+        }
+        session
+    }
+
+    fn talk(&mut self) -> io::Result<Option<Session>> {
         self.out.push(&SERVER_MAGIC.to_be_bytes());
         self.out.push(&OPTION_MAGIC.to_be_bytes());
         let flags = handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES;
@@ -170,8 +181,13 @@ impl<'c> Handshake<'c> {
             }
             None => return None,
         };
+        if option == option::ABORT {
+            return None;
+        }
+        if !self.client.tls {
+            self.kept_out = Some("it does not begin TLS".into());
+        }
         match option {
-            option::ABORT => return None,
             option::EXPORT_NAME => return Some(Next::End),
             _ => self.refuse(option, kind, &why),
         }
@@ -195,7 +211,36 @@ impl<'c> Handshake<'c> {
         }
         self.reply(option, reply::ACK, &[]);
         self.send()?;
-        let mut session = TlsSession::new(&self.shared.newest_tls().unwrap_or(tls))?;
+        let session = TlsSession::new(&self.shared.newest_tls().unwrap_or(tls))?;
+        let session = self.agree(session);
+        self.kept_out = match &session {
+            Ok(Some(_)) => None,
+            Ok(None) => Some(
+                "it went away while TLS began, as those do that distrust the certificate".into(),
+            ),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                Some("it did not go on with TLS in time".into())
+            }
+            Err(error) => Some(format!("TLS: {error}")),
+        };
+        let Some(session) = session? else {
+            return Ok(Next::End);
+        };
+        match session.identity() {
+            Ok(identity) => self.client.identity = identity,
+            Err(why) => {
+                self.kept_out = Some(why.clone());
+                self.refused = Some(why);
+            }
+        }
+        self.client.tls = true;
+        (self.structured, self.chosen) = (false, None);
+        self.link.socket.encrypt(session);
+        Ok(Next::On)
+    }
+
+    /// The handshake of TLS; None at the end of the stream.
+    fn agree(&mut self, mut session: TlsSession) -> io::Result<Option<TlsSession>> {
         // Bytes that came too early are the client's first of TLS, and never more options in plain.
         let early = self.input.peek(self.input.len()).map(<[u8]>::to_vec);
         let mut records = early.unwrap_or_default();
@@ -205,23 +250,15 @@ impl<'c> Handshake<'c> {
             let sent = self.link.socket.send_handshake(&mut session)?;
             fed?;
             if sent && !session.is_handshaking() {
-                break;
+                return Ok(Some(session));
             }
             wait(&self.link.socket, !sent, self.deadline)?;
             records.resize(16 << 10, 0);
             match self.link.socket.receive_raw(&mut records, false)? {
-                Some(0) => return Ok(Next::End),
+                Some(0) => return Ok(None),
                 received => records.truncate(received.unwrap_or(0)),
             }
         }
-        match session.identity() {
-            Ok(identity) => self.client.identity = identity,
-            Err(why) => self.refused = Some(why),
-        }
-        self.client.tls = true;
-        (self.structured, self.chosen) = (false, None);
-        self.link.socket.encrypt(session);
-        Ok(Next::On)
     }
 
     fn answer(&mut self, option: u32, data: &[u8]) -> Next {

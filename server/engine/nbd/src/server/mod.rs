@@ -17,7 +17,7 @@ pub use listen::Listen;
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -68,6 +68,9 @@ impl Default for Settings {
 /// What TLS is to be from now on, as when certificates were renewed; None: what it was.
 pub type Renewal = dyn Fn() -> Option<Tls> + Send;
 
+/// Told of each client that TLS kept out: its address, and why.
+pub type Reporter = dyn Fn(&str, &str) + Send + Sync;
+
 /// What a server did since it was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServerCounters {
@@ -98,6 +101,7 @@ pub struct Shared {
     pub broken: AtomicU64,
     tls: RwLock<Option<Tls>>,
     renewal: Mutex<Option<Box<Renewal>>>,
+    reporter: OnceLock<Box<Reporter>>,
     accepted: AtomicU64,
     turned_away: AtomicU64,
     links: Mutex<HashMap<u64, Arc<Link>>>,
@@ -118,6 +122,7 @@ impl Server {
             exports,
             tls: RwLock::new(settings.tls.clone()),
             renewal: Mutex::default(),
+            reporter: OnceLock::new(),
             settings,
             stopping: AtomicBool::new(false),
             not_opened: AtomicU64::new(0),
@@ -155,6 +160,11 @@ impl Server {
     /// Ask `renewal` before each TLS handshake, one at a time.
     pub fn renew_tls(&self, renewal: Box<Renewal>) {
         *self.shared.renewal() = Some(renewal);
+    }
+
+    /// Tell `reporter` of clients that TLS keeps out, on the threads of their connections. Said once.
+    pub fn report_to(&self, reporter: Box<Reporter>) {
+        let _ = self.shared.reporter.set(reporter);
     }
 
     pub fn counters(&self) -> ServerCounters {
@@ -219,6 +229,13 @@ impl Shared {
             self.set_tls(Some(renewed));
         }
         self.tls()
+    }
+
+    /// A client was kept out by TLS.
+    pub fn report(&self, address: &str, why: &str) {
+        if let Some(reporter) = self.reporter.get() {
+            reporter(address, why);
+        }
     }
 
     fn links(&self) -> MutexGuard<'_, HashMap<u64, Arc<Link>>> {
