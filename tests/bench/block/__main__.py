@@ -78,9 +78,8 @@ def main() -> int:
         seconds=0.7 if quick else 1.5,
         quick=quick,
         image=image.make(64 if quick else 256),
-        large=image.make(128 if quick else 2048),
     )
-    _print({"machine": machine.describe(), "images": [setting.image.describe(), setting.large.describe()]})
+    _print({"machine": machine.describe(), "image": setting.image.describe()})
     figures = []
     for name in _parts(arguments.only):
         say(f"measuring {name}")

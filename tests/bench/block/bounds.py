@@ -18,7 +18,7 @@ BOUNDS = {
     "sequential.read": at_least(1.0),
     "sequential.write": at_least(0.5),
     "held.blocks.lz4hc": at_least(0.85),
-    "held.blocks.zstd:9": at_least(1.15),
+    "held.blocks.zstd:14": at_least(1.15),
     "boot.saved.reads": at_least(0.74),
     "boot.elapsed": at_most(0.6),
     "squeezed.elapsed": at_most(1.02),

@@ -24,13 +24,12 @@ AnyDisk = Disk | TmemExport
 
 @dataclass(frozen=True)
 class Setting:
-    """How often, for how long, and images of real pages: one to read and write, a large one to hold."""
+    """How often, for how long, and an image of real pages to read and write."""
 
     pairs: int
     seconds: float
     quick: bool
     image: Image
-    large: Image
 
 
 @dataclass(frozen=True)
