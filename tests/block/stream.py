@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from tests.support import PATIENCE as PATIENCE
+
 if TYPE_CHECKING:
     from types import TracebackType
-
-PATIENCE = 60.0
 
 
 class BrokenError(AssertionError):

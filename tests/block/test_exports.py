@@ -45,7 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture
 def store(served: Daemon) -> Iterator[tmem.Store]:
-    with tmem.connect(served.address) as connected:
+    with tmem.connect(served.address, timeout=PATIENCE) as connected:
         yield connected
         for export in connected.exports():
             connected.remove_export(export.name, force=True)
@@ -216,7 +216,7 @@ def test_a_drained_export_lets_nobody_in_and_those_there_go_on(store: tmem.Store
 def test_connections_over_different_sockets_are_told_apart(tmp_path: Path) -> None:
     with (
         daemon(f"--nbd=unix:{tmp_path}/sock", "--nbd=tcp:127.0.0.1:0") as running,
-        tmem.connect(running.address) as store,
+        tmem.connect(running.address, timeout=PATIENCE) as store,
     ):
         store.create_export("disk", MIB, multi_conn=True)
         unix, tcp = (opened(address, "disk") for address in addresses(running))
@@ -287,7 +287,7 @@ def test_the_command_lists_makes_and_removes(served: Daemon, store: tmem.Store) 
 def test_exports_are_there_again_after_a_restart_and_a_kill(tmp_path: Path) -> None:
     flags = (f"--nbd=unix:{tmp_path}/sock", f"--arena={tmp_path}/arena")
     address = f"unix:{tmp_path}/sock"
-    with daemon(*flags) as running, tmem.connect(running.address) as store:
+    with daemon(*flags) as running, tmem.connect(running.address, timeout=PATIENCE) as store:
         store.create_export("swap0", MIB, reserve=MIB)
         store.create_export("swap1", MIB, multi_conn=True)
         store.resize_export("swap0", 2 * MIB)
@@ -295,7 +295,7 @@ def test_exports_are_there_again_after_a_restart_and_a_kill(tmp_path: Path) -> N
         with opened(address, "swap0") as client:
             client.write(0, b"\5" * 4096)
     for end in (Daemon.kill, Daemon.stop):
-        with daemon(*flags) as running, tmem.connect(running.address) as store:
+        with daemon(*flags) as running, tmem.connect(running.address, timeout=PATIENCE) as store:
             first, second = store.exports()
             assert (first.name, first.size, first.reserve, first.draining) == ("swap0", 2 * MIB, MIB, False)
             assert (second.name, second.draining) == ("swap1", True)
@@ -307,12 +307,12 @@ def test_exports_are_there_again_after_a_restart_and_a_kill(tmp_path: Path) -> N
 
 def test_a_block_size_outlasts_the_daemon(tmp_path: Path) -> None:
     flags = (f"--nbd=unix:{tmp_path}/sock", f"--arena={tmp_path}/arena")
-    with daemon(*flags) as running, tmem.connect(running.address) as store:
+    with daemon(*flags) as running, tmem.connect(running.address, timeout=PATIENCE) as store:
         store.create_export("image", MIB, block_size="32KiB", codec="lz4hc:3")
         with opened(f"unix:{tmp_path}/sock", "image") as client:
             client.write(100, b"\5" * 4096)
         running.kill()
-    with daemon(*flags) as running, tmem.connect(running.address) as store:
+    with daemon(*flags) as running, tmem.connect(running.address, timeout=PATIENCE) as store:
         (found,) = store.exports()
         assert (found.block_size, found.codec, found.pages) == (32768, "lz4hc:3", 1)
         with opened(f"unix:{tmp_path}/sock", "image") as client:
@@ -362,7 +362,7 @@ def test_exports_are_in_the_metrics_and_the_health_of_the_daemon(
 def test_a_daemon_that_stops_answers_what_it_was_sent(tmp_path: Path) -> None:
     flags = (f"--nbd=unix:{tmp_path}/sock", f"--arena={tmp_path}/arena")
     running = Daemon(*flags)
-    with tmem.connect(running.address) as store:
+    with tmem.connect(running.address, timeout=PATIENCE) as store:
         store.create_export("swap0", 16 * MIB)
     with opened(f"unix:{tmp_path}/sock", "swap0") as client:
         cookies = [client.submit(Cmd.WRITE, at * MIB, MIB, data=bytes([at]) * MIB) for at in range(8)]

@@ -60,7 +60,7 @@ def spared(client: Client, backing: San) -> float:
 
 def warm(client: Client, backing: San) -> None:
     """Read until the cache has it all but for what is on its way."""
-    eventually(lambda: spared(client, backing) > 0.9, 30)
+    eventually(lambda: spared(client, backing) > 0.9)
 
 
 def test_what_was_read_once_is_not_read_again(running: Cache, backing: San, tmp_path: Path) -> None:

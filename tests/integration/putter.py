@@ -85,7 +85,7 @@ class Putter:
 def put(address: str, name: str) -> None:
     """Put batches at random places, each in a version higher than any before, until standard input ends."""
     rng = random.Random(name)
-    with tmem.connect(address) as store:
+    with tmem.connect(address, timeout=PATIENCE) as store:
         pool = store.pool(name)
         for version in itertools.count(1):
             first = rng.randrange(PAGES - _BATCH)
