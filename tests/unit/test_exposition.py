@@ -24,4 +24,4 @@ def test_shutting_down_does_not_wait_for_the_next_look() -> None:
         ending.start()
         ending.join(PATIENCE)
         serving.join(PATIENCE)
-    assert not (ending.is_alive() or serving.is_alive())
+    assert not any(thread.is_alive() for thread in (ending, serving))
