@@ -103,11 +103,13 @@ class LookOut:
         self._joining += 1
         try:
             seen = await self._look()  # what happened before is for those who watched already
+            gone = pool is not None and pool.id not in seen.pools
+            del seen  # which would be kept, pools and all, as long as this one watches
         finally:
             self._joining -= 1
         if self._closed:
             raise ClosedError("the daemon is stopping")
-        if pool is not None and pool.id not in seen.pools:
+        if pool is not None and gone:
             raise UnknownPoolError(pool.name)
         watcher = Watcher(0 if pool is None else pool.id, self._config.watch_events)
         self._watchers.add(watcher)

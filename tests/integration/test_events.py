@@ -291,3 +291,25 @@ def test_a_slow_reader_loses_the_oldest_events_and_is_told() -> None:
     missed = sum(event.count for event in told if event.kind == pb.EVENT_KIND_MISSED)
     assert missed > 0
     assert missed + sum(event.kind != pb.EVENT_KIND_MISSED for event in told) == len(seen) == 4 * len(names)
+
+
+def test_a_watcher_of_many_pools_costs_little() -> None:
+    """A look at 512 pools is near a megabyte; it is the look-out's, and no watcher has one of its own."""
+    watchers = 40
+    with daemon(f"--max-watchers={watchers}") as running, tmem.connect(running.address, timeout=PATIENCE) as store:
+        for number in range(512):
+            store.pool(f"pool{number}")
+        client = Client(running.address)
+        first = Watch(client.admin)
+        before = resident(running.process.pid)
+        others = [Watch(client.admin) for _ in range(watchers - 1)]
+        assert resident(running.process.pid) - before < 12 << 20
+        store.find_pool("pool0").freeze()
+        for watch in (first, *others):
+            assert watch.next().kind == pb.EVENT_KIND_POOL_FROZEN
+        client.close()
+
+
+def resident(process: int) -> int:
+    """Bytes of a process's memory."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
