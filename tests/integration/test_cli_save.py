@@ -258,6 +258,27 @@ def test_a_save_that_is_interrupted_leaves_no_file(store: tmem.Store, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("left", [0, 1, 500], ids=["empty", "one page", "many pages"])
+def test_a_pool_that_is_made_anew_meanwhile_is_not_taken_for_the_one_that_is_saved(
+    store: tmem.Store, tmp_path: Path, left: int
+) -> None:
+    """All pages were got by then: what the next scan sees is another pool's, and the one to be saved is gone."""
+    pool = store.pool("swap")
+    pool.put_range(1, 0, run(0, 500))
+    target = Target(store, "server")
+
+    def meanwhile(count: int) -> None:
+        seen.append(count)
+        if sum(seen) == 500:
+            pool.destroy()
+            store.pool("swap").put_range(1, 0, run(0, left))
+
+    seen: list[int] = []
+    with pytest.raises(tmem.UnknownPoolError, match="swap"):
+        save(target, target.pool("swap"), tmp_path / "saved", meanwhile)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_restore_does_not_mix_pools_unless_told(cli: Command, store: tmem.Store, tmp_path: Path) -> None:
     pool = store.pool("swap")
     pool.put_range(1, 0, run(0, 10))

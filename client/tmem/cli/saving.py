@@ -109,6 +109,8 @@ class _Run:
     def _pass(self) -> int:
         """Write what is otherwise than it was written; how many pages."""
         seen = scan(self._target, self._view.name)
+        # A scan is of whatever pool has the name: it was this one if that is there still, for then it always was.
+        self._pool.has(0, 0, 1)
         missed: dict[tuple[bytes, int], list[int]] = {}
         changed = 0
         calls = ((key, call) for key in seen for call in batches(self._wanted(key, seen), self._batch))
