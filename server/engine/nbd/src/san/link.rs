@@ -40,7 +40,7 @@ const FLUSHED_AT_ONCE: u64 = 1 << 30;
 const MOST_READS: usize = 512;
 
 /// Why a cache rests to which the SAN is preferred.
-pub const SLOW: &str = "it is slower than the SAN";
+const SLOW: &str = "it is slower than the SAN";
 
 /// Where the cache is, and how long to wait for it.
 #[derive(Clone, Debug)]
@@ -75,6 +75,8 @@ struct State {
     /// What the cache is waited for with: a session at rest.
     resting: Option<Arc<Session>>,
     owed: Owed,
+    /// Of what was owed, some is being flushed.
+    paying: bool,
     stopping: bool,
     next_try: Instant,
     pause: Duration,
@@ -129,6 +131,7 @@ impl Link {
                 generation,
                 resting: None,
                 owed: Owed::default(),
+                paying: false,
                 stopping: false,
                 next_try: Instant::now(),
                 pause: FIRST_PAUSE,
@@ -193,14 +196,27 @@ impl Link {
         session.close();
     }
 
-    /// The cache is slower than it may be: leave it alone, and try it now and then.
-    pub fn rest(&self, session: &Arc<Session>, why: &str) {
+    /// The cache is slower than the SAN: leave it alone, and try it now and then.
+    pub fn rest(&self, session: &Arc<Session>) {
+        drop(self.lay(session, SLOW));
+    }
+
+    /// Leave the cache alone, and keep its session. Gives what says when it is tried again, still locked.
+    fn lay(&self, session: &Arc<Session>, why: &str) -> MutexGuard<'_, State> {
         let mut state = self.state();
         if self.down(&mut state, session) {
             state.resting = Some(session.clone());
             state.why = why.into();
             self.counters.rests.add(1);
         }
+        state
+    }
+
+    /// A flush was late: leave the cache alone until it has answered what is owed.
+    fn late(&self, session: &Arc<Session>) {
+        self.counters.flushes_late.add(1);
+        let mut state = self.lay(session, "a flush was late");
+        state.next_try = Instant::now();
     }
 
     /// Put pages, each time from a first one on. Called under the locks of their stripes, so that the order of the locks is
@@ -267,10 +283,7 @@ impl Link {
             match answer {
                 Ok(_) if rest.is_empty() => return done(),
                 Ok(_) => return link.flush(on, rest, deadline, done),
-                Err(Failure::TimedOut) => {
-                    link.counters.flushes_late.add(1);
-                    link.rest(&on, "a flush was late");
-                }
+                Err(Failure::TimedOut) => link.late(&on),
                 Err(_) => link.lost(&on, "a flush was not answered"),
             }
             link.forget_until(pages, deadline, done);
@@ -333,7 +346,8 @@ impl Link {
         state.stopping = true;
         self.wake.notify_all();
         let generation = state.generation.clone();
-        let clean = state.owed.is_empty() && generation.instance.is_some() && !self.shared;
+        let paid = state.owed.is_empty() && !state.paying;
+        let clean = paid && generation.instance.is_some() && !self.shared;
         let resting = state.resting.take();
         drop(state);
         drop(resting);
@@ -496,20 +510,39 @@ impl Link {
             let Some(range) = state.owed.pop() else {
                 return Ok(());
             };
+            state.paying = true;
             drop(state);
-            let mut rest = range.clone();
-            while !rest.is_empty() {
-                let (piece, next) = self.piece(&rest);
-                if session.changes.call(piece, self.address.patience).is_err() {
-                    let mut state = self.state();
-                    state.owed.add(range);
-                    state.resting = None;
-                    drop(state);
-                    session.close();
-                    return Err("it does not answer flushes".into());
-                }
-                rest = next;
+            let paid = self.flush_all(session, range.clone());
+            let mut state = self.state();
+            state.paying = false;
+            if !paid {
+                state.owed.add(range);
+                state.resting = None;
+                drop(state);
+                session.close();
+                return Err("it does not answer flushes".into());
             }
+        }
+    }
+
+    fn flush_all(&self, session: &Session, mut pages: Range<u64>) -> bool {
+        while !pages.is_empty() {
+            let (piece, rest) = self.piece(&pages);
+            if session.changes.call(piece, self.address.patience).is_err() {
+                return false;
+            }
+            pages = rest;
+        }
+        true
+    }
+
+    /// Wait until a cache that is there has flushed what is owed, no longer than for one flush.
+    pub fn wait_paid(&self) {
+        let deadline = Instant::now() + self.address.patience;
+        let owes =
+            |state: &State| state.paying || (state.resting.is_some() && !state.owed.is_empty());
+        while owes(&self.state()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 

@@ -288,6 +288,7 @@ impl Gateway {
                 ));
             }
         }
+        shared.link.wait_paid();
         let generation = shared.link.stop();
         match (&self.tokens, generation) {
             (Some(tokens), Some(generation)) if idle => tokens.leave(&*shared.backing, &generation),

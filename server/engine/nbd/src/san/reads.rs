@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::ahead::Fetch;
 use super::changes::groups;
-use super::link::{SLOW, Session};
+use super::link::Session;
 use super::puts::Put;
 use super::stripes::Version;
 use super::{Busy, Shared};
@@ -293,14 +293,14 @@ impl Lookup {
                 Ok(answer) => {
                     let took = self.begun.elapsed();
                     if !self.ahead && shared.judge.cache_took(length, took) {
-                        shared.link.rest(&session, SLOW);
+                        shared.link.rest(&session);
                     }
                     return self.found(answer);
                 }
                 Err(Failure::TimedOut) => {
                     shared.counters.late.add(1);
                     if shared.judge.cache_late(length, bound, self.begun) {
-                        shared.link.rest(&session, SLOW);
+                        shared.link.rest(&session);
                     }
                 }
                 Err(_) => shared.link.lost(&session, "a read failed"),
