@@ -3,6 +3,9 @@
 Each has so many seconds as a whole, handshake and all: one whose peer takes longer, however little it sends at a time,
 is cut off by the thread that takes the connections.
 
+Where the process has used up all files that it may open, one request at a time is answered all the same: a file is kept
+open for that, to be closed.
+
 With client certificates only those may read whom the configuration names: the metrics tell of everybody's pools.
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -55,6 +59,8 @@ class Exposition(ThreadingMixIn, WSGIServer):
         self._lock = threading.Lock()
         self._ends: dict[socket.socket, float] = {}
         """When each request is cut off."""
+        self._spare = -1
+        self._keep_spare()
         super().__init__(address, _Handler)
         self.set_app(self._answer)
 
@@ -90,6 +96,7 @@ class Exposition(ThreadingMixIn, WSGIServer):
 
     def service_actions(self) -> None:
         """Between connections, twice a second: cut off what has had its time."""
+        self._keep_spare()
         now = time.monotonic()
         with self._lock:
             for request, end in self._ends.items():
@@ -101,8 +108,11 @@ class Exposition(ThreadingMixIn, WSGIServer):
         try:
             return super().get_request()
         except OSError as error:
-            if error.errno != errno.EINVAL:  # which says that this is being shut down
-                time.sleep(_PAUSE)  # no more files can be open: they still cannot in the next moment
+            if error.errno == errno.EINVAL:  # this is being shut down
+                raise
+            if self._give_spare():
+                return super().get_request()
+            time.sleep(_PAUSE)  # no more files can be open: they still cannot in the next moment
             raise
 
     def shutdown(self) -> None:
@@ -110,6 +120,22 @@ class Exposition(ThreadingMixIn, WSGIServer):
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         super().shutdown()
+
+    def server_close(self) -> None:
+        super().server_close()
+        self._give_spare()
+
+    def _keep_spare(self) -> None:
+        if self._spare < 0:
+            with suppress(OSError):
+                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _give_spare(self) -> bool:
+        """Whether there is a file less than there was."""
+        spare, self._spare = self._spare, -1
+        if spare >= 0:
+            os.close(spare)
+        return spare >= 0
 
     @contextmanager
     def _bounded(self, request: socket.socket) -> Iterator[None]:

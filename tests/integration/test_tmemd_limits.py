@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import re
 import resource
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -182,6 +184,20 @@ def test_connections_that_say_nothing_make_room() -> None:
         assert client.get([7]) == {7: page(7)}, "who is there is served"
         with closing(Client(running.address)) as late:
             late.tmem.OpenPool(pb.OpenPoolRequest(name="pool"), timeout=PATIENCE, wait_for_ready=True)
+
+
+def test_the_metrics_are_there_though_all_files_are_used_up() -> None:
+    with daemon("--keepalive-timeout=600") as running, ExitStack() as stack:
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (64, 64))
+        host, _, port = running.address.rpartition(":")
+        for _ in range(100):
+            one = stack.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex((host, int(port)))
+        until(lambda: len(os.listdir(f"/proc/{running.process.pid}/fd")) == 64)
+        for _ in range(3):
+            with urllib.request.urlopen(running.metrics_url, timeout=PATIENCE) as page:
+                assert b"tmem_memory_bytes" in page.read()
 
 
 def test_a_limit_of_files_that_is_too_low_is_told() -> None:
