@@ -42,7 +42,7 @@ pub const CLASS_WORDS: u64 = 6;
 /// Most segments of a shard: a zhandle has 31 bits of 16-byte units.
 pub const MAX_SEGMENTS: u64 = (1 << 31) * 16 / (SEGMENT_FRAMES as u64 * PAGE);
 /// Segments of a shard beyond those that its memory fills: every length of run that is in use has one of its own.
-const SPARE_SEGMENTS: u64 = 128;
+const SPARE_SEGMENTS: u64 = 64;
 /// How far upward an arena can be resized: times its first size.
 pub const CEILING: u64 = 4;
 

@@ -5,6 +5,8 @@
 //! frames of a zspage are committed one by one, a long zspage costs a rare class nothing, and long ones waste least.
 //! Large objects, those of pages of more than 4 KiB, get longer zspages, since few of them fit one and what is left over is large:
 //! as many as the longest holds, in the fewest frames. Finer classes would gain a few tenths of a percent, and be many.
+//! Their zspages lie in runs of two lengths whose last frames are never committed: each length of run has segments of its own,
+//! and so pages of the frame table of its own.
 
 use std::sync::LazyLock;
 
@@ -31,6 +33,8 @@ pub struct Class {
     pub size: u32,
     /// Frames to a zspage.
     pub frames: u32,
+    /// Frames to its run, of which no more than `frames` are committed for it.
+    pub run: u32,
     /// Objects to a zspage.
     pub objects: u32,
 }
@@ -102,7 +106,7 @@ impl Classes {
 fn best(size: u32, chain: u32) -> Class {
     let zspage = |frames: u32| {
         let objects = (frames * FRAME as u32 / size).min(MOST_OBJECTS);
-        (objects > 0).then(|| class(size, frames, objects))
+        (objects > 0).then(|| class(size, frames, frames, objects))
     };
     let fits = (1..=chain).filter_map(zspage);
     // Where two cost the same the longer is listed later and wins: fewer entries in the frame table.
@@ -113,15 +117,21 @@ fn best(size: u32, chain: u32) -> Class {
 /// The zspage of as many objects as `chain` frames hold.
 fn roomiest(size: u32, chain: u32) -> Class {
     let objects = chain * FRAME as u32 / size;
-    class(size, (objects * size).div_ceil(FRAME as u32), objects)
+    class(
+        size,
+        (objects * size).div_ceil(FRAME as u32),
+        chain,
+        objects,
+    )
 }
 
 /// Objects of `size` bytes, or of so many more as the zspage leaves room for.
-fn class(size: u32, frames: u32, objects: u32) -> Class {
+fn class(size: u32, frames: u32, run: u32, objects: u32) -> Class {
     let room = frames * FRAME as u32 / objects / STEP as u32 * STEP as u32;
     Class {
         size: room.max(size),
         frames,
+        run,
         objects,
     }
 }
@@ -177,6 +187,21 @@ mod tests {
             assert!(
                 mean * 1000.0 < f64::from(most),
                 "objects of {from} to {to} bytes waste {mean}"
+            );
+        }
+    }
+
+    /// Each length that is in use takes a page of the frame table in every shard at least.
+    #[test]
+    fn large_objects_lie_in_runs_of_few_lengths() {
+        let mut lengths: Vec<u32> = CLASSES.classes.iter().map(|class| class.run).collect();
+        lengths.sort_unstable();
+        lengths.dedup();
+        assert!(lengths.len() <= CHAIN as usize + 2, "{lengths:?}");
+        for class in &CLASSES.classes {
+            assert!(
+                class.frames <= class.run && class.run <= MAX_RUN,
+                "{class:?}"
             );
         }
     }

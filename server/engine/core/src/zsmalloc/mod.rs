@@ -172,7 +172,11 @@ impl<'a> Zsmalloc<'a> {
 
     fn new_zspage(&self, id: u32) -> Result<Zspage<'a>, Full> {
         let class = CLASSES.get(id);
-        let run = self.heap.take_run(class.frames)?;
+        let run = self.heap.take_run(class.run)?;
+        let idle = self.heap.frames.committed(run).saturating_sub(class.frames);
+        if idle > 0 && !self.heap.frames.is_short(idle) {
+            self.heap.decommit(run, class.frames);
+        }
         let entry = self.heap.frames.entry(run);
         let zspage = Zspage {
             run,
@@ -204,7 +208,7 @@ impl<'a> Zsmalloc<'a> {
             return Ok(());
         }
         let ahead = self.heap.class(zspage.id)[ZSPAGES].get() / 32;
-        let generous = (needed + ahead).min(zspage.run.frames);
+        let generous = (needed + ahead).min(zspage.class.frames);
         self.heap
             .commit(zspage.run, generous)
             .or_else(|_| self.heap.commit(zspage.run, needed))
@@ -312,7 +316,7 @@ impl<'a> Zsmalloc<'a> {
         CLASSES
             .classes
             .get(class as usize)
-            .is_some_and(|c| c.frames == frames)
+            .is_some_and(|c| c.run == frames)
     }
 
     /// Violations in one zspage.
