@@ -19,7 +19,7 @@ const NEAR: i64 = 8;
 const SKIPPED: i64 = 4;
 /// What is fetched ahead is at most this part of what the stream has shown: so much of what was read may be wasted when it
 /// ends.
-const SHARE: u64 = 8;
+const SHARE: u64 = 4;
 const START: u64 = 4;
 const JUDGED: u64 = 32;
 const REST: u32 = 256;
