@@ -72,6 +72,19 @@ class NbdkitZstd(NbdkitMemory):
     allocator = "zstd"
 
 
+class NbdkitProxy(Disk):
+    """nbdkit between a client and another server, passing everything on: what a server in between costs at least."""
+
+    name = "nbdkit nbd, which only passes on"
+
+    def __init__(self, behind: Path) -> None:
+        super().__init__()
+        self._behind = behind
+
+    def command(self) -> list[str]:
+        return [self.program, "--foreground", "--unix", str(self.socket), "nbd", f"socket={self._behind}"]
+
+
 class NbdDaemon(Tmemd):
     """Our daemon with its block front at a Unix socket."""
 

@@ -1,4 +1,4 @@
-"""Hosts that use one volume of a SAN, each a process of its own: straight, or through gateways with one daemon."""
+"""Hosts that use one volume of a SAN, each a process of its own: straight, through gateways, or mere proxies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.block.disks import NbdDaemon, tmem_cli
+from tests.bench.block.disks import NbdDaemon, NbdkitProxy, tmem_cli
 from tests.bench.block.gateway import POOL, Gateway
 from tests.bench.block.host import Played
 from tests.bench.block.san import San, Served
@@ -59,8 +59,11 @@ class Outcome:
         return statistics.median(taken for each in self.played for taken in each.reads)
 
 
-def run(plan: Plan, *, cached: bool, beside: Beside = _nothing) -> Outcome:
-    """Carry it out on a copy of the volume, with what happens `beside` it on the daemon."""
+def run(plan: Plan, *, cached: bool, proxied: bool = False, beside: Beside = _nothing) -> Outcome:
+    """Carry it out on a copy of the volume, with what happens `beside` it on the daemon.
+
+    `proxied`: where it is not cached, through an nbdkit for each host.
+    """
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tmem-hosts-")))
         volume = home / "volume"
@@ -73,6 +76,8 @@ def run(plan: Plan, *, cached: bool, beside: Beside = _nothing) -> Outcome:
             gateways = _gateways(plan, san, daemon, home, stack)
             sockets = [gateway.socket for gateway in gateways]
             stack.enter_context(beside(daemon))
+        elif proxied:
+            sockets = [stack.enter_context(NbdkitProxy(san.socket)).socket for _ in sockets]
         children = [stack.enter_context(Child("tests.bench.block.host", socket)) for socket in sockets]
         played = _play(plan, children)
         for gateway in gateways:

@@ -9,11 +9,13 @@ from functools import partial
 
 import tmem
 from tests.bench.block import hosts, traces
+from tests.bench.block.disks import NbdkitProxy
 from tests.bench.block.hosts import Outcome, Plan
 from tests.bench.block.san import DELAY
-from tests.bench.block.setting import Setting
+from tests.bench.block.setting import Setting, against
 from tests.bench.corpus import PAGE
 from tests.bench.figures import Figure
+from tests.bench.rpc.setting import say
 from tests.bench.rpc.turns import in_turn, ratio
 
 _MIB = 1 << 20
@@ -50,12 +52,19 @@ def skewed(setting: Setting) -> Iterator[Figure]:
 
 
 def cold(setting: Setting) -> Iterator[Figure]:
-    """Pages at random places, each read once: nothing to be gained."""
+    """Pages at random places, each read once: nothing to be gained. And the same through a mere proxy."""
     touched = (500 if setting.quick else 3_000) * PAGE
     plan = Plan(setting.image.path, "everything_once", (setting.image.size, touched, _SEED))
     found = _Found(plan, setting, "cold")
     yield found.figure("elapsed", "s", lambda outcome: outcome.seconds)
     yield found.figure("bytes", "MB", lambda outcome: outcome.served.read_bytes / 1e6)
+    if (reason := NbdkitProxy.missing()) is not None:
+        return say(f"cold.limit: skipped, {reason}")
+    kinds = {"tmem san": True, NbdkitProxy.name: False}
+    runs = {name: partial(hosts.run, plan, cached=cached, proxied=not cached) for name, cached in kinds.items()}
+    taken = in_turn(runs, setting.pairs)
+    seconds = {name: [outcome.seconds for outcome in outcomes] for name, outcomes in taken.items()}
+    yield from against("cold.limit", "s", seconds, "tmem san", NbdkitProxy.name, setting.image.what)
 
 
 @dataclass
