@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from tmemd.clients import check_client
 from tmemd.errors import ExhaustedError, ExportExistsError, UnknownExportError, UnknownPoolError
 from tmemd.logs import log
-from tmemd.surface import Batch, Settings
+from tmemd.surface import PAGE_SIZES, Batch, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,6 @@ PAGE = 4096
 OID = bytes(24)
 """The object of an export's pages, in its pool."""
 MOST_BYTES = PAGE << 32
-BLOCK_SIZES = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
 LONGEST_NAME = 64 - len(PREFIX)
 MOST_ALLOWED = 24
 """Clients that an export names: as many as fit into its record, however long their names are."""
@@ -91,9 +90,9 @@ def check_allowed(allow: tuple[str, ...]) -> None:
 
 def check_block_size(size: int) -> None:
     """Raise ValueError for what cannot be an export's block size."""
-    if size not in BLOCK_SIZES:
-        sizes = ", ".join(map(str, BLOCK_SIZES[:-1]))
-        raise ValueError(f"an export's block size is {size} bytes: it must be {sizes} or {BLOCK_SIZES[-1]}")
+    if size not in PAGE_SIZES:
+        sizes = ", ".join(map(str, PAGE_SIZES[:-1]))
+        raise ValueError(f"an export's block size is {size} bytes: it must be {sizes} or {PAGE_SIZES[-1]}")
 
 
 class Catalogue:

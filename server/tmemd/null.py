@@ -14,7 +14,7 @@ import google_crc32c
 import lz4.block
 
 from tmemd.errors import ConfigError, ExhaustedError, MismatchError, PoolExistsError, UnknownPoolError
-from tmemd.surface import Fetched, Settings
+from tmemd.surface import PAGE_SIZES, Fetched, Settings
 from tmemd.threads import Threaded
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tmemd.surface import Batch, BlockServer, Renewing, Scanned
 
 MOST_POOLS = 1024
-_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
 _HELD = (
     *("pages", "payload_bytes", "footprint_frames", "footprint_bytes", "same_filled_pages", "raw_pages"),
     "promised_bytes",
@@ -215,5 +214,5 @@ def _sensible(name: str, settings: Settings) -> None:
         raise ValueError("a pool's name has 1 to 64 bytes")
     if settings.kind not in ("persistent", "ephemeral"):
         raise ValueError(f"kind is {settings.kind!r}; it must be 'persistent' or 'ephemeral'")
-    if settings.page_size not in _PAGE_SIZES:
-        raise ValueError(f"page_size is {settings.page_size}; it must be one of {', '.join(map(str, _PAGE_SIZES))}")
+    if settings.page_size not in PAGE_SIZES:
+        raise ValueError(f"page_size is {settings.page_size}; it must be one of {', '.join(map(str, PAGE_SIZES))}")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PAGE_SIZES = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
+"""Bytes that a page of a pool, or a block of an export, may have."""
 _DEFAULT_ALLOCATOR = {"persistent": "zsmalloc", "ephemeral": "zbud"}
 
 

@@ -170,15 +170,20 @@ def test_as_many_files_may_be_open_as_the_system_allows() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def use_up_files(running: Daemon, stack: ExitStack) -> None:
+    """Let a daemon open few files, and make more connections that say nothing."""
+    resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (64, 64))
+    host, _, port = running.address.rpartition(":")
+    for _ in range(100):
+        one = stack.enter_context(socket.socket())
+        one.setblocking(False)
+        one.connect_ex((host, int(port)))
+
+
 def test_connections_that_say_nothing_make_room() -> None:
     with daemon("--keepalive-timeout=2") as running, closing(Client(running.address)) as client, ExitStack() as stack:
         client.open()
-        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (64, 64))
-        host, _, port = running.address.rpartition(":")
-        for _ in range(100):
-            one = stack.enter_context(socket.socket())
-            one.setblocking(False)
-            one.connect_ex((host, int(port)))
+        use_up_files(running, stack)
         for index in range(20):
             client.put({index: page(index)})
         assert client.get([7]) == {7: page(7)}, "who is there is served"
@@ -188,12 +193,7 @@ def test_connections_that_say_nothing_make_room() -> None:
 
 def test_the_metrics_are_there_though_all_files_are_used_up() -> None:
     with daemon("--keepalive-timeout=600") as running, ExitStack() as stack:
-        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (64, 64))
-        host, _, port = running.address.rpartition(":")
-        for _ in range(100):
-            one = stack.enter_context(socket.socket())
-            one.setblocking(False)
-            one.connect_ex((host, int(port)))
+        use_up_files(running, stack)
         until(lambda: len(os.listdir(f"/proc/{running.process.pid}/fd")) == 64)
         for _ in range(3):
             with urllib.request.urlopen(running.metrics_url, timeout=PATIENCE) as page:

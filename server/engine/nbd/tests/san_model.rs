@@ -6,7 +6,7 @@ mod proxy;
 #[allow(dead_code)]
 mod san;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -218,11 +218,17 @@ fn every_block_is_right_whatever_happens() {
     assert!(hits > 500, "the cache was hardly used: {told:#?}");
 }
 
-#[test]
-fn a_put_that_was_given_up_lands_nowhere() {
+/// A volume full of ones, in a directory that goes with the test.
+fn ones() -> (TempDir, PathBuf) {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("volume");
     std::fs::write(&path, vec![1; PAGES * PAGE]).unwrap();
+    (directory, path)
+}
+
+#[test]
+fn a_put_that_was_given_up_lands_nowhere() {
+    let (_directory, path) = ones();
     let cache = Cache::start(16 << 20, false);
     let host = Host::start(Lagging::open(&path, 0), settings(&cache, None));
     assert!(host.gateway.wait_cache(LONG));
@@ -245,9 +251,7 @@ fn a_put_that_was_given_up_lands_nowhere() {
 
 #[test]
 fn what_the_san_gave_before_a_write_is_not_put_after_it() {
-    let directory = TempDir::new().unwrap();
-    let path = directory.path().join("volume");
-    std::fs::write(&path, vec![1; PAGES * PAGE]).unwrap();
+    let (_directory, path) = ones();
     let cache = Cache::start(16 << 20, false);
     let volume = Lagging::open(&path, 0);
     let host = Host::start(volume.clone(), settings(&cache, None));
@@ -306,9 +310,7 @@ fn a_token_is_good_for_one_start() {
 
 #[test]
 fn a_write_is_acknowledged_in_time_by_a_cache_that_stands_still_and_is_not_forgotten() {
-    let directory = TempDir::new().unwrap();
-    let path = directory.path().join("volume");
-    std::fs::write(&path, vec![1; PAGES * PAGE]).unwrap();
+    let (_directory, path) = ones();
     let cache = Cache::start(16 << 20, false);
     let mut settings = settings(&cache, None);
     settings.cache.patience = 10 * LONG;
@@ -330,4 +332,31 @@ fn a_write_is_acknowledged_in_time_by_a_cache_that_stands_still_and_is_not_forgo
         assert_eq!(read(&client, offset, PAGE).unwrap(), [2; PAGE]);
     }
     assert_eq!(host.count("sessions"), 1, "the session rested");
+}
+
+/// The end of a gateway waits for the flush, in vain, and says that the cache holds what the volume has not.
+#[test]
+fn an_end_while_an_owed_flush_is_under_way_leaves_no_token() {
+    let (directory, path) = ones();
+    let cache = Cache::start(16 << 20, false);
+    let begin = || {
+        let state = directory.path().join("state");
+        let mut settings = settings(&cache, Some(&state));
+        settings.cache.patience = Duration::from_secs(2);
+        let host = Host::start(Lagging::open(&path, 0), settings);
+        assert!(host.gateway.wait_cache(LONG));
+        host
+    };
+    let host = begin();
+    let client = host.connect();
+    assert_eq!(read(&client, 0, PAGE).unwrap(), [1; PAGE]);
+    assert!(host.gateway.wait_idle(LONG));
+    cache.proxy.hold_all();
+    write(&client, 0, &[2; PAGE]);
+    assert_eq!(host.count("flushes_late"), 1);
+    assert!(!host.detach());
+    cache.proxy.release();
+    let host = begin();
+    assert!(!host.gateway.is_warm());
+    assert_eq!(read(&host.connect(), 0, PAGE).unwrap(), [2; PAGE]);
 }
