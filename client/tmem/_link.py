@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 OnUnavailable: TypeAlias = Literal["raise", "miss"]
 
-_SCHEMES = ("grpc://", "grpcs://")
+DEFAULT_PORT = 7717
+
+_SCHEMES = ("grpc://", "grpcs://", "tcp://")
+_TARGET = re.compile(r"(?P<host>\[[\w:.%-]+\]|[\w.-]*)(?::(?P<port>[0-9]{1,5}))?")
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 2.0
 
 
@@ -150,18 +154,16 @@ class Link:
 
 
 def parse_target(address: str) -> str:
-    """`HOST:PORT` of a server's address."""
+    """`HOST:PORT` of a server's address, in which people leave out the host (this machine) or the port."""
     scheme = next((scheme for scheme in _SCHEMES if address.startswith(scheme)), "")
-    target = address.removeprefix(scheme)
-    host, colon, port = target.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if not (bare and colon and port.isdecimal() and port.isascii() and 0 < int(port) < 65536) or (
-        "/" in host or (":" in host and bare == host)
-    ):
+    match = _TARGET.fullmatch(address.removeprefix(scheme).removesuffix("/"))
+    host, port = (match["host"] or "localhost", int(match["port"] or DEFAULT_PORT)) if match else ("", 0)
+    if not 0 < port < 65536 or (match and not match[0]):
         raise ValueError(
-            f"address is {address!r}; expected HOST:PORT, grpc://HOST:PORT, grpcs://HOST:PORT or shm://PATH"
+            f"address is {address!r}; expected HOST:PORT (with [ ] around an IPv6 address), grpc://HOST:PORT, "
+            "grpcs://HOST:PORT or shm://PATH"
         )
-    return target
+    return f"{host}:{port}"
 
 
 def backoff(attempt: int) -> float:

@@ -75,8 +75,9 @@ def connect(
     A connection to a server is made by the first call, and again by itself after it broke or the server restarted.
 
     Args:
-        address: `HOST:PORT` or `grpc://HOST:PORT`, a server; `grpcs://HOST:PORT`, the same over TLS; or `shm://PATH`,
-            the arena at PATH on this machine (taken as it is, with at least one slash: `shm:///dev/shm/tmem`).
+        address: `HOST:PORT` or `grpc://HOST:PORT`, a server; `grpcs://HOST:PORT`, the same over TLS; without a port it
+            is 7717, without a host (`:7718`) this machine. Or `shm://PATH`, the arena at PATH on this machine (taken as
+            it is, with at least one slash: `shm:///dev/shm/tmem`).
         mlock: `shm://` only: keep the arena from being swapped out.
         timeout: Server only, as all below: seconds that one call may take, and that an operation goes on trying while
             the server is away. An operation of many calls may take longer as long as calls come back.

@@ -384,7 +384,15 @@ def test_waits_double_up_to_a_bound() -> None:
 
 @pytest.mark.parametrize(
     ("address", "target"),
-    [("ramhost:7717", "ramhost:7717"), ("grpc://10.0.0.1:1", "10.0.0.1:1"), ("[::1]:7717", "[::1]:7717")],
+    [
+        ("ramhost:7717", "ramhost:7717"),
+        ("grpc://10.0.0.1:1", "10.0.0.1:1"),
+        ("tcp://ramhost:1/", "ramhost:1"),
+        ("grpcs://ramhost", "ramhost:7717"),
+        ("[::1]:7718", "[::1]:7718"),
+        ("[fe80::1%eth0]", "[fe80::1%eth0]:7717"),
+        (":7718", "localhost:7718"),
+    ],
 )
 def test_addresses(address: str, target: str) -> None:
     assert parse_target(address) == target

@@ -18,13 +18,24 @@ from tmem._sizes import format_size, parse_size
         ("1TiB", 1 << 40),
         ("1.5 GiB", 3 << 29),
         (" 64 mib ", 64 << 20),
+        ("64K", 64 << 10),
+        ("512M", 512 << 20),
+        ("2G", 2 << 30),
+        ("2g", 2 << 30),
+        ("2Gi", 2 << 30),
+        ("2gib", 2 << 30),
+        ("2GB", 2_000_000_000),
+        ("2gb", 2_000_000_000),
+        ("1.5 T", 3 << 39),
     ],
 )
 def test_a_size_is_bytes_or_a_number_with_a_unit(text: int | str, size: int) -> None:
     assert parse_size(text, "memory") == size
 
 
-@pytest.mark.parametrize("text", ["", "MiB", "64 parsecs", "-1MiB", "1e6", "0x10", "64M", "1,5GiB", "٣MiB", "1.2.3B"])
+@pytest.mark.parametrize(
+    "text", ["", "MiB", "64 parsecs", "-1MiB", "1e6", "0x10", "64Mo", "Gi", "1,5GiB", "٣MiB", "1.2.3B", "9" * 5000]
+)
 def test_any_other_string_is_refused_by_name(text: str) -> None:
     with pytest.raises(ValueError, match="memory is"):
         parse_size(text, "memory")
