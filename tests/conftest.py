@@ -20,6 +20,9 @@ SETTINGS = list(itertools.product(("persistent", "ephemeral"), ("lz4", "lz4hc", 
 settings.register_profile("tmem", deadline=None)
 settings.load_profile("tmem")
 
+# A proxy of the environment, as Docker sets one, is none for the servers that tests start.
+os.environ["no_proxy"] = "127.0.0.1,localhost,::1"
+
 # A shell has what it runs in the background ignore interrupts, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -22,6 +22,7 @@ KEEPALIVE, KEEPALIVE_TIMEOUT = 30.0, 10.0
 
 # A ping after 30 s of silence while a call is under way, so that a dead peer is found whatever the deadline;
 # none on an idle connection, where a server may take it for abuse. Each channel has a connection of its own.
+# No proxy of the environment: it is meant for the web, and knows no way to a server on this network or machine.
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
@@ -33,6 +34,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
 )
 
 # glibc gives the end of its heap back to the kernel when more is free there than twice the largest block that was

@@ -48,11 +48,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _channel(given: argparse.Namespace) -> grpc.Channel:
+    options: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)]
     if given.ca is None:
-        return grpc.insecure_channel(given.address)
+        return grpc.insecure_channel(given.address, options)
     own = [path.read_bytes() if path else None for path in (given.key, given.cert)]
     credentials = grpc.ssl_channel_credentials(given.ca.read_bytes(), *own)
-    options = [("grpc.ssl_target_name_override", given.name)] if given.name else []
+    if given.name:
+        options.append(("grpc.ssl_target_name_override", given.name))
     return grpc.secure_channel(given.address, credentials, options=options)
 
 
