@@ -22,8 +22,8 @@ mod tcp;
 mod tls;
 
 pub use backend::{
-    Backend, Client, Context, Contexts, ExportInfo, Later, Refusal, Reply, Request, Resolver,
-    Served, Ticket,
+    Backend, Budget, Client, Context, Contexts, ExportInfo, Later, Refusal, Reply, Request,
+    Resolver, Served, Ticket,
 };
 pub use counts::ExportCounters;
 pub use exports::{Access, ExportError, ExportStatus, Exports};

@@ -4,7 +4,7 @@
 
 use std::io::{self, IoSlice, Write};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ use crate::tls::TlsSession;
 
 /// Stretches of a buffer handed to the system at once.
 const SLICES: usize = 64;
+/// Bytes of one stretch handed over at once: while more are on their way it shows that some went.
+const AT_ONCE: usize = 256 << 10;
 /// Encrypted bytes received at once.
 const RECORDS: usize = 64 << 10;
 
@@ -27,6 +29,7 @@ pub struct Socket {
     wake: OwnedFd,
     tls: OnceLock<Mutex<TlsSession>>,
     closed: AtomicBool,
+    moved: AtomicU64,
 }
 
 /// Sends as a stream does, without waiting if the flags say so.
@@ -54,6 +57,7 @@ impl Socket {
             wake,
             tls: OnceLock::new(),
             closed: AtomicBool::new(false),
+            moved: AtomicU64::new(0),
         })
     }
 
@@ -89,7 +93,10 @@ impl Socket {
         };
         loop {
             match recv(&self.stream, &mut *into, flags) {
-                Ok((count, _)) => return Ok(Some(count)),
+                Ok((count, _)) => {
+                    self.moved.fetch_add(count as u64, Ordering::Relaxed);
+                    return Ok(Some(count));
+                }
                 Err(Os::INTR) => {}
                 Err(Os::AGAIN) if !wait => return Ok(None),
                 Err(e) => return Err(e.into()),
@@ -104,12 +111,13 @@ impl Socket {
         let sent = match (&slices[..count], self.tls.get()) {
             (slices, Some(tls)) => self.send_encrypted(slices, tls, flags)?,
             ([], None) => 0,
-            ([one], None) => send(&self.stream, one, flags)?,
+            ([one], None) => send(&self.stream, &one[..one.len().min(AT_ONCE)], flags)?,
             (all, None) => {
                 let mut none = SendAncillaryBuffer::default();
                 sendmsg(&self.stream, all, &mut none, flags)?
             }
         };
+        self.moved.fetch_add(sent as u64, Ordering::Relaxed);
         out.advance(sent);
         Ok(())
     }
@@ -130,7 +138,9 @@ impl Socket {
     }
 
     fn send_records(&self, tls: &mut TlsSession, flags: SendFlags) -> io::Result<()> {
-        tls.send(&mut Sender(&self.stream, flags)).map(drop)
+        let sent = tls.send(&mut Sender(&self.stream, flags))?;
+        self.moved.fetch_add(sent as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Send what TLS itself has to say, as far as that goes without waiting; false if some is left.
@@ -219,6 +229,11 @@ impl Socket {
         let watch = |socket: &'s Socket| PollFd::new(&socket.stream, PollFlags::RDHUP);
         let mut fds: Vec<_> = sockets.into_iter().map(watch).collect();
         matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
+    }
+
+    /// Changes whenever bytes come or go.
+    pub fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
     }
 
     pub fn is_closed(&self) -> bool {

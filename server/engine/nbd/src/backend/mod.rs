@@ -4,10 +4,13 @@
 //! straight into the reply; one that must wait takes a [`Ticket`] along and answers from a thread of its own, in any order.
 //! A connection's requests come one after the other; several connections' come at once.
 
+mod budget;
 mod link;
 mod out;
 mod reply;
 
+pub use budget::Budget;
+pub(crate) use budget::Hold;
 pub(crate) use link::{Head, Link};
 pub use link::{Later, Ticket};
 pub(crate) use out::Out;

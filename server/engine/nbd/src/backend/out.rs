@@ -31,6 +31,11 @@ impl Out {
         self.end
     }
 
+    /// Bytes of memory that it keeps.
+    pub fn capacity(&self) -> usize {
+        self.bytes.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.sent == self.end
     }

@@ -62,7 +62,13 @@ impl Input {
         wait: bool,
     ) -> io::Result<Option<usize>> {
         self.make_room(count);
-        let received = socket.receive(&mut self.bytes[self.end..], wait)?;
+        // Of what follows something large nothing is taken, so that the room for it goes when it is consumed.
+        let until = if count > KEEP {
+            self.start + count
+        } else {
+            self.bytes.len()
+        };
+        let received = socket.receive(&mut self.bytes[self.end..until], wait)?;
         self.end += received.unwrap_or(0);
         Ok(received)
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -75,11 +75,14 @@ pub struct Accepted {
 }
 
 enum Bound {
-    Unix(UnixListener, PathBuf),
+    /// With its path, and the file there.
+    Unix(UnixListener, PathBuf, FileId),
     Tcp(TcpListener),
 }
 
-/// All listening sockets of a server. Dropped, they and their files are gone.
+type FileId = (u64, u64);
+
+/// All listening sockets of a server. Dropped, they and their files are gone, unless another took the path.
 pub struct Listener {
     bound: Vec<Bound>,
     wake: Arc<OwnedFd>,
@@ -115,7 +118,7 @@ impl Listener {
 
     pub fn addresses(&self) -> Vec<String> {
         let of = |bound: &Bound| match bound {
-            Bound::Unix(_, path) => format!("unix:{}", path.display()),
+            Bound::Unix(_, path, _) => format!("unix:{}", path.display()),
             Bound::Tcp(socket) => socket.local_addr().map_or_else(
                 |e| format!("tcp:? ({e})"),
                 |address| format!("tcp:{address}"),
@@ -133,7 +136,7 @@ impl Listener {
         let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
         fds.extend(self.bound.iter().map(|bound| {
             let socket = match bound {
-                Bound::Unix(socket, _) => socket.as_fd(),
+                Bound::Unix(socket, ..) => socket.as_fd(),
                 Bound::Tcp(socket) => socket.as_fd(),
             };
             PollFd::from_borrowed_fd(socket, PollFlags::IN)
@@ -159,7 +162,9 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         for bound in &self.bound {
-            if let Bound::Unix(_, path) = bound {
+            if let Bound::Unix(_, path, own) = bound
+                && file_id(path).is_ok_and(|found| found == *own)
+            {
                 let _ = std::fs::remove_file(path);
             }
         }
@@ -183,7 +188,13 @@ fn bind_unix(path: &Path) -> io::Result<Bound> {
         _ => e,
     })?;
     socket.set_nonblocking(true)?;
-    Ok(Bound::Unix(socket, path.into()))
+    Ok(Bound::Unix(socket, path.into(), file_id(path)?))
+}
+
+/// Device and inode of what is at a path itself.
+fn file_id(path: &Path) -> io::Result<FileId> {
+    let found = std::fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
 }
 
 /// Every address of the host; the port that the first got, where none was asked for.
@@ -205,7 +216,7 @@ fn bind_tcp(host: &str, port: u16) -> io::Result<Vec<TcpListener>> {
 
 fn accept(bound: &Bound, peer_timeout: Duration) -> io::Result<Accepted> {
     match bound {
-        Bound::Unix(socket, _) => {
+        Bound::Unix(socket, ..) => {
             let stream = socket.accept()?.0;
             // A large reply is then worked on while the client takes what is ready; TCP sees to this by itself.
             let _ = sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
@@ -259,7 +270,12 @@ mod tests {
         let first = Listener::bind(&listen).unwrap();
         assert!(Listener::bind(&listen).is_err());
         assert!(path.exists());
+        // Another takes the path: it is not the first one's to remove.
+        std::fs::remove_file(&path).unwrap();
+        let second = Listener::bind(&listen).unwrap();
         drop(first);
+        assert!(path.exists());
+        drop(second);
         assert!(!path.exists());
     }
 }

@@ -21,7 +21,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::backend::{Client, Link};
+use crate::backend::{Budget, Client, Link};
 use crate::exports::Exports;
 use crate::socket::Socket;
 use crate::tls::Tls;
@@ -47,6 +47,8 @@ pub struct Settings {
     /// Requests of a connection that wait for their backend at once, and bytes of them.
     pub max_waiting: usize,
     pub max_waiting_bytes: usize,
+    /// Memory for what is large, of all connections together. Servers may share it.
+    pub budget: Arc<Budget>,
     /// None: no TLS.
     pub tls: Option<Tls>,
 }
@@ -60,6 +62,7 @@ impl Default for Settings {
             peer_timeout: Duration::from_secs(20),
             max_waiting: 256,
             max_waiting_bytes: 64 << 20,
+            budget: Arc::default(),
             tls: None,
         }
     }
@@ -284,7 +287,11 @@ impl Shared {
             tls: false,
             identity: None,
         };
-        let link = Arc::new(Link::new(Socket::new(accepted.stream)?));
+        let link = Arc::new(Link::new(
+            Socket::new(accepted.stream)?,
+            client.address.clone(),
+            self.settings.budget.clone(),
+        ));
         self.links().insert(id, link.clone());
         let shared = self.clone();
         let thread = std::thread::Builder::new().name(format!("nbd-{id}"));

@@ -1,7 +1,7 @@
 //! The transmission: requests are answered where they lie in the input, and what is answered goes out before the next wait.
 //!
 //! One receive brings as many requests as are there; their replies leave together. No more is held of a connection than one
-//! piece of a read or write, or one whole request where the backend takes no pieces.
+//! piece of a read or write, or one whole request where the backend takes no pieces; what is large comes out of the server's budget.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::connection::nonsense;
 use super::handshake::Session;
 use super::input::Input;
 use super::polling::Polling;
-use crate::backend::{Backend, Head, Later, Link, Out, Reply, Request, Served};
+use crate::backend::{Backend, Head, Hold, Later, Link, Out, Reply, Request, Served};
 use crate::exports::Others;
 use crate::protocol::{Errno, RequestHeader, command, flag};
 
@@ -135,14 +135,16 @@ impl<'c> Transmission<'c> {
             (Ok(()), command::READ) => self.read(head),
             (Ok(()), _) => {
                 let request = request_of(header, &head);
-                self.serve(request, head, true);
+                let hold = self.hold(0)?;
+                self.serve(request, head, hold, true);
                 Ok(())
             }
             (Err(errno), command) => {
-                self.answer(head, Err(errno));
+                // A client takes a reply to what it has not wholly sent for nonsense.
                 if command == command::WRITE {
                     self.skip(header.length)?;
                 }
+                self.answer(head, Err(errno));
                 Ok(())
             }
         }
@@ -161,7 +163,11 @@ impl<'c> Transmission<'c> {
         loop {
             let block = self.session.info.preferred_block;
             let length = self.piece(offset, left, WRITTEN_AT_ONCE.max(block));
-            if !self.need(length as usize)? {
+            let hold = self.hold(length)?;
+            self.link.expects.store(true, Ordering::SeqCst);
+            let whole = self.need(length as usize);
+            self.link.expects.store(false, Ordering::SeqCst);
+            if !whole? {
                 return Err(nonsense());
             }
             let last = length == left;
@@ -170,7 +176,7 @@ impl<'c> Transmission<'c> {
                 let fua = header.flags & flag::FUA != 0;
                 let request = Request::Write { offset, data, fua };
                 let mut reply = Reply::new(&mut self.out, head);
-                let later = Later::new(self.link, head);
+                let later = Later::new(self.link, head, hold);
                 match self.backend.serve(request, &mut reply, &later) {
                     Served::Now(done) => result = done,
                     Served::Later => {
@@ -204,7 +210,13 @@ impl<'c> Transmission<'c> {
                 ..head
             };
             let last = length == left;
-            let done = self.serve(Request::Read { offset, length }, part, last);
+            let hold = self.hold(length)?;
+            let request = Request::Read { offset, length };
+            let (done, hold) = self.serve(request, part, hold, last);
+            if hold.is_some() && self.out.len() >= HOLD_AT {
+                self.send_held()?;
+            }
+            drop(hold);
             if last || !done {
                 return Ok(());
             }
@@ -213,11 +225,19 @@ impl<'c> Transmission<'c> {
         }
     }
 
-    /// Serve a request or, unless it is the last, a part of one that has no reply of its own; false if it failed, which is answered.
-    fn serve(&mut self, request: Request<'_>, head: Head, last: bool) -> bool {
+    /// Serve a request or, unless it is the last, a part of one that has no reply of its own; false if it failed, which is
+    /// answered. With what is held for it, unless a ticket has that.
+    fn serve(
+        &mut self,
+        request: Request<'_>,
+        head: Head,
+        hold: Hold,
+        last: bool,
+    ) -> (bool, Option<Hold>) {
         let mut reply = Reply::new(&mut self.out, head);
-        let later = Later::new(self.link, head);
-        match self.backend.serve(request, &mut reply, &later) {
+        let later = Later::new(self.link, head, hold);
+        let served = self.backend.serve(request, &mut reply, &later);
+        let done = match served {
             Served::Later => {
                 self.late = true;
                 true
@@ -233,7 +253,48 @@ impl<'c> Transmission<'c> {
                 }
                 result.is_ok()
             }
+        };
+        (done, later.hold())
+    }
+
+    /// Have memory for so many bytes; waits in line where the server has no more.
+    fn hold(&mut self, bytes: u32) -> io::Result<Hold> {
+        let (link, bytes) = (self.link, bytes as usize);
+        if let Some(hold) = link.budget.try_take(link, bytes) {
+            return Ok(hold);
         }
+        self.flush()?;
+        let place = link.budget.queue(link, bytes);
+        loop {
+            if let Some(hold) = place.granted() {
+                return Ok(hold);
+            }
+            if link.socket.is_closed() {
+                return Err(nonsense());
+            }
+            let drained = !self.late || link.send(None);
+            let limit = Some(link.budget.interval());
+            link.socket.wait(!drained, false, limit)?;
+            for address in link.budget.cut_off_stalled() {
+                let why = "it holds memory that others wait for, and neither sends nor takes";
+                self.shared.report(&address, why);
+            }
+        }
+    }
+
+    /// Send a reply that holds memory: every byte that the client takes shows.
+    fn send_held(&mut self) -> io::Result<()> {
+        if self.late {
+            return self.flush();
+        }
+        self.link.expects.store(true, Ordering::SeqCst);
+        let mut sent = Ok(());
+        while sent.is_ok() && !self.link.socket.send_some(&mut self.out) {
+            sent = self.link.socket.wait(true, false, None);
+        }
+        self.link.expects.store(false, Ordering::SeqCst);
+        self.out.clear();
+        sent
     }
 
     fn answer(&mut self, head: Head, result: Result<(), Errno>) {
@@ -343,7 +404,7 @@ impl<'c> Transmission<'c> {
         let settings = &self.shared.settings;
         let crowded = |link: &Link| {
             link.tickets.load(Ordering::SeqCst) >= settings.max_waiting
-                || link.ticket_bytes.load(Ordering::SeqCst) >= settings.max_waiting_bytes
+                || link.held.load(Ordering::SeqCst) >= settings.max_waiting_bytes
         };
         if !self.late || !crowded(self.link) {
             return Ok(());
