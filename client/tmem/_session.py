@@ -55,7 +55,6 @@ class _Operation:
 
     give_up_at: float
     attempts: int = 0
-    reopened: bool = False
 
 
 class Debt:
@@ -306,9 +305,9 @@ class Session:
         link = self.link
         operation.attempts += 1
         if failure.code == NOT_FOUND:
-            if operation.reopened:
-                raise UnknownPoolError(self.name)
-            operation.reopened = True
+            # A session may end again as soon as it is open. Whether the pool is there, only opening it tells.
+            if link.clock() > operation.give_up_at:
+                raise link.lost(f"the sessions of pool {self.name!r} end before they can be used")
         elif failure.code == DEADLINE_EXCEEDED:
             raise link.lost(f"no answer within {link.options.timeout:g} s")
         elif failure.code != UNAVAILABLE:

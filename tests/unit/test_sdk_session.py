@@ -232,6 +232,12 @@ def test_a_forgotten_session_is_opened_again(client: Client, server: Server) -> 
     assert client.stats.reopened == 1
 
 
+def test_sessions_that_end_again_and_again_do_not_make_a_pool_unknown(client: Client, server: Server) -> None:
+    server.script["Put"] = [UNKNOWN] * 3
+    assert client.put({7: page(7)}) == b"\0"
+    assert client.stats.reopened == 3
+
+
 def test_a_pool_that_is_gone_stays_gone(client: Client, server: Server) -> None:
     server.session = 2
     server.script["OpenPool"] = [UNKNOWN]
