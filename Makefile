@@ -13,6 +13,8 @@ MIN_CARGO := 1.88
 VENV := .venv
 PY := $(VENV)/bin/python
 ENGINE := $(shell find server/engine -name target -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
+# Most tests wait for processes more than they compute.
+TESTS_AT_ONCE ?= $(shell echo $$(($$(nproc) + 1)))
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 CALLS ?= 10000000
@@ -41,7 +43,7 @@ test-rust: $(VENV)/.deps
 	$(CARGO_TEST) -p tmem-core --features crash-points --config profile.release.debug-assertions=true --lib --test crash_points --test coherency --test policy --test model
 
 test-python: build
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses=$(TESTS_AT_ONCE)
 
 # Generates the protocol's Python, with its types, into a folder.
 PROTOC = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I proto $(addprefix --,$(addsuffix _out=$(1),python grpc_python mypy mypy_grpc)) $(wildcard proto/tmem_proto/v1/*.proto)

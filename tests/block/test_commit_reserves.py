@@ -16,6 +16,7 @@ from tests.block.wire import opened
 from tests.block.words import Cmd
 from tests.daemon import Daemon, daemon
 from tests.integration.test_native import SETTINGS
+from tests.retry import eventually
 from tests.support import PATIENCE
 from tmem import _errors
 
@@ -55,6 +56,7 @@ def test_the_memory_of_a_reserve_is_there_before_it_is_written_and_stays(arena: 
                 client.write(offset, os.urandom(MIB))
             client.do(Cmd.TRIM, 0, RESERVE)
         assert taken(arena) >= before + RESERVE
+        eventually(lambda: not store.exports()[0].clients)
         store.remove_export("swap0")
         assert taken(arena) < before + MIB
 
@@ -84,7 +86,7 @@ def test_a_reserve_that_the_machine_does_not_have_is_refused_and_leaves_nothing(
     running = Daemon(*flags(arena), memory=f"{4 * total // MIB}MiB")
     try:
         before = taken(arena)
-        with tmem.connect(running.address) as store:
+        with tmem.connect(running.address, timeout=PATIENCE) as store:
             with pytest.raises(tmem.TmemError, match="the machine has"):
                 store.create_export("swap0", 4 * total // MIB * MIB, reserve=2 * total // MIB * MIB)
             assert store.exports() == []
