@@ -1,19 +1,24 @@
 //! Put, under the shard lock: admission, room, place, and what a refusal leaves behind.
 //!
-//! A refused put leaves no older page, unless it only amends one: it is flushed, and its place tried once more, before the put is refused for want of
-//! room. Room is made in bounded rounds; what this shard cannot find is asked of the others, with the lock released.
+//! A refused put leaves no older page: it is flushed, and its place tried once more, before the put is refused for want of
+//! room. Replace-or-keep leaves the older page as it was instead; for the moment that both stand it may pass the limit by a little.
+//! Room is made in bounded rounds; what this shard cannot find is asked of the others, with the lock released.
 
-use crate::arena::{Counter, Full, promised_beyond, promised_to};
+use crate::arena::{Budget, Counter, Full, is_over_by, promised_beyond, promised_to};
 use crate::codec::Form;
 use crate::evict::TRIES;
 use crate::heap::{Allocator, Heap};
 use crate::index::NodeId;
 use crate::pools::{self, PoolView};
-use crate::shard::{Item, ObjectKey, Shard};
+use crate::shard::{Item, Law, ObjectKey, Shard};
 use crate::slot::{HEADER, Header, Zhandle};
-use crate::types::{CLUSTER, FRAME, Outcome, Reason};
+use crate::types::{CLUSTER, FRAME, MAX_PAGE, Outcome, Reason};
 use crate::zbud::Zbud;
 use crate::zsmalloc::Zsmalloc;
+
+/// Bytes by which the limit may be passed while a page and the one that replaces it both stand: what the largest takes, twice, as
+/// its index or frame table may need some. Less than the buffers of a thread.
+const BEYOND: u64 = 2 * MAX_PAGE as u64;
 
 type Stored = Result<(), Full>;
 
@@ -34,13 +39,15 @@ impl<'a> Shard<'a> {
         }
         let replaced = older.is_some();
         if let Some(reason) = self.admission(pool, item, !replaced) {
-            let old_flushed = !item.amends && self.remove(key, item.index);
+            let old_flushed = item.law == Law::Put && self.remove(key, item.index);
             return Ok(self.refused(pool, reason, old_flushed));
         }
         match self.store_with_room(pool, key, item, last && pool.persistent) {
             Ok(()) => Ok(Outcome::Stored { replaced }),
             Err(full) if !last && (full != Full::Quota || !pool.persistent) => Err(full),
-            Err(full) if item.amends => Ok(self.no_room(pool, full, false)),
+            Err(full) if item.law == Law::ReplaceOrKeep => {
+                Ok(self.pass_or_keep(pool, key, item, full, replaced))
+            }
             Err(full) => Ok(self.give_way(pool, key, item, full)),
         }
     }
@@ -87,6 +94,28 @@ impl<'a> Shard<'a> {
             return Outcome::Stored { replaced };
         }
         self.no_room(pool, full, replaced)
+    }
+
+    /// There is no room for both. That a store that is full can be written over, they pass the limit together, as long as it is
+    /// passed by no more than `BEYOND`.
+    fn pass_or_keep(
+        &self,
+        pool: &PoolView,
+        key: &ObjectKey,
+        item: &Item<'_>,
+        full: Full,
+        replaced: bool,
+    ) -> Outcome {
+        let left = BEYOND.saturating_sub((item.bytes.len() + 2 * FRAME) as u64);
+        if replaced && full == Full::Memory && !is_over_by(self.arena, Some(pool.slot), left) {
+            let budget = Budget::new(self.arena, self.id).for_pool(pool.slot);
+            let beyond = Shard::new(self.arena, self.id, budget.unlimited());
+            if beyond.store(pool, key, item).is_ok() {
+                self.frames.trim_reserve();
+                return Outcome::Stored { replaced };
+            }
+        }
+        self.no_room(pool, full, false)
     }
 
     fn no_room(&self, pool: &PoolView, full: Full, old_flushed: bool) -> Outcome {

@@ -49,8 +49,16 @@ pub struct Item<'b> {
     pub form: Form,
     pub checksum: u32,
     pub bytes: &'b [u8],
-    /// Most of it is as in the older page, which stays if this is refused.
-    pub amends: bool,
+    pub law: Law,
+}
+
+/// What a page that is refused leaves behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Law {
+    /// No older page: it would be stale.
+    Put,
+    /// The older page as it was: to a block device a failed write has changed nothing.
+    ReplaceOrKeep,
 }
 
 impl ObjectKey {

@@ -95,8 +95,11 @@ fn whatever_changes_a_page_is_seen() {
     let name = oid(1);
     see("a put", &|| _ = put(&pool, 1, 0, &text(2)), Some(text(2)));
     see(
-        "an amendment",
-        &|| _ = pool.amend(&name, 0, &text(3)).unwrap(),
+        "a replacement",
+        &|| {
+            pool.replace_pages(&name, 0, &text(3), &mut Vec::new())
+                .unwrap()
+        },
         Some(text(3)),
     );
     see(

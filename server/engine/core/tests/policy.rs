@@ -5,8 +5,8 @@ mod support;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use support::{
-    Fill, Finish, assert_sound, get, inclusive, oid, page, persistent, put, stat, store, stored,
-    version,
+    BEYOND, Fill, Finish, assert_sound, assert_sound_but, get, inclusive, oid, page, persistent,
+    put, stat, store, stored, version,
 };
 use tmem_core::{AllocatorKind, Kind, Outcome, Pool, PoolSettings, Reason, Store};
 
@@ -51,6 +51,71 @@ fn fault_1_a_refused_duplicate_put_hides_the_older_page() {
                 fill(pool, Fill::Noise)
             });
         }
+    }
+}
+
+/// To a block device a write that failed has changed nothing: of a batch each page is the old or the new one.
+#[test]
+fn a_page_that_is_replaced_or_kept_is_never_lost() {
+    type Spoil = fn(&Pool);
+    let spoils: [(Reason, u32, Spoil); 4] = [
+        (Reason::Quota, 0, |pool| pool.set_quota(1).unwrap()),
+        (Reason::Frozen, 0, |pool| pool.freeze().unwrap()),
+        (Reason::PoorCompression, 100, |_| ()),
+        (Reason::Memory, 0, |pool| fill(pool, Fill::Noise)),
+    ];
+    for (why, max_zpage, spoil) in spoils {
+        let store = store(2 << 20, 1);
+        let settings = PoolSettings {
+            max_zpage,
+            ..persistent()
+        };
+        let pool = store.pool("p", &settings).unwrap();
+        (0..300).for_each(|i| assert!(stored(put(&pool, 1, i, &page(Fill::Same, 1, 1, 4096)))));
+        spoil(&pool);
+        let noise: Vec<u8> = (0..250)
+            .flat_map(|_| page(Fill::Noise, 1, 2, 4096))
+            .collect();
+        let mut outcomes = Vec::new();
+        pool.replace_pages(&oid(1), 20, &noise, &mut outcomes)
+            .unwrap();
+        assert!(outcomes.iter().any(|&outcome| !stored(outcome)), "{why:?}");
+        for (index, outcome) in (20..).zip(outcomes) {
+            let now = if stored(outcome) { 2 } else { 1 };
+            assert_eq!(version(&pool, 1, index, 1), Some(now), "{why:?}");
+            let old_flushed = false;
+            let reason = why;
+            let refused = Outcome::Refused {
+                reason,
+                old_flushed,
+            };
+            assert!(stored(outcome) || outcome == refused, "{outcome:?}");
+        }
+        assert_sound_but(&store, BEYOND);
+    }
+}
+
+/// There is no room for a second copy of anything, and none is needed for long.
+#[test]
+fn a_full_store_can_be_written_over_without_losing_a_page() {
+    for shards in [1, 4] {
+        let store = store(8 << 20, shards);
+        let pool = store.pool("p", &persistent()).unwrap();
+        let noise = |index: u32, version| page(Fill::Noise, u64::from(index), version, 4096);
+        let held = (0..).take_while(|&i| stored(put(&pool, 1, i, &noise(i, 1))));
+        let held = held.count() as u32;
+        for version in 2..5 {
+            for index in 0..held {
+                let mut outcomes = Vec::new();
+                pool.replace_pages(&oid(1), index, &noise(index, version), &mut outcomes)
+                    .unwrap();
+                assert!(stored(outcomes[0]), "page {index} of {held}");
+            }
+        }
+        for index in 0..held {
+            assert_eq!(version(&pool, 1, index, u64::from(index)), Some(4));
+        }
+        assert_sound_but(&store, BEYOND);
     }
 }
 

@@ -1,8 +1,8 @@
 //! An export on one object of a pool: page `n` of the object holds the bytes from `n` pages on.
 //!
 //! What was never written, or was trimmed, is no page and reads as zeros. What was acknowledged is in the arena, so there is
-//! nothing to flush. A page that the pool refuses is ENOSPC to the write, a corrupt one EIO to the read. After ENOSPC what was
-//! to be overwritten may be gone, but nothing beside it. What is less than a page is read, changed and put again as a whole;
+//! nothing to flush. A page that the pool refuses is ENOSPC to the write, a corrupt one EIO to the read. After ENOSPC each page is the
+//! old or the new one: pages are replaced or kept, never put. What is less than a page is read, changed and put again as a whole;
 //! a page of which zeros are left after a trim is removed.
 //! Once a connection's buffers are as large as its requests need, nothing here takes memory from the heap.
 //! Locking: a cluster's stripe is taken shared by those who write or remove whole pages, exclusively by those who change parts of
@@ -194,12 +194,14 @@ impl PoolExport {
     /// Put whole pages.
     fn put(&self, offset: u64, pages: &[u8]) -> Result<(), Errno> {
         SCRATCH.with_borrow_mut(|Scratch { outcomes, .. }| {
-            let put = self
-                .pool
-                .put_pages(&self.oid, self.index(offset), pages, outcomes);
-            put.map_err(|_| Errno::Io)?;
-            all_stored(outcomes)
+            self.replace(self.index(offset), pages, outcomes)
         })
+    }
+
+    fn replace(&self, first: u32, pages: &[u8], outcomes: &mut Vec<Outcome>) -> Result<(), Errno> {
+        let replaced = self.pool.replace_pages(&self.oid, first, pages, outcomes);
+        replaced.map_err(|_| Errno::Io)?;
+        all_stored(outcomes)
     }
 
     /// Change a part of a page.
@@ -231,12 +233,8 @@ impl PoolExport {
 
     /// Put the scratch's page, of which a part is new.
     fn amend(&self, scratch: &mut Scratch, whole: Span) -> Result<(), Errno> {
-        let index = self.index(whole.offset);
-        match self.pool.amend(&self.oid, index, scratch.page.bytes()) {
-            Ok(Outcome::Stored { .. }) => Ok(()),
-            Ok(Outcome::Refused { .. }) => Err(Errno::NoSpace),
-            Err(_) => Err(Errno::Io),
-        }
+        let Scratch { page, outcomes, .. } = scratch;
+        self.replace(self.index(whole.offset), page.bytes(), outcomes)
     }
 
     /// The page that a part is of.

@@ -108,6 +108,37 @@ fn a_part_of_a_page_that_finds_no_room_leaves_the_rest_of_it() {
     assert_eq!(wire.read(0, 8192).unwrap(), [5; 8192]);
 }
 
+/// A write that fails has changed nothing, or whole pages of what it covers: none is lost.
+#[test]
+fn a_write_that_finds_no_room_leaves_each_page_old_or_new() {
+    let pool = pool(8 * MIB);
+    let settings = PoolExportSettings::default();
+    let export = PoolExport::new(pool.clone(), OID, 4 * MIB, settings).unwrap();
+    let served = serve(Arc::new(export));
+    let mut wire = served.connect(true);
+    wire.write(0, &[5; 100 * 4096]).unwrap();
+    // Room for some of the pages.
+    pool.set_quota(30 * 4096).unwrap();
+    let new = noise(1, 50 * 4096);
+    assert_eq!(wire.write(0, &new), Err(Errno::NoSpace));
+    assert_eq!(
+        wire.run(command::WRITE_ZEROES, flag::NO_HOLE, 0, 409_600),
+        None
+    );
+    wire.write(0, &[5; 100 * 4096]).unwrap();
+    pool.set_quota(1).unwrap();
+    assert_eq!(wire.write(0, &new), Err(Errno::NoSpace));
+    let held = wire.read(0, 100 * 4096).unwrap();
+    for (page, bytes) in held.chunks(4096).enumerate() {
+        let new = new.chunks(4096).nth(page);
+        assert!(
+            bytes == [5; 4096] || Some(bytes) == new,
+            "page {page} is neither"
+        );
+    }
+    assert!(held[50 * 4096..] == [5; 50 * 4096]);
+}
+
 #[test]
 fn draining_lets_nobody_new_in_and_removal_waits_for_clients_or_cuts_them_off() {
     let served = serve(disk(MIB, true));

@@ -21,7 +21,7 @@ pub use file::{Arena, Attach};
 pub use layout::*;
 pub use lock::{Acquired, Level};
 pub use promise::{
-    heap_at, heap_head, is_backed, kept, owed, owed_after, pool_frames, promised, promised_beyond,
-    promised_to, with_index,
+    heap_at, heap_head, is_backed, is_over_by, kept, owed, owed_after, pool_frames, promised,
+    promised_beyond, promised_to, with_index,
 };
 pub use table::Table;

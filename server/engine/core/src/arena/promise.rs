@@ -109,8 +109,13 @@ pub fn promised_beyond(arena: &Arena, except: Option<u32>) -> u64 {
 
 /// Whether more is used, or promised to others than `pool`, than there may be.
 pub fn is_over(arena: &Arena, pool: Option<u32>) -> bool {
+    is_over_by(arena, pool, 0)
+}
+
+/// The same if there might be `more`.
+pub fn is_over_by(arena: &Arena, pool: Option<u32>, more: u64) -> bool {
     let sb = arena.superblock();
-    let (memory, used) = (sb.memory.get(), arena.used());
+    let (memory, used) = (sb.memory.get() + more, arena.used());
     if used > memory {
         return true;
     }

@@ -66,8 +66,6 @@ pub struct Target<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Input {
     Pages,
-    /// Pages of which only a part is new: refused, they leave the older ones.
-    Amended,
     Lz4Blocks,
     /// LZ4 blocks, of which one as long as a page is the page itself.
     Packed,
@@ -81,7 +79,7 @@ impl Input {
     /// Whether bytes that arrive are a block to be decoded.
     fn is_block(self, len: usize, page_size: usize) -> bool {
         match self {
-            Input::Pages | Input::Amended => false,
+            Input::Pages => false,
             Input::Lz4Blocks => true,
             Input::Packed => len != page_size,
         }

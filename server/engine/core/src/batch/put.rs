@@ -6,7 +6,7 @@ use super::{Input, SCRATCH, STRETCH, Scratch, Target, stretches};
 use crate::arena::Full;
 use crate::codec::{Compressor, Encoded, Form, checksum, same_filled};
 use crate::error::{Error, Result};
-use crate::shard::{Item, ObjectKey};
+use crate::shard::{Item, Law, ObjectKey};
 use crate::types::{CLUSTER, Codec, Outcome};
 
 /// A page of a stretch, encoded and ready to be stored.
@@ -20,13 +20,13 @@ pub struct Ready {
 }
 
 impl Ready {
-    fn item<'b>(&self, blocks: &'b [u8], amends: bool) -> Item<'b> {
+    fn item<'b>(&self, blocks: &'b [u8], law: Law) -> Item<'b> {
         Item {
             index: self.index,
             form: self.encoded.form,
             checksum: self.encoded.checksum,
             bytes: &blocks[self.start..self.start + self.encoded.len as usize],
-            amends,
+            law,
         }
     }
 }
@@ -39,6 +39,7 @@ impl Target<'_> {
         key: &ObjectKey,
         pages: &impl Source,
         input: Input,
+        law: Law,
         outcomes: &mut [Outcome],
     ) -> Result<()> {
         self.view()?;
@@ -55,7 +56,7 @@ impl Target<'_> {
                 index,
                 |scratch, stretch| {
                     self.encode(scratch, pages, stretch, input)?;
-                    self.store(key, scratch, input == Input::Amended, outcomes)
+                    self.store(key, scratch, law, outcomes)
                 },
             )
         })
@@ -169,7 +170,7 @@ impl Target<'_> {
         &self,
         key: &ObjectKey,
         scratch: &Scratch,
-        amends: bool,
+        law: Law,
         outcomes: &mut [Outcome],
     ) -> Result<()> {
         let mut todo = &scratch.encoded[..];
@@ -179,7 +180,7 @@ impl Target<'_> {
             let mut full = Full::Memory;
             let done = self.with(home, |shard, view| {
                 let stored = todo.iter().map_while(|ready| {
-                    let put = shard.put(view, key, &ready.item(&scratch.blocks, amends), last);
+                    let put = shard.put(view, key, &ready.item(&scratch.blocks, law), last);
                     outcomes[ready.position] = put.map_err(|why| full = why).ok()?;
                     Some(())
                 });

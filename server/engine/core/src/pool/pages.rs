@@ -3,6 +3,7 @@
 use super::Pool;
 use crate::batch::{Fetched, Input, LastPage, Neighbours, ScanCursor, ScannedCluster};
 use crate::error::{Error, Result};
+use crate::shard::Law;
 use crate::types::{Fetch, MAX_PAGE, Oid, Outcome};
 
 /// Most pages of one `has`.
@@ -52,7 +53,7 @@ impl Pool {
     fn put_each(&self, oid: &Oid, pages: &[(u32, &[u8])], input: Input) -> Result<Vec<Outcome>> {
         let mut outcomes = vec![UNDECIDED; pages.len()];
         self.target()
-            .put(&self.key(oid), &pages, input, &mut outcomes)?;
+            .put(&self.key(oid), &pages, input, Law::Put, &mut outcomes)?;
         Ok(outcomes)
     }
 
@@ -71,22 +72,35 @@ impl Pool {
         data: &[u8],
         outcomes: &mut Vec<Outcome>,
     ) -> Result<()> {
+        self.put_neighbours(oid, first, data, Law::Put, outcomes)
+    }
+
+    /// Replace or keep: store each page, or leave the one that is there as it was, whatever the reason. What a block device does,
+    /// and no cache may: to a cache the older page is stale.
+    pub fn replace_pages(
+        &self,
+        oid: &Oid,
+        first: u32,
+        data: &[u8],
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<()> {
+        self.put_neighbours(oid, first, data, Law::ReplaceOrKeep, outcomes)
+    }
+
+    fn put_neighbours(
+        &self,
+        oid: &Oid,
+        first: u32,
+        data: &[u8],
+        law: Law,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<()> {
         self.indices(first, data.len())?;
         let pages = self.neighbours(first, data);
         outcomes.clear();
         outcomes.resize(data.len() / self.page_size, UNDECIDED);
         self.target()
-            .put(&self.key(oid), &pages, Input::Pages, outcomes)
-    }
-
-    /// Store a page of which only a part is new. Refused, it leaves the older one as it was: unlike a put, whose caller has the
-    /// whole page, this has nobody who knows the rest.
-    pub fn amend(&self, oid: &Oid, index: u32, page: &[u8]) -> Result<Outcome> {
-        self.page_length(index, page.len())?;
-        let (pages, mut outcome) = (self.neighbours(index, page), [UNDECIDED]);
-        self.target()
-            .put(&self.key(oid), &pages, Input::Amended, &mut outcome)?;
-        Ok(outcome[0])
+            .put(&self.key(oid), &pages, Input::Pages, law, outcomes)
     }
 
     fn neighbours<B>(&self, first: u32, bytes: B) -> Neighbours<B> {

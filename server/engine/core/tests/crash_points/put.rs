@@ -1,10 +1,10 @@
 //! Put: new, over an older page, refused, with eviction, when full.
 
-use tmem_core::{Codec, PoolSettings};
+use tmem_core::{Codec, Pool, PoolSettings};
 
 use crate::scene::*;
 use crate::stopping::*;
-use crate::support::{Fill, oid, page, persistent, stat};
+use crate::support::{BEYOND, Fill, oid, page, persistent, stat};
 
 fn put_new(key: Key, fill: Fill) -> impl Fn(Variant) -> Scene {
     move |variant| {
@@ -220,6 +220,46 @@ fn put_into_a_store_full_of_persistent_pages() {
         scene
     };
     all_variants("put when full", prepare, put_coming);
+}
+
+/// Stored, or refused for whatever reason: an older page that is to be replaced or kept is there, or the new one is.
+#[test]
+fn replace_or_keep_has_no_moment_with_neither() {
+    let act = |scene: &Scene| {
+        for (key, page) in &scene.coming {
+            let pool = &scene.pools[key.0];
+            pool.replace_pages(&oid(key.1), key.2, page, &mut Vec::new())
+                .unwrap();
+        }
+    };
+    type Refuse = fn(&Pool);
+    let refusals: [(&str, Refuse); 2] = [
+        ("quota", |pool| pool.set_quota(4096).unwrap()),
+        ("freeze", |pool| pool.freeze().unwrap()),
+    ];
+    for (name, refuse) in refusals {
+        let prepare = |variant| {
+            let mut scene = Scene::some(variant);
+            refuse(&scene.pools[0]);
+            let key = (0, 1, 0);
+            let page = filled(key, Fill::Noise, scene.size);
+            scene.brings(key, page, OLD_OR_NEW);
+            scene
+        };
+        all_variants(&format!("replace or keep by {name}"), prepare, act);
+    }
+    let full = |variant: Variant| {
+        let large = u64::from(variant.size > 4096);
+        let mut scene = Scene::empty(variant, (1 + large) << 20);
+        scene.fill(0, 7);
+        scene.beyond = BEYOND;
+        let key = (0, 7, 2);
+        assert!(scene.held.contains_key(&key));
+        let page = filled(key, Fill::Noise, scene.size);
+        scene.brings(key, page, OLD_OR_NEW);
+        scene
+    };
+    all_variants("replace or keep when full", full, act);
 }
 
 /// A frame keeps what was in it until it is written again. Bytes of a page that look like a slot, in a frame that another page is just
