@@ -199,7 +199,7 @@ def test_unknown_pools_are_named_with_what_is_near(cli: Command, store: tmem.Sto
         (["pool", "create", ""], "name"),
         (["relinquish", "much"], "much"),
         (["inject", "Put"], "METHOD:PART"),
-        (["--server", "here", "stat"], "HOST:PORT"),
+        (["--server", "here:there", "stat"], "HOST:PORT"),
         (["put", "x", "y", "/nonexistent"], "/nonexistent"),
         (["restore", "/nonexistent"], "/nonexistent"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import stat
 import struct
 import subprocess
 import sys
@@ -250,7 +251,7 @@ def test_a_save_that_is_interrupted_leaves_no_file(store: tmem.Store, tmp_path: 
     target = Target(store, "server")
 
     def interrupt(_: int) -> None:
-        assert [path.name for path in tmp_path.iterdir()] == ["saved.part"]
+        assert [path.name[:6] for path in tmp_path.iterdir()] == [".tmem-"]
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -319,3 +320,30 @@ def test_a_save_replaces_no_file_unless_told_and_an_ephemeral_pool_is_not_saved(
     assert "no pool" in cli.fails("save", "nowhere", tmp_path / "other")
     assert "nonexistent" in cli.fails("save", "swap", "/nonexistent/file")
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_save_is_for_its_owner_alone_and_to_standard_output_there_is_nothing_else(
+    cli: Command, store: tmem.Store, tmp_path: Path
+) -> None:
+    store.pool("swap").put_range(1, 0, run(0, 10))
+    file, link = tmp_path / "saved", tmp_path / "link"
+    cli("save", "swap", file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    link.symlink_to(file)
+    file.chmod(0o640)
+    assert "--force" in cli.fails("save", "swap", link, status=2)
+    cli("save", "swap", link, "--force")
+    assert (link.is_symlink(), stat.S_IMODE(file.stat().st_mode)) == (True, 0o640)
+    for more in ((), ("--json",)):
+        done = cli.run("save", "swap", "-", *more)
+        assert done.exit_code == 0
+        assert len(list(Reader(io.BytesIO(done.stdout_bytes), "-").records())) == 1
+        assert "10" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "saved"]
+
+
+def test_a_saved_pool_is_restored_from_standard_input(store: tmem.Store, server: str) -> None:
+    store.pool("swap").put_range(1, 0, run(0, 10))
+    tool = f"{sys.executable} -m tmem.cli --server {server}"
+    subprocess.run(f"{tool} save swap - | {tool} restore - --pool copy", shell=True, check=True, capture_output=True)
+    assert store.find_pool("copy").get_range(1, 0, 10)[0] == run(0, 10)

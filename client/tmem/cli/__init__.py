@@ -1,7 +1,7 @@
 """The command `tmem`: look at a store and care for it, from a shell.
 
     __main__, __init__ -> app -> commands (pools, clients, look, top, files, care, moving, happenings, bench)
-    commands -> stored, saving, restoring -> pagesfile
+    commands -> stored, saving, restoring -> pagesfile, outfile
     commands -> session, target, output -> units, text, failures
 
 What it prints is for people, or one JSON document with `--json` (JSON lines where it goes on). Exit status 1 is a

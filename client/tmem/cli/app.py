@@ -11,6 +11,7 @@ import click
 import tmem
 from tmem.cli import bench, care, clients, exports, files, happenings, look, moving, pools, san, top
 from tmem.cli.failures import Failed, Misused, explain
+from tmem.cli.outfile import STANDARD_OUTPUT
 from tmem.cli.session import DEFAULT_SERVER, Session, Tree, pass_session
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -63,7 +64,7 @@ class Root(Tree):
             click.echo(err=True)
             raise click.exceptions.Exit(_INTERRUPTED) from None
         except (tmem.TmemError, ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE and error.filename in (None, STANDARD_OUTPUT):
                 raise
             raise explain(error, session.address, lambda: _names(session)) from error
 

@@ -61,5 +61,7 @@ class PoolName(click.ParamType[str, Any]):
 SIZE = SizeType()
 QUOTA = QuotaType()
 POOL = PoolName()
+OUTPUT = click.Path(dir_okay=False, readable=False, allow_dash=True)
+"""A file to write; what is wrong with it says `tmem.cli.outfile`."""
 
 CODECS = "lz4, lz4:1 to 65537, lz4hc, lz4hc:3 to 12, zstd, zstd:-7 to 19, or raw"

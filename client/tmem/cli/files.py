@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from tmem.cli import text
-from tmem.cli.arguments import POOL
-from tmem.cli.failures import Failed, Misused, remedy
+from tmem.cli.arguments import OUTPUT, POOL
+from tmem.cli.failures import Failed, remedy
+from tmem.cli.outfile import BY_UMASK, STANDARD, is_standard, writing
 from tmem.cli.session import Leaf, Session, pass_session
 from tmem.cli.stored import RefusedError, file_chunks, put_file, read_label, remove_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from tmem.cli.stored import Label
     from tmem.cli.target import PoolView
-
-_STANDARD = "-"
 
 
 @click.command("put", cls=Leaf)
@@ -36,7 +33,7 @@ def put(session: Session, pool: str, name: str, file: str) -> None:
     before = session.target.pool(pool)
     opened = session.target.store.find_pool(pool)
     with _source(file) as source:
-        total = None if file == _STANDARD else -(-os.fstat(source.fileno()).st_size // opened.page_size)
+        total = None if file == STANDARD else -(-os.fstat(source.fileno()).st_size // opened.page_size)
         with session.output.progress(f"putting {text.printable(name)}", total) as done:
             remove_file(opened, name)
             begun = session.target.pool(pool)
@@ -50,27 +47,24 @@ def put(session: Session, pool: str, name: str, file: str) -> None:
 @click.command("get", cls=Leaf)
 @click.argument("pool", type=POOL)
 @click.argument("name")
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="File to write; else standard output.")
+@click.option("-o", "--output", metavar="FILE|-", type=OUTPUT, default=STANDARD, help="Else standard output.")
 @pass_session
-def get(session: Session, pool: str, name: str, output: str | None) -> None:
+def get(session: Session, pool: str, name: str, output: str) -> None:
     """Give back a file that was put. A private ephemeral pool gives it away: it is gone from there."""
-    if output in (None, _STANDARD) and sys.stdout.isatty():
-        raise Misused("a file's bytes do not belong on a terminal: name a file with -o, or use a pipe")
-    opened = session.target.store.find_pool(pool)
-    label = read_label(opened, name)
-    if label is None:
-        raise Failed(f"there is no file {name!r} in pool {pool!r}")
-    with (
-        _sink(output) as sink,
-        session.output.progress(f"getting {text.printable(name)}", label.pages(opened.page_size)) as done,
-    ):
-        for chunk in file_chunks(opened, name, label):
-            sink.write(chunk)
-            done(-(-len(chunk) // opened.page_size))
-    if output not in (None, _STANDARD):
+    with writing(output, BY_UMASK) as sink:
+        opened = session.target.store.find_pool(pool)
+        label = read_label(opened, name)
+        if label is None:
+            raise Failed(f"there is no file {name!r} in pool {pool!r}")
+        pages = label.pages(opened.page_size)
+        with session.output.progress(f"getting {text.printable(name)}", pages) as done:
+            for chunk in file_chunks(opened, name, label):
+                sink.write(chunk)
+                done(-(-len(chunk) // opened.page_size))
+    if not is_standard(output):
         if session.output.as_json:
             session.output.document({"pool": pool, "name": name, "bytes": label.length, "file": output})
-        session.output.say(f"wrote {text.size(label.length)} to {output}")
+        session.output.say(f"wrote {text.size(label.length)} to {text.printable(output)}")
 
 
 @click.command("flush", cls=Leaf)
@@ -87,24 +81,7 @@ def flush(session: Session, pool: str, name: str) -> None:
 
 
 def _source(file: str) -> AbstractContextManager[BinaryIO]:
-    return nullcontext(sys.stdin.buffer) if file == _STANDARD else open(file, "rb")
-
-
-@contextmanager
-def _sink(output: str | None) -> Iterator[BinaryIO]:
-    """Where the bytes go; a file appears under its name when it is whole."""
-    if output in (None, _STANDARD):
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    part = Path(f"{output}.part")
-    try:
-        with part.open("wb") as sink:
-            yield sink
-        part.replace(str(output))
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    return nullcontext(sys.stdin.buffer) if file == STANDARD else open(file, "rb")
 
 
 def _shrunk(session: Session, label: Label, page_size: int, before: PoolView, after: PoolView) -> None:

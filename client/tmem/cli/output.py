@@ -38,6 +38,12 @@ class Output:
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
+        self._file = sys.stdout
+
+    def aside_only(self) -> None:
+        """From now on all goes to stderr: stdout is for the bytes of a file."""
+        self._file = sys.stderr
+        self.console = self.aside
 
     @cached_property
     def console(self) -> Console:
@@ -60,13 +66,13 @@ class Output:
 
     def document(self, found: Any) -> None:
         """The result, with JSON."""
-        sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
+        self._file.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        self._file.flush()
 
     def line(self, found: Any) -> None:
         """One result of many, with JSON."""
-        sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
+        self._file.write(json.dumps(found, ensure_ascii=False) + "\n")
+        self._file.flush()
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
         """A table; nothing with JSON."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
 
 import google_crc32c
 import lz4.block
@@ -35,6 +35,12 @@ BATCH_BYTES = 1 << 20
 _HEAD, _CRC = struct.Struct("<cI"), struct.Struct("<I")
 _OBJECT, _PAGE, _END = struct.Struct("<24sI"), struct.Struct("<III"), struct.Struct("<QQQ")
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
+
+
+class SupportsWrite(Protocol):
+    """What takes bytes, all of them."""
+
+    def write(self, data: bytes, /) -> object: ...
 
 
 class PagesFileError(tmem.TmemError):
@@ -83,7 +89,7 @@ Record: TypeAlias = Pages | Tombstones
 class Writer:
     """Writes a file from its beginning."""
 
-    def __init__(self, sink: BinaryIO, header: Mapping[str, Any]) -> None:
+    def __init__(self, sink: SupportsWrite, header: Mapping[str, Any]) -> None:
         self._sink = sink
         self._records = self._pages = self._tombstones = 0
         sink.write(MAGIC)

@@ -11,21 +11,21 @@ object that has pages there.
 
 from __future__ import annotations
 
-import os
 import time
 from array import array
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import tmem
 from tmem._session import batches
+from tmem.cli.outfile import PRIVATE, writing
 from tmem.cli.pagesfile import BATCH_BYTES, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from tmem._pool import Pool
     from tmem.cli.target import PoolView, Target
@@ -63,23 +63,12 @@ class Saved:
 
 
 def save(
-    target: Target, view: PoolView, path: Path, progress: Callable[[int], None], passes: int = MOST_PASSES
+    target: Target, view: PoolView, path: str | Path, progress: Callable[[int], None], passes: int = MOST_PASSES
 ) -> Saved:
-    """Save a pool. The file appears under its name when it is whole and on the disk."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as sink:
-            run = _Run(target, view, Writer(sink, _header(view)), progress)
-            saved = run.passes(passes)
-            sink.flush()
-            os.fsync(sink.fileno())
-            size = sink.tell()
-        part.replace(path)
-        _sync_folder(path.parent)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return Saved(*saved, bytes=size)
+    """Save a pool. The file appears under its name when it is whole and on the disk; who had none may read it alone."""
+    with writing(str(path), PRIVATE) as sink:
+        saved = _Run(target, view, Writer(sink, _header(view)), progress).passes(passes)
+    return Saved(*saved, bytes=sink.written)
 
 
 class _Run:
@@ -217,11 +206,3 @@ def _header(view: PoolView) -> dict[str, Any]:
         "tmem": tmem.__version__,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
