@@ -105,7 +105,7 @@ class RemotePool:
 
     def flush(self, oid: Oid, indices: Iterable[int]) -> Steps[int]:
         key, wanted = _args.oid_bytes(oid), _args.index_list(indices)
-        makers = [partial(pb.FlushRequest, oid=key, indices=part) for part in batches(wanted, self.session.batch)]
+        makers = [partial(pb.FlushRequest, oid=key, indices=part) for part in batches(wanted, self.session.flush_batch)]
         return (yield from self._flush("Flush", makers, key, wanted))
 
     def flush_object(self, oid: Oid) -> Steps[int]:

@@ -104,7 +104,7 @@ class Session:
         self.link = link
         self.name = name
         self.settings = settings or pb.PoolSettings()
-        self.batch = batch_pages(self.settings.page_size or 4096)
+        self.batch = self.flush_batch = batch_pages(self.settings.page_size or 4096)
         self.gone = False
         self.pool_id = 0
         """0 until the pool was opened, and with a server that gives none."""
@@ -273,6 +273,7 @@ class Session:
         with self._lock:
             self._asked, self.settings, self.pool_id = None, opened.settings, opened.pool_id
             self.batch = batch_pages(opened.settings.page_size, opened.batch_limit)
+            self.flush_batch = opened.flush_limit or self.batch
             self._id, self._epoch, self._doubtful = opened.session.id, opened.session.epoch, False
         if known:
             self.link.counters.add("reopened")
@@ -282,7 +283,7 @@ class Session:
         if indices is None:
             yield from self._one("FlushObject", pb.FlushObjectRequest(session=session, oid=oid))
             return
-        for part in batches(sorted(indices), self.batch):
+        for part in batches(sorted(indices), self.flush_batch):
             yield from self._one("Flush", pb.FlushRequest(session=session, oid=oid, indices=part))
 
     def _one(self, method: str, request: Any) -> Steps[Any]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tmemd.surface import Batch, StorePool
 
+SHORT_FLUSH = 1024
+"""Indices of a flush that the event loop makes itself."""
 _COMPRESS = 4.0
 _COMPRESS_DENSER = {"lz4hc": 60.0, "zstd": 8.0}
 _DECOMPRESS = 1.0

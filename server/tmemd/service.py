@@ -83,6 +83,7 @@ class TmemService(TmemServicer):
             settings=wire.settings_to(pool.settings()),
             batch_limit=self._limit(session),
             pool_id=pool.id,
+            flush_limit=wire.FLUSH_MOST,
         )
 
     @rpc
@@ -227,11 +228,12 @@ class TmemService(TmemServicer):
 
     async def _flush(self, request: pb.FlushRequest, client: Client, held: Unacknowledged) -> pb.FlushResponse:
         session = self._sessions.find(request.session.id, client)
-        oid, indices = wire.oid(request.oid), wire.indices(request, self._limit(session))
+        oid, indices = wire.oid(request.oid), wire.indices(request, wire.FLUSH_MOST)
         if self._drop(session, request.session):
             return pb.FlushResponse(stale=True)
+        short = len(indices) <= cost.SHORT_FLUSH
         return pb.FlushResponse(
-            found=await self._mutate(session, held, lambda: session.pool.flush(oid, indices), short=True)
+            found=await self._mutate(session, held, lambda: session.pool.flush(oid, indices), short)
         )
 
     async def _flush_object(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 OID_BYTES = 24
 HAS_MOST = 65536
+FLUSH_MOST = 8192
+"""Indices of a flush: they fit into the smallest message that a daemon can be told to take."""
 BATCH_BYTES = 2 << 20
 """Most bytes of pages in a batch, decoded: with their headers they fit in gRPC's default message of 4 MiB."""
 

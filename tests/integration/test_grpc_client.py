@@ -176,3 +176,13 @@ async def story():
 asyncio.run(story())
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_flush_carries_no_pages_so_that_large_ones_do_not_count(kept: Daemon) -> None:
+    with tmem.connect(kept.address) as store:
+        pool = store.pool("large", page_size=262144)
+        pool.put(1, {index: bytes(262144) for index in (0, 1, 19_999)})
+        before = store.client_stats().calls
+        assert pool.flush(1, range(20_000)) == 3
+        assert store.client_stats().calls - before < 10
+        assert pool.has(1, 0, 20_000) == bytes(20_000)

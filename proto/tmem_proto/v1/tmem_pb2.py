@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tmem_proto/v1/tmem.proto\x12\x07tmem.v1\"$\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\xb5\x01\n\x0cPoolSettings\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05\x63odec\x18\x02 \x01(\t\x12\x11\n\tallocator\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\r\n\x05quota\x18\x05 \x01(\x04\x12\x0e\n\x06weight\x18\x06 \x01(\r\x12\x0e\n\x06shared\x18\x07 \x01(\x08\x12\x11\n\tinclusive\x18\x08 \x01(\x08\x12\x11\n\tmax_zpage\x18\t \x01(\r\x12\r\n\x05owner\x18\n \x01(\t\"Y\n\x0fOpenPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x08settings\x18\x02 \x01(\x0b\x32\x15.tmem.v1.PoolSettings\x12\x0f\n\x07pool_id\x18\x03 \x01(\x04\"\x84\x01\n\x10OpenPoolResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\'\n\x08settings\x18\x02 \x01(\x0b\x32\x15.tmem.v1.PoolSettings\x12\x13\n\x0b\x62\x61tch_limit\x18\x03 \x01(\r\x12\x0f\n\x07pool_id\x18\x04 \x01(\x04\"%\n\x0fNewEpochRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x04\"!\n\x10NewEpochResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\x92\x01\n\nPutRequest\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\x0b\n\x03oid\x18\x02 \x01(\x0c\x12\x0f\n\x07indices\x18\x03 \x03(\r\x12#\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x11.tmem.v1.Encoding\x12\x0f\n\x07lengths\x18\x05 \x03(\r\x12\r\n\x05pages\x18\x06 \x01(\x0c\"\x1f\n\x0bPutResponse\x12\x10\n\x08outcomes\x18\x01 \x01(\x0c\"\x83\x01\n\nGetRequest\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\x0b\n\x03oid\x18\x02 \x01(\x0c\x12\x0f\n\x07indices\x18\x03 \x03(\r\x12!\n\x06\x61\x63\x63\x65pt\x18\x04 \x01(\x0e\x32\x11.tmem.v1.Encoding\x12\x11\n\texclusive\x18\x05 \x01(\x08\"\x8d\x01\n\x0bGetResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x0c\x12#\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x11.tmem.v1.Encoding\x12\x0f\n\x07lengths\x18\x03 \x03(\r\x12\r\n\x05pages\x18\x04 \x01(\x0c\x12\x11\n\tchecksums\x18\x05 \x03(\x07\x12\x17\n\x0f\x61\x63knowledgement\x18\x06 \x01(\x04\"P\n\x12\x41\x63knowledgeRequest\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\x17\n\x0f\x61\x63knowledgement\x18\x02 \x01(\x04\"3\n\x13\x41\x63knowledgeResponse\x12\r\n\x05\x66reed\x18\x01 \x01(\x04\x12\r\n\x05stale\x18\x02 \x01(\x08\"Z\n\nHasRequest\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\x0b\n\x03oid\x18\x02 \x01(\x0c\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\r\"\x1b\n\x0bHasResponse\x12\x0c\n\x04held\x18\x01 \x01(\x0c\"O\n\x0c\x46lushRequest\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\x0b\n\x03oid\x18\x02 \x01(\x0c\x12\x0f\n\x07indices\x18\x03 \x03(\r\"D\n\x12\x46lushObjectRequest\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\x0b\n\x03oid\x18\x02 \x01(\x0c\"-\n\rFlushResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x04\x12\r\n\x05stale\x18\x02 \x01(\x08\"\x9a\x02\n\x07\x43ommand\x12\n\n\x02id\x18\x01 \x01(\x04\x12\"\n\x03put\x18\x02 \x01(\x0b\x32\x13.tmem.v1.PutRequestH\x00\x12\"\n\x03get\x18\x03 \x01(\x0b\x32\x13.tmem.v1.GetRequestH\x00\x12&\n\x05\x66lush\x18\x04 \x01(\x0b\x32\x15.tmem.v1.FlushRequestH\x00\x12\x33\n\x0c\x66lush_object\x18\x05 \x01(\x0b\x32\x1b.tmem.v1.FlushObjectRequestH\x00\x12\"\n\x03has\x18\x06 \x01(\x0b\x32\x13.tmem.v1.HasRequestH\x00\x12\x32\n\x0b\x61\x63knowledge\x18\x07 \x01(\x0b\x32\x1b.tmem.v1.AcknowledgeRequestH\x00\x42\x06\n\x04\x62ody\"\xb5\x02\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12#\n\x03put\x18\x04 \x01(\x0b\x32\x14.tmem.v1.PutResponseH\x00\x12#\n\x03get\x18\x05 \x01(\x0b\x32\x14.tmem.v1.GetResponseH\x00\x12\'\n\x05\x66lush\x18\x06 \x01(\x0b\x32\x16.tmem.v1.FlushResponseH\x00\x12.\n\x0c\x66lush_object\x18\x07 \x01(\x0b\x32\x16.tmem.v1.FlushResponseH\x00\x12#\n\x03has\x18\x08 \x01(\x0b\x32\x14.tmem.v1.HasResponseH\x00\x12\x33\n\x0b\x61\x63knowledge\x18\t \x01(\x0b\x32\x1c.tmem.v1.AcknowledgeResponseH\x00\x42\x06\n\x04\x62ody*.\n\x08\x45ncoding\x12\x10\n\x0c\x45NCODING_RAW\x10\x00\x12\x10\n\x0c\x45NCODING_LZ4\x10\x01*\x9d\x02\n\nPutOutcome\x12\x1b\n\x17PUT_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n\x12PUT_OUTCOME_STORED\x10\x01\x12\x18\n\x14PUT_OUTCOME_REPLACED\x10\x02\x12\x15\n\x11PUT_OUTCOME_STALE\x10\x03\x12\x1d\n\x19PUT_OUTCOME_REFUSED_QUOTA\x10\x04\x12\x1e\n\x1aPUT_OUTCOME_REFUSED_FROZEN\x10\x05\x12(\n$PUT_OUTCOME_REFUSED_POOR_COMPRESSION\x10\x06\x12\x1e\n\x1aPUT_OUTCOME_REFUSED_MEMORY\x10\x07\x12 \n\x1cPUT_OUTCOME_REFUSED_NO_SPACE\x10\x08*P\n\nGetOutcome\x12\x14\n\x10GET_OUTCOME_MISS\x10\x00\x12\x13\n\x0fGET_OUTCOME_HIT\x10\x01\x12\x17\n\x13GET_OUTCOME_CORRUPT\x10\x02\x32\x96\x04\n\x04Tmem\x12?\n\x08OpenPool\x12\x18.tmem.v1.OpenPoolRequest\x1a\x19.tmem.v1.OpenPoolResponse\x12?\n\x08NewEpoch\x12\x18.tmem.v1.NewEpochRequest\x1a\x19.tmem.v1.NewEpochResponse\x12\x30\n\x03Put\x12\x13.tmem.v1.PutRequest\x1a\x14.tmem.v1.PutResponse\x12\x30\n\x03Get\x12\x13.tmem.v1.GetRequest\x1a\x14.tmem.v1.GetResponse\x12H\n\x0b\x41\x63knowledge\x12\x1b.tmem.v1.AcknowledgeRequest\x1a\x1c.tmem.v1.AcknowledgeResponse\x12\x30\n\x03Has\x12\x13.tmem.v1.HasRequest\x1a\x14.tmem.v1.HasResponse\x12\x36\n\x05\x46lush\x12\x15.tmem.v1.FlushRequest\x1a\x16.tmem.v1.FlushResponse\x12\x42\n\x0b\x46lushObject\x12\x1b.tmem.v1.FlushObjectRequest\x1a\x16.tmem.v1.FlushResponse\x12\x30\n\x08\x45xchange\x12\x10.tmem.v1.Command\x1a\x0e.tmem.v1.Reply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tmem_proto/v1/tmem.proto\x12\x07tmem.v1\"$\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\xb5\x01\n\x0cPoolSettings\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05\x63odec\x18\x02 \x01(\t\x12\x11\n\tallocator\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\r\n\x05quota\x18\x05 \x01(\x04\x12\x0e\n\x06weight\x18\x06 \x01(\r\x12\x0e\n\x06shared\x18\x07 \x01(\x08\x12\x11\n\tinclusive\x18\x08 \x01(\x08\x12\x11\n\tmax_zpage\x18\t \x01(\r\x12\r\n\x05owner\x18\n \x01(\t\"Y\n\x0fOpenPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x08settings\x18\x02 \x01(\x0b\x32\x15.tmem.v1.PoolSettings\x12\x0f\n\x07pool_id\x18\x03 \x01(\x04\"\x99\x01\n\x10OpenPoolResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\'\n\x08settings\x18\x02 \x01(\x0b\x32\x15.tmem.v1.PoolSettings\x12\x13\n\x0b\x62\x61tch_limit\x18\x03 \x01(\r\x12\x0f\n\x07pool_id\x18\x04 \x01(\x04\x12\x13\n\x0b\x66lush_limit\x18\x05 \x01(\r\"%\n\x0fNewEpochRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x04\"!\n\x10NewEpochResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\x92\x01\n\nPutRequest\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\x0b\n\x03oid\x18\x02 \x01(\x0c\x12\x0f\n\x07indices\x18\x03 \x03(\r\x12#\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x11.tmem.v1.Encoding\x12\x0f\n\x07lengths\x18\x05 \x03(\r\x12\r\n\x05pages\x18\x06 \x01(\x0c\"\x1f\n\x0bPutResponse\x12\x10\n\x08outcomes\x18\x01 \x01(\x0c\"\x83\x01\n\nGetRequest\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\x0b\n\x03oid\x18\x02 \x01(\x0c\x12\x0f\n\x07indices\x18\x03 \x03(\r\x12!\n\x06\x61\x63\x63\x65pt\x18\x04 \x01(\x0e\x32\x11.tmem.v1.Encoding\x12\x11\n\texclusive\x18\x05 \x01(\x08\"\x8d\x01\n\x0bGetResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x0c\x12#\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x11.tmem.v1.Encoding\x12\x0f\n\x07lengths\x18\x03 \x03(\r\x12\r\n\x05pages\x18\x04 \x01(\x0c\x12\x11\n\tchecksums\x18\x05 \x03(\x07\x12\x17\n\x0f\x61\x63knowledgement\x18\x06 \x01(\x04\"P\n\x12\x41\x63knowledgeRequest\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\x17\n\x0f\x61\x63knowledgement\x18\x02 \x01(\x04\"3\n\x13\x41\x63knowledgeResponse\x12\r\n\x05\x66reed\x18\x01 \x01(\x04\x12\r\n\x05stale\x18\x02 \x01(\x08\"Z\n\nHasRequest\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\x0b\n\x03oid\x18\x02 \x01(\x0c\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\r\"\x1b\n\x0bHasResponse\x12\x0c\n\x04held\x18\x01 \x01(\x0c\"O\n\x0c\x46lushRequest\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\x0b\n\x03oid\x18\x02 \x01(\x0c\x12\x0f\n\x07indices\x18\x03 \x03(\r\"D\n\x12\x46lushObjectRequest\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.tmem.v1.Session\x12\x0b\n\x03oid\x18\x02 \x01(\x0c\"-\n\rFlushResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x04\x12\r\n\x05stale\x18\x02 \x01(\x08\"\x9a\x02\n\x07\x43ommand\x12\n\n\x02id\x18\x01 \x01(\x04\x12\"\n\x03put\x18\x02 \x01(\x0b\x32\x13.tmem.v1.PutRequestH\x00\x12\"\n\x03get\x18\x03 \x01(\x0b\x32\x13.tmem.v1.GetRequestH\x00\x12&\n\x05\x66lush\x18\x04 \x01(\x0b\x32\x15.tmem.v1.FlushRequestH\x00\x12\x33\n\x0c\x66lush_object\x18\x05 \x01(\x0b\x32\x1b.tmem.v1.FlushObjectRequestH\x00\x12\"\n\x03has\x18\x06 \x01(\x0b\x32\x13.tmem.v1.HasRequestH\x00\x12\x32\n\x0b\x61\x63knowledge\x18\x07 \x01(\x0b\x32\x1b.tmem.v1.AcknowledgeRequestH\x00\x42\x06\n\x04\x62ody\"\xb5\x02\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12#\n\x03put\x18\x04 \x01(\x0b\x32\x14.tmem.v1.PutResponseH\x00\x12#\n\x03get\x18\x05 \x01(\x0b\x32\x14.tmem.v1.GetResponseH\x00\x12\'\n\x05\x66lush\x18\x06 \x01(\x0b\x32\x16.tmem.v1.FlushResponseH\x00\x12.\n\x0c\x66lush_object\x18\x07 \x01(\x0b\x32\x16.tmem.v1.FlushResponseH\x00\x12#\n\x03has\x18\x08 \x01(\x0b\x32\x14.tmem.v1.HasResponseH\x00\x12\x33\n\x0b\x61\x63knowledge\x18\t \x01(\x0b\x32\x1c.tmem.v1.AcknowledgeResponseH\x00\x42\x06\n\x04\x62ody*.\n\x08\x45ncoding\x12\x10\n\x0c\x45NCODING_RAW\x10\x00\x12\x10\n\x0c\x45NCODING_LZ4\x10\x01*\x9d\x02\n\nPutOutcome\x12\x1b\n\x17PUT_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n\x12PUT_OUTCOME_STORED\x10\x01\x12\x18\n\x14PUT_OUTCOME_REPLACED\x10\x02\x12\x15\n\x11PUT_OUTCOME_STALE\x10\x03\x12\x1d\n\x19PUT_OUTCOME_REFUSED_QUOTA\x10\x04\x12\x1e\n\x1aPUT_OUTCOME_REFUSED_FROZEN\x10\x05\x12(\n$PUT_OUTCOME_REFUSED_POOR_COMPRESSION\x10\x06\x12\x1e\n\x1aPUT_OUTCOME_REFUSED_MEMORY\x10\x07\x12 \n\x1cPUT_OUTCOME_REFUSED_NO_SPACE\x10\x08*P\n\nGetOutcome\x12\x14\n\x10GET_OUTCOME_MISS\x10\x00\x12\x13\n\x0fGET_OUTCOME_HIT\x10\x01\x12\x17\n\x13GET_OUTCOME_CORRUPT\x10\x02\x32\x96\x04\n\x04Tmem\x12?\n\x08OpenPool\x12\x18.tmem.v1.OpenPoolRequest\x1a\x19.tmem.v1.OpenPoolResponse\x12?\n\x08NewEpoch\x12\x18.tmem.v1.NewEpochRequest\x1a\x19.tmem.v1.NewEpochResponse\x12\x30\n\x03Put\x12\x13.tmem.v1.PutRequest\x1a\x14.tmem.v1.PutResponse\x12\x30\n\x03Get\x12\x13.tmem.v1.GetRequest\x1a\x14.tmem.v1.GetResponse\x12H\n\x0b\x41\x63knowledge\x12\x1b.tmem.v1.AcknowledgeRequest\x1a\x1c.tmem.v1.AcknowledgeResponse\x12\x30\n\x03Has\x12\x13.tmem.v1.HasRequest\x1a\x14.tmem.v1.HasResponse\x12\x36\n\x05\x46lush\x12\x15.tmem.v1.FlushRequest\x1a\x16.tmem.v1.FlushResponse\x12\x42\n\x0b\x46lushObject\x12\x1b.tmem.v1.FlushObjectRequest\x1a\x16.tmem.v1.FlushResponse\x12\x30\n\x08\x45xchange\x12\x10.tmem.v1.Command\x1a\x0e.tmem.v1.Reply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tmem_proto.v1.tmem_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODING']._serialized_start=2070
-  _globals['_ENCODING']._serialized_end=2116
-  _globals['_PUTOUTCOME']._serialized_start=2119
-  _globals['_PUTOUTCOME']._serialized_end=2404
-  _globals['_GETOUTCOME']._serialized_start=2406
-  _globals['_GETOUTCOME']._serialized_end=2486
+  _globals['_ENCODING']._serialized_start=2091
+  _globals['_ENCODING']._serialized_end=2137
+  _globals['_PUTOUTCOME']._serialized_start=2140
+  _globals['_PUTOUTCOME']._serialized_end=2425
+  _globals['_GETOUTCOME']._serialized_start=2427
+  _globals['_GETOUTCOME']._serialized_end=2507
   _globals['_SESSION']._serialized_start=37
   _globals['_SESSION']._serialized_end=73
   _globals['_POOLSETTINGS']._serialized_start=76
@@ -44,37 +44,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENPOOLREQUEST']._serialized_start=259
   _globals['_OPENPOOLREQUEST']._serialized_end=348
   _globals['_OPENPOOLRESPONSE']._serialized_start=351
-  _globals['_OPENPOOLRESPONSE']._serialized_end=483
-  _globals['_NEWEPOCHREQUEST']._serialized_start=485
-  _globals['_NEWEPOCHREQUEST']._serialized_end=522
-  _globals['_NEWEPOCHRESPONSE']._serialized_start=524
-  _globals['_NEWEPOCHRESPONSE']._serialized_end=557
-  _globals['_PUTREQUEST']._serialized_start=560
-  _globals['_PUTREQUEST']._serialized_end=706
-  _globals['_PUTRESPONSE']._serialized_start=708
-  _globals['_PUTRESPONSE']._serialized_end=739
-  _globals['_GETREQUEST']._serialized_start=742
-  _globals['_GETREQUEST']._serialized_end=873
-  _globals['_GETRESPONSE']._serialized_start=876
-  _globals['_GETRESPONSE']._serialized_end=1017
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=1019
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=1099
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=1101
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=1152
-  _globals['_HASREQUEST']._serialized_start=1154
-  _globals['_HASREQUEST']._serialized_end=1244
-  _globals['_HASRESPONSE']._serialized_start=1246
-  _globals['_HASRESPONSE']._serialized_end=1273
-  _globals['_FLUSHREQUEST']._serialized_start=1275
-  _globals['_FLUSHREQUEST']._serialized_end=1354
-  _globals['_FLUSHOBJECTREQUEST']._serialized_start=1356
-  _globals['_FLUSHOBJECTREQUEST']._serialized_end=1424
-  _globals['_FLUSHRESPONSE']._serialized_start=1426
-  _globals['_FLUSHRESPONSE']._serialized_end=1471
-  _globals['_COMMAND']._serialized_start=1474
-  _globals['_COMMAND']._serialized_end=1756
-  _globals['_REPLY']._serialized_start=1759
-  _globals['_REPLY']._serialized_end=2068
-  _globals['_TMEM']._serialized_start=2489
-  _globals['_TMEM']._serialized_end=3023
+  _globals['_OPENPOOLRESPONSE']._serialized_end=504
+  _globals['_NEWEPOCHREQUEST']._serialized_start=506
+  _globals['_NEWEPOCHREQUEST']._serialized_end=543
+  _globals['_NEWEPOCHRESPONSE']._serialized_start=545
+  _globals['_NEWEPOCHRESPONSE']._serialized_end=578
+  _globals['_PUTREQUEST']._serialized_start=581
+  _globals['_PUTREQUEST']._serialized_end=727
+  _globals['_PUTRESPONSE']._serialized_start=729
+  _globals['_PUTRESPONSE']._serialized_end=760
+  _globals['_GETREQUEST']._serialized_start=763
+  _globals['_GETREQUEST']._serialized_end=894
+  _globals['_GETRESPONSE']._serialized_start=897
+  _globals['_GETRESPONSE']._serialized_end=1038
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=1040
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=1120
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=1122
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=1173
+  _globals['_HASREQUEST']._serialized_start=1175
+  _globals['_HASREQUEST']._serialized_end=1265
+  _globals['_HASRESPONSE']._serialized_start=1267
+  _globals['_HASRESPONSE']._serialized_end=1294
+  _globals['_FLUSHREQUEST']._serialized_start=1296
+  _globals['_FLUSHREQUEST']._serialized_end=1375
+  _globals['_FLUSHOBJECTREQUEST']._serialized_start=1377
+  _globals['_FLUSHOBJECTREQUEST']._serialized_end=1445
+  _globals['_FLUSHRESPONSE']._serialized_start=1447
+  _globals['_FLUSHRESPONSE']._serialized_end=1492
+  _globals['_COMMAND']._serialized_start=1495
+  _globals['_COMMAND']._serialized_end=1777
+  _globals['_REPLY']._serialized_start=1780
+  _globals['_REPLY']._serialized_end=2089
+  _globals['_TMEM']._serialized_start=2510
+  _globals['_TMEM']._serialized_end=3044
 # @@protoc_insertion_point(module_scope)

@@ -228,10 +228,13 @@ class OpenPoolResponse(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     BATCH_LIMIT_FIELD_NUMBER: _builtins.int
     POOL_ID_FIELD_NUMBER: _builtins.int
+    FLUSH_LIMIT_FIELD_NUMBER: _builtins.int
     batch_limit: _builtins.int
     """Most pages that a batch may have."""
     pool_id: _builtins.int
     """Never 0, and never another pool's, even after a restart."""
+    flush_limit: _builtins.int
+    """Most indices that a flush may have, which carries no pages; 0: as many as a batch."""
     @_builtins.property
     def session(self) -> Global___Session: ...
     @_builtins.property
@@ -245,10 +248,11 @@ class OpenPoolResponse(_message.Message):
         settings: Global___PoolSettings | None = ...,
         batch_limit: _builtins.int = ...,
         pool_id: _builtins.int = ...,
+        flush_limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_limit", b"batch_limit", "pool_id", b"pool_id", "session", b"session", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_limit", b"batch_limit", "flush_limit", b"flush_limit", "pool_id", b"pool_id", "session", b"session", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
