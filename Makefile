@@ -23,8 +23,10 @@ SAN_SECONDS ?= 300
 # Cargo and pip build the bindings for the same interpreter.
 export PYO3_PYTHON := $(CURDIR)/$(PY)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Of the editable install; it shares what the tests build, and keeps line numbers.
+export SETUPTOOLS_RUST_CARGO_PROFILE := release
 
-.PHONY: help setup build test test-rust test-python proto proto-check lint dashboard format demo bench-engine bench-rpc bench-block soak-block soak-crash soak-rpc fuzz sanitize lock clean
+.PHONY: help setup build test test-rust test-python test-deploy proto proto-check lint dashboard format demo bench-engine bench-rpc bench-block soak-block soak-crash soak-rpc fuzz sanitize lock clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  %-14s %s\n' "$$name" "$$what"; done
@@ -44,6 +46,9 @@ test-rust: $(VENV)/.deps
 
 test-python: build
 	$(PY) -m pytest --numprocesses=$(TESTS_AT_ONCE)
+
+test-deploy: build ## Try deploy/ on the Docker engine of this machine; TMEM_ENGINE_RESTART='COMMAND' has it restarted too
+	$(PY) -m pytest tests/deploy
 
 # Generates the protocol's Python, with its types, into a folder.
 PROTOC = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I proto $(addprefix --,$(addsuffix _out=$(1),python grpc_python mypy mypy_grpc)) $(wildcard proto/tmem_proto/v1/*.proto)
@@ -101,10 +106,14 @@ fuzz: build ## Fuzz the engine, the block front and the wire for FUZZ_SECONDS (6
 sanitize: ## Run the core's tests under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test -p tmem-core --lib --test model --test coherency --test fuzz --target-dir target/asan --target $$(rustc -vV | sed -n 's/host: //p')
 
-lock: $(VENV)/.deps ## Renew requirements-dev.lock: newest versions, with hashes
+# What runs is of the same versions as what was tested.
+PIP_COMPILE = $(VENV)/lock/bin/pip-compile --quiet --extra server --extra cli --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+
+lock: $(VENV)/.deps ## Renew requirements-dev.lock, newest versions with hashes, and of it requirements.lock, what runs
 	$(PY) -m venv --clear $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet pip-tools
-	$(VENV)/lock/bin/pip-compile --quiet --upgrade --extra dev --extra server --extra cli --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements-dev.lock pyproject.toml
+	$(PIP_COMPILE) --upgrade --extra dev --output-file requirements-dev.lock pyproject.toml
+	$(PIP_COMPILE) --rebuild --constraint requirements-dev.lock --output-file requirements.lock pyproject.toml
 
 clean: ## Remove .venv and everything built
 	rm -rf $(VENV) target build dist *.so *.egg-info client/*.egg-info

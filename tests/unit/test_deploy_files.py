@@ -1,5 +1,6 @@
 """deploy/ as far as it can be told without an engine: images are pinned, what is named exists, nothing is public."""
 
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from tmemd.config import OPTIONS, load
 from tmemd.values import split_address
@@ -16,8 +18,17 @@ from tmemd.values import split_address
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+def _compose(name: str) -> Any:
+    """A Compose file with the defaults of its variables; `!override` is for Compose alone."""
+    text = (DEPLOY / name).read_text().replace("!override ", "")
+    return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
+
+
+COMPOSE = _compose("compose.yaml")
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SECURED: dict[str, dict[str, Any]] = _compose("compose.tls.yaml")["services"]
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 UNIT = (DEPLOY / "tmemd.service").read_text()
 
@@ -46,6 +57,8 @@ def test_what_is_mounted_exists(service: dict[str, Any]) -> None:
         if source.startswith("."):
             assert (DEPLOY / source).exists(), source
             assert mode == ["ro"]
+        elif source.startswith("/"):
+            assert source == "/dev/shm"
         else:
             assert source in COMPOSE["volumes"]
 
@@ -58,14 +71,15 @@ def test_services_are_limited_hardened_and_looked_after(service: dict[str, Any])
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["restart"] == "unless-stopped"
     assert service["healthcheck"]
+    # Compose refuses limits of the service itself beside those of its resources.
+    assert not service.keys() & {"pids_limit", "mem_limit", "mem_reservation", "cpus"}
 
 
 @each_service
 def test_services_name_each_other_rightly(service: dict[str, Any]) -> None:
     assert set(service.get("depends_on", ())) <= SERVICES.keys()
     assert set(service.get("networks", ())) <= COMPOSE["networks"].keys()
-    kind, _, other = service.get("ipc", "").partition(":")
-    assert kind != "service" or SERVICES[other]["ipc"] == "shareable"
+    assert "ipc" not in service
 
 
 def test_the_daemon_gets_settings_that_it_takes_and_has_room_for() -> None:
@@ -75,11 +89,36 @@ def test_the_daemon_gets_settings_that_it_takes_and_has_room_for() -> None:
     assert service["ports"] == [f"127.0.0.1:{split_address(config.listen)[1]}:7717"]
     assert service["healthcheck"]["test"][-1] == "127.0.0.1:7717"
     assert SERVICES["demo"]["entrypoint"][-1] == "tmemd:7717"
-    shared = SERVICES["arena"]["shm_size"]
-    assert int(shared.removesuffix("gb")) << 30 > config.memory
+    mounts = dict(reversed(volume.split(":")) for volume in service["volumes"])
+    assert mounts[str(Path(config.arena or "").parent)] == "/dev/shm", "the host's, which no container's end empties"
     assert int(service["deploy"]["resources"]["limits"]["memory"].removesuffix("G")) << 30 > config.memory
     assert service["ulimits"]["memlock"] == {"soft": -1, "hard": -1}
     assert int(service["stop_grace_period"].removesuffix("s")) > config.drain
+
+
+def test_tls_is_set_whole_and_its_folders_are_what_the_script_makes() -> None:
+    plain, secured = SERVICES["tmemd"], SECURED["tmemd"]
+    environment = {**plain["environment"], **secured["environment"]}
+    config = load({}, environment)
+    assert not config.insecure
+    files = {name: Path(environment[f"TMEMD_TLS_{name}"]) for name in ("CERT", "KEY", "CLIENT_CA")}
+    (mount,) = secured["volumes"]
+    assert mount == f"./tls/tmemd:{files['CERT'].parent}:ro"
+    assert {path.parent for path in files.values()} == {files["CERT"].parent}
+    script = (DEPLOY / "certificates.sh").read_text()
+    assert re.search(r"^issue 7717:7717 tmemd server ", script, re.MULTILINE)
+    assert re.search(r"^issue 65534:65534 prometheus prometheus ", script, re.MULTILINE)
+    assert re.search(
+        rf"^issue 7717:7717 demo {SECURED['demo']['entrypoint'][-1].strip('/').replace('tls', 'demo')} ", script, re.M
+    )
+    assert config.metrics_clients == ("prometheus",)
+    scraped = [
+        yaml.safe_load((DEPLOY / "prometheus" / name).read_text()) for name in ("prometheus.yml", "prometheus.tls.yml")
+    ]
+    (job,) = scraped[1]["scrape_configs"]
+    assert job.pop("scheme") == "https"
+    assert job.pop("tls_config").keys() == {"ca_file", "cert_file", "key_file"}
+    assert scraped[0] == scraped[1]
 
 
 def test_prometheus_scrapes_the_daemon_and_grafana_reads_prometheus() -> None:
@@ -116,28 +155,65 @@ def test_what_the_image_is_made_of_exists_and_is_sent() -> None:
 
 
 def test_the_image_is_built_with_what_the_project_asks_for() -> None:
-    arguments = dict(words[0].split("=") for name, *words in instructions() if name == "ARG")
+    arguments = dict(words[0].split("=") for name, *words in instructions() if name == "ARG" and "=" in words[0])
     workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]
-    assert arguments["RUST"].startswith(workspace["rust-version"])
-    assert all(re.match(r"\d+\.\d+\.\d+-slim-bookworm$", tag) for tag in arguments.values())
+    assert arguments["RUST_IMAGE"].startswith(f"rust:{workspace['rust-version']}")
+    assert all(re.fullmatch(r"\w+:\d+\.\d+\.\d+-slim-bookworm", image) for image in arguments.values())
+    bases = {words[0] for name, *words in instructions() if name == "FROM"}
+    assert bases == {f"${{{name}}}" for name in arguments}
+    assert set(SERVICES["tmemd"]["build"]["args"]) == arguments.keys()
+    assert "syntax=" not in DOCKERFILE, "a frontend that the engine would fetch, by whatever is at its tag today"
     assert f'version="{VERSION}"' in DOCKERFILE
 
 
 def test_the_image_runs_as_nobody_special_without_compilers() -> None:
     stages = " ".join(map(" ".join, instructions())).split("FROM ")
     final = stages[-1]
-    assert not re.search(r"gcc|cargo|rustup|pip", final)
+    assert not re.search(r"gcc|cargo|rustup|pip install", final)
     assert "USER 7717:7717" in final
     assert "STOPSIGNAL SIGTERM" in final
     assert re.search(r'HEALTHCHECK .* CMD \["python", "-m", "tmemd.probe"', final)
 
 
-def test_compose_is_valid_to_docker() -> None:
+def test_all_that_is_installed_is_checked() -> None:
+    for command in re.findall(r"pip install [^&]*", " ".join(map(" ".join, instructions()))):
+        assert "--require-hashes -r requirements" in command or "--no-deps --no-index /wheels/" in command
+    (extension,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools-rust"]["ext-modules"]
+    assert extension["args"] == ["--locked", "--profile=dist"]
+    profile = tomllib.loads((ROOT / "Cargo.toml").read_text())["profile"]["dist"]
+    assert (profile["inherits"], profile["debug"], profile["strip"]) == ("release", False, "debuginfo")
+
+
+def _locked(name: str) -> dict[str, str]:
+    """The packages of a lock, each with its version and hashes."""
+    blocks = re.split(r"\n(?=\S)", (ROOT / name).read_text())
+    return {block.partition("==")[0]: block.strip() for block in blocks if "==" in block}
+
+
+def test_what_runs_is_locked_as_what_is_tested_and_whole() -> None:
+    runs, tested = _locked("requirements.lock"), _locked("requirements-dev.lock")
+    assert all("--hash=sha256:" in block for block in runs.values())
+    assert runs.items() <= tested.items(), "make lock"
+    needed, found = [Requirement(f"tmem[server,cli]=={VERSION}")], set()
+    while needed:
+        asked = needed.pop()
+        if (asked.name, *asked.extras) in found:
+            continue
+        found.add((asked.name, *asked.extras))
+        for text in importlib.metadata.requires(asked.name) or ():
+            of = Requirement(text)
+            if of.marker is None or any(of.marker.evaluate({"extra": extra}) for extra in ("", *asked.extras)):
+                needed.append(of)
+    assert {re.sub(r"[-_.]+", "-", name).lower() for name, *_ in found} - {"tmem"} == runs.keys()
+
+
+@pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.tls.yaml"]], ids=["plain", "tls"])
+def test_compose_is_valid_to_docker(files: list[str]) -> None:
     command = ["docker", "compose"]
     if shutil.which("docker") is None or subprocess.run([*command, "version"], capture_output=True).returncode:
         pytest.skip("there is no docker compose")
     checked = subprocess.run(
-        [*command, "--file", str(DEPLOY / "compose.yaml"), "--profile", "demo", "config", "--quiet"],
+        [*command, *(f"--file={DEPLOY / name}" for name in files), "--profile", "demo", "config", "--quiet"],
         capture_output=True,
         text=True,
         check=False,
