@@ -15,7 +15,7 @@ import yaml
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 COLUMNS = 24
 HEIGHT = {"stat": 4, "timeseries": 8, "bargauge": 8}
-_ALL = 'instance=~"$instance"'
+_ALL = 'job=~"$job",instance=~"$instance"'
 _SHORT = {
     "<all>": _ALL,
     "<pool>": _ALL + ',client=~"$client",pool=~"$pool"',
@@ -42,14 +42,17 @@ def dashboard() -> dict[str, Any]:
 def _variables() -> list[dict[str, Any]]:
     source = {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
     chosen = (
-        ("instance", "Daemon", "label_values(tmem_build_info, instance)"),
-        ("client", "Client", 'label_values(tmem_pages{instance=~"$instance"}, client)'),
-        ("pool", "Pool", 'label_values(tmem_pages{instance=~"$instance",client=~"$client"}, pool)'),
+        ("job", "Job", "label_values(tmem_build_info, job)"),
+        ("instance", "Daemon", 'label_values(tmem_build_info{job=~"$job"}, instance)'),
+        ("client", "Client", f"label_values(tmem_pages{{{_ALL}}}, client)"),
+        ("pool", "Pool", f'label_values(tmem_pages{{{_ALL},client=~"$client"}}, pool)'),
     )
     everything = {"text": ["All"], "value": ["$__all"]}
-    options = {"type": "query", "refresh": 2, "sort": 1, "multi": True, "includeAll": True, "allValue": ".*"}
+    options = {"type": "query", "refresh": 2, "sort": 1, "multi": True, "includeAll": True}
+    # All daemons are those that Prometheus knows to be of tmem: others have metrics of the same names, such as `up`.
     return [source] + [
         {**options, "name": name, "label": label, "query": query, "datasource": SOURCE, "current": everything}
+        | ({"allValue": ".*"} if name in ("client", "pool") else {})
         for name, label, query in chosen
     ]
 
@@ -89,12 +92,20 @@ def _panel(panel: dict[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(panel: dict[str, Any], kind: str) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
+    good, bad = {"color": "green", "value": None}, {"color": "red", "value": None}
+    steps: list[dict[str, Any]] = [bad if "best" in panel else good]
     if "worst" in panel:
-        steps.append({"color": "red", "value": panel["worst"]})
+        steps.append({**bad, "value": panel["worst"]})
+    if "best" in panel:
+        steps.append({**good, "value": panel["best"]})
     defaults = {"unit": panel["unit"], "min": 0, "thresholds": {"mode": "absolute", "steps": steps}}
     if "most" in panel:
         defaults["max"] = panel["most"]
+    if "words" in panel:
+        options = {str(value): {"text": text} for value, text in panel["words"].items()}
+        defaults["mappings"] = [{"type": "value", "options": options}]
+    if "nothing" in panel:
+        defaults["noValue"] = panel["nothing"]
     if kind == "timeseries":
         stacked = panel.get("stacked", False)
         stacking = {"mode": "normal" if stacked else "none"}

@@ -13,13 +13,14 @@ from prometheus_client.registry import Collector
 from tmemd import __version__
 from tmemd.counts import BOUNDS
 from tmemd.errors import ConfigError
+from tmemd.expiry import expiry
 from tmemd.exposition import Exposition
 from tmemd.families import family, store_families
 from tmemd.tls import certificates
 from tmemd.values import is_loopback, join_address, split_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from tmemd.config import Config
     from tmemd.counts import Counts
@@ -29,13 +30,18 @@ if TYPE_CHECKING:
 class StoreCollector(Collector):
     """Reads the store and what the daemon, all its workers together, has counted."""
 
-    def __init__(self, store: Store, counts: Callable[[], Counts]) -> None:
+    def __init__(self, store: Store, counts: Callable[[], Counts], certificates: Sequence[str] = ()) -> None:
+        """`certificates` are files, looked at each time."""
         self._store = store
         self._counts = counts
+        self._certificates = certificates
 
     def collect(self) -> Iterator[Metric]:
         about = "The daemon's version, and its Python's."
         yield InfoMetricFamily("tmem_build", about, {"version": __version__, "python": platform.python_version()})
+        about = "When the first certificate of a file that TLS uses expires."
+        ends = [((path,), end) for path in self._certificates if (end := expiry(path)) is not None]
+        yield family("tmem_tls_certificate_expiry_timestamp_seconds", about, ("file",), ends)
         yield from store_families(self._store)
         yield from self._daemon()
 
@@ -114,7 +120,8 @@ def expose(store: Store, counts: Callable[[], Counts], config: Config) -> tuple[
     secured = None if is_loopback(address) else certificates(config)
     readers = config.administrators | {*config.metrics_clients} if secured and config.tls_client_ca else None
     registry = CollectorRegistry()
-    registry.register(StoreCollector(store, counts))
+    files = [path for path in (config.tls_cert, config.tls_client_ca) if path]
+    registry.register(StoreCollector(store, counts, files))
     ProcessCollector(registry=registry)
     if secured is not None:
         secured.load()
