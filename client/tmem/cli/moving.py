@@ -13,10 +13,11 @@ import click
 
 from tmem.cli import text
 from tmem.cli.arguments import OUTPUT, POOL
+from tmem.cli.devices import PREFIX
 from tmem.cli.failures import Failed, Misused, remedy
 from tmem.cli.outfile import STANDARD, is_standard, replaces
 from tmem.cli.pagesfile import Reader
-from tmem.cli.restoring import pool_for
+from tmem.cli.restoring import Restored, destination
 from tmem.cli.restoring import restore as restore_pages
 from tmem.cli.saving import MOST_PASSES
 from tmem.cli.saving import save as save_pages
@@ -70,24 +71,43 @@ def save(session: Session, pool: str, file: str, passes: int, force: bool) -> No
 
 @click.command("restore", cls=Leaf)
 @click.argument("file", metavar="FILE|-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("--pool", help="Restore to this pool; else to the one of the saved name.")
-@click.option("--merge", is_flag=True, help="Put over what the pool holds.")
+@click.option("--as", "name", metavar="NAME", help="Under this name in place of the saved one: a pool, or an export.")
+@click.option("--pool", help="To the pool of this name, an export's pages too: those alone.")
+@click.option("--merge", is_flag=True, help="Put over what the pool or export holds.")
 @pass_session
-def restore(session: Session, file: str, pool: str | None, merge: bool) -> None:
-    """Put back the pages of a saved pool. The file is checked as a whole before anything is put."""
+def restore(session: Session, file: str, name: str | None, pool: str | None, merge: bool) -> None:
+    """Put back a saved pool, or a saved export as an export. The file is checked as a whole before anything is put.
+
+    An export lets nobody in while it is restored; one that a client has open is left alone.
+    """
+    if name is not None and pool is not None:
+        raise Misused("--as and --pool exclude each other")
     with seekable(file) as source:
         reader = Reader(source, "standard input" if file == STANDARD else file)
         totals = reader.check()
-        opened, made = pool_for(session.target, reader, pool or reader.header["pool"], merge)
-        with session.output.progress(f"restoring {text.printable(opened.name)}", totals.pages) as progress:
-            done = restore_pages(reader, opened, made, progress)
+        saved: str = reader.header["pool"]
+        if name is not None and saved.startswith(PREFIX):
+            pool = PREFIX + name.removeprefix(PREFIX)
+        into = pool or name or saved
+        with destination(session.target, reader, into, merge, session.output.remark) as (opened, made):
+            with session.output.progress(f"restoring {text.printable(into)}", totals.pages) as progress:
+                done = restore_pages(reader, opened, made, progress)
+            if done.refused:
+                _refused(file, done)
     if session.output.as_json:
         session.output.document(asdict(done))
-    into = "" if done.made else ", which was there"
-    session.output.say(f"put {text.quantity(done.put, 'page')} to pool {text.printable(done.pool)!r}{into}")
-    if done.refused:
-        reasons = "; ".join(f"{count:,} for {remedy(reason, done.pool)}" for reason, count in done.refused.items())
-        raise Failed(f"{text.quantity(sum(done.refused.values()), 'page')} of {file} were refused: {reasons}")
+    where = "" if done.made else ", which was there"
+    session.output.say(f"put {text.quantity(done.put, 'page')} to {_called(done.pool)}{where}")
+
+
+def _called(pool: str) -> str:
+    kind, name = ("export", pool.removeprefix(PREFIX)) if pool.startswith(PREFIX) else ("pool", pool)
+    return f"{kind} {text.printable(name)!r}"
+
+
+def _refused(file: str, done: Restored) -> None:
+    reasons = "; ".join(f"{count:,} for {remedy(reason, done.pool)}" for reason, count in done.refused.items())
+    raise Failed(f"{text.quantity(sum(done.refused.values()), 'page')} of {file} were refused: {reasons}")
 
 
 @contextmanager

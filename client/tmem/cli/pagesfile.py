@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 MAGIC = b"tmem-pages-1\n\0\0\0"
+_ANY_FORMAT = b"tmem-pages-"
 LARGEST = 8 << 20
 BATCH_BYTES = 1 << 20
 """Of pages in a record that this writes."""
@@ -124,12 +125,17 @@ class Writer:
 
 
 class Reader:
-    """Reads a file; `records` may be gone through again and again, each time checking all."""
+    """Reads a file; `records` may be gone through again and again, each time checking all.
+
+    After a `check`, `furthest` is the highest index of a page, and `foreign` whether one is of an object other than 0.
+    """
 
     def __init__(self, source: BinaryIO, name: str) -> None:
         self._source = source
         self._name = name
         self._totals = Totals(0, 0, 0)
+        self.furthest = -1
+        self.foreign = False
         if self._start() != b"H":
             raise self._fault("it has no header")
         self.header = self._header()
@@ -141,8 +147,10 @@ class Reader:
 
     def check(self) -> Totals:
         """Read all of it, once, and say what it has."""
-        for _ in self.records():
-            pass
+        for record in self.records():
+            if isinstance(record, Pages) and record.entries:
+                self.furthest = max(self.furthest, *(index for index, _, _ in record.entries))
+                self.foreign = self.foreign or any(record.oid)
         return self._totals
 
     def records(self) -> Iterator[Record]:
@@ -165,12 +173,17 @@ class Reader:
                     self._end(self._totals)
                     return
                 case kind:
-                    raise self._fault(f"there is no record of kind {kind!r}")
+                    raise self._fault(f"there is no record of kind {kind!r}: a newer tmem may have written it")
 
     def _start(self) -> bytes:
         self._source.seek(0)
         self._at = 0
-        if self._source.read(len(MAGIC)) != MAGIC:
+        magic = self._source.read(len(MAGIC))
+        if magic != MAGIC:
+            if magic.startswith(_ANY_FORMAT):
+                raise self._fault(
+                    "it is of another format than tmem-pages-1: it takes the tmem that wrote it, or a newer"
+                )
             raise self._fault("it is no file of saved pages (tmem-pages-1)")
         return self._read()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import tmem
-from tmem._settings import PoolSettings
+from tmem._settings import PoolSettings, pool_settings
+from tmem.cli import devices
 from tmem.cli.pagesfile import Pages, PagesFileError
 
 if TYPE_CHECKING:
@@ -33,18 +35,35 @@ class Restored:
     refused: dict[str, int]
 
 
-def pool_for(target: Target, reader: Reader, name: str, merge: bool) -> tuple[Pool, bool]:
-    """The pool to restore to, made with the saved settings where there is none; and whether it was."""
+@contextmanager
+def destination(
+    target: Target, reader: Reader, name: str, merge: bool, remark: Callable[[str], None]
+) -> Iterator[tuple[Pool, bool]]:
+    """The pool to restore to, and whether it is new: a pool, or an export's by its pool's name."""
+    if name.startswith(devices.PREFIX):
+        with devices.restored(target, reader, name.removeprefix(devices.PREFIX), merge, remark) as found:
+            yield found
+        return
+    yield _pool_for(target, reader, name, merge)
+
+
+def _pool_for(target: Target, reader: Reader, name: str, merge: bool) -> tuple[Pool, bool]:
+    """The pool of a name, made with the saved settings where there is none; and whether it was."""
     try:
         view = target.pool(name)
     except tmem.UnknownPoolError:
         _make(target, name, _settings(reader))
         return target.store.find_pool(name), True
+    if view.settings["kind"] != "persistent":
+        raise tmem.MismatchError(f"pool {name!r} is ephemeral and may lose any page: give another name with --as")
     if view.page_size != reader.page_size:
-        raise tmem.MismatchError(f"pool {name!r} has pages of {view.page_size} bytes, the file of {reader.page_size}")
+        raise tmem.MismatchError(
+            f"pool {name!r} has pages of {view.page_size} bytes, the file of {reader.page_size}: give another name "
+            "with --as"
+        )
     if view.stats["pages"] and not merge:
         raise tmem.MismatchError(
-            f"pool {name!r} holds {view.stats['pages']:,} pages: give another name with --pool, or --merge into it"
+            f"pool {name!r} holds {view.stats['pages']:,} pages: give another name with --as, or --merge into it"
         )
     return target.store.find_pool(name), False
 
@@ -92,11 +111,16 @@ def _apply(reader: Reader, pool: Pool, record: Record) -> tuple[int, list[str]]:
 def _settings(reader: Reader) -> PoolSettings:
     saved: dict[str, Any] = reader.header["settings"]
     known = {name: saved[name] for name in PoolSettings.__slots__ if name in saved}
-    try:
-        return PoolSettings(**known)
-    except TypeError:
-        missing = ", ".join(sorted(set(PoolSettings.__slots__) - known.keys()))
-        raise PagesFileError(f"the header lacks the settings {missing}") from None
+    missing = sorted(set(PoolSettings.__slots__) - known.keys())
+    if missing:
+        raise PagesFileError(f"the header lacks the settings {', '.join(missing)}")
+    kind = pool_settings()
+    for setting, value in known.items():
+        if type(value) is not type(getattr(kind, setting)):
+            raise PagesFileError(f"the header's setting {setting} is {value!r}")
+    if known["kind"] != "persistent":
+        raise PagesFileError("the header describes an ephemeral pool")
+    return PoolSettings(**known)
 
 
 def _make(target: Target, name: str, settings: PoolSettings) -> None:

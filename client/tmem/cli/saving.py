@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import tmem
 from tmem._session import batches
+from tmem.cli.devices import described
 from tmem.cli.outfile import PRIVATE, writing
 from tmem.cli.pagesfile import BATCH_BYTES, Writer
 
@@ -67,7 +68,7 @@ def save(
 ) -> Saved:
     """Save a pool. The file appears under its name when it is whole and on the disk; who had none may read it alone."""
     with writing(str(path), PRIVATE) as sink:
-        saved = _Run(target, view, Writer(sink, _header(view)), progress).passes(passes)
+        saved = _Run(target, view, Writer(sink, _header(target, view)), progress).passes(passes)
     return Saved(*saved, bytes=sink.written)
 
 
@@ -199,10 +200,12 @@ def _packed(stamps: dict[int, int]) -> array[int]:
     return array("Q", (index << _STAMP_BITS | stamp for index, stamp in stamps.items()))
 
 
-def _header(view: PoolView) -> dict[str, Any]:
-    return {
+def _header(target: Target, view: PoolView) -> dict[str, Any]:
+    header = {
         "pool": view.name,
         "settings": view.settings,
         "tmem": tmem.__version__,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    export = described(target, view.name)
+    return header if export is None else header | {"export": export}
