@@ -1,7 +1,18 @@
-"""`python -m tmemd`."""
+"""The command `tmemd`, and `python -m tmemd`."""
 
 import sys
 
-from tmemd.cli import main
+from tmemd.early import hold, open_streams
 
-sys.exit(main())
+
+def main() -> int:
+    """Be ready for signals first; then import what takes time."""
+    hold()
+    open_streams()
+    from tmemd.cli import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

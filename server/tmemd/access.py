@@ -37,6 +37,9 @@ class Access:
         arena = store.info()["arena"]
         self._file = None if arena is None else os.open(arena, os.O_RDONLY | os.O_CLOEXEC)
 
+    def reconfigure(self, clients: Clients) -> None:
+        self._clients = clients
+
     def open(self, client: Client, name: str, settings: Settings | None) -> StorePool:
         """The pool of a name, made where there is none and there are settings."""
         if settings is None:

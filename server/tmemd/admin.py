@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from grpc.aio import ServicerContext
 
+    from tmemd.config import Config
     from tmemd.exports import Exports
     from tmemd.identity import Client
     from tmemd.parts import Parts
@@ -47,6 +48,9 @@ class AdminService(TmemAdminServicer):
         self._workers = workers
         self._look_out = look_out
         self._exports = exports
+
+    def reconfigure(self, config: Config) -> None:
+        self._config = config
 
     @rpc
     async def ListPools(self, _: pb.ListPoolsRequest, client: Client) -> pb.ListPoolsResponse:  # noqa: N802

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tmemd.control import Control
 from tmemd.counts import Counts
 from tmemd.errors import WorkerError
-from tmemd.logs import log
+from tmemd.logs import log, stderr_descriptor
 from tmemd.workers import Worker
 
 if TYPE_CHECKING:
@@ -77,7 +77,11 @@ class Child:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                *_COMMAND, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, pass_fds=self._inherited
+                *_COMMAND,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=stderr_descriptor(),
+                pass_fds=self._inherited,
             )
         self._control = await Control.over(ours)
 

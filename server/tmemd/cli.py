@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import tmemd.polling  # noqa: F401 - before anything that imports gRPC
 from tmemd import __version__
-from tmemd.config import OPTIONS, dump, load
+from tmemd.config import OPTIONS, dump, load, service_links
 from tmemd.descriptors import raise_limit
 from tmemd.errors import ConfigError, TmemdError, WorkerError
-from tmemd.logs import log_to_stderr
+from tmemd.logs import end_with, log, log_to_stderr
 from tmemd.notify import notify
+from tmemd.streams import Outlet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tmemd.config import Config
 
@@ -26,24 +27,33 @@ NULL = "PAGES ARE NOT KEPT: with --store null puts are dropped and gets answer z
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the daemon; its exit status. 2: settings, an address or an arena that are no use; 1: workers keep dying."""
+    """Run the daemon; its exit status.
+
+    2: settings, an address or an arena that are no use; 1: workers keep dying; 130: SIGINT came before it served.
+    """
     given = vars(_parser().parse_args(arguments))
     path, print_config = given.pop("config", None), given.pop("print_config", False)
-    log_to_stderr()
+
+    def read() -> Config:
+        return load(given, os.environ, path)
+
     try:
-        config = load(given, os.environ, path)
+        config = read()
         if print_config:
             sys.stdout.write(dump(config))
+            sys.stdout.flush()
             return 0
+        log_to_stderr(style=config.log_format, level=config.log_level)
+        if links := service_links(os.environ):
+            log.info("ignored %s: variables of a service that is called tmemd, not settings", ", ".join(links))
         raise_limit(config)
-        _run(config)
+        return _run(config, read)
     except WorkerError as error:
-        print(f"tmemd: {error}", file=sys.stderr)
+        end_with(str(error))
         return 2 if error.tries == 1 else 1
-    except (ConfigError, TmemdError, ValueError) as error:
-        print(f"tmemd: {error}", file=sys.stderr)
+    except (ConfigError, TmemdError, ValueError, OSError) as error:
+        end_with(str(error))
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,42 +81,51 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(config: Config) -> None:
-    """Serve until asked to stop. Each way imports only what it needs."""
-    if config.workers > 1:
-        from tmemd.supervisor import supervise
+def _run(config: Config, read: Callable[[], Config]) -> int:
+    """Serve until asked to stop; the exit status. Each way imports only what it needs."""
+    said = Outlet(1)
+    try:
+        if config.workers > 1:
+            from tmemd.supervisor import supervise
 
-        asyncio.run(
-            supervise(config, lambda workers: _announce(config, workers.metrics_url, workers.addresses, config.nbd))
-        )
-    else:
+            return asyncio.run(
+                supervise(
+                    config, lambda each: _announce(said, config, each.metrics_url, each.addresses, config.nbd), read
+                )
+            )
         import uvloop
 
         from tmemd.daemon import serve
 
-        uvloop.run(
+        return uvloop.run(
             serve(
                 config,
-                lambda daemon: _announce(config, daemon.metrics_url, [daemon.address], daemon.exports.addresses),
+                lambda each: _announce(said, config, each.metrics_url, [each.address], each.exports.addresses),
+                read,
             )
         )
+    finally:
+        said.flush()
 
 
-def _announce(config: Config, metrics_url: str | None, addresses: Sequence[str], exports: Sequence[str]) -> None:
+def _announce(
+    said: Outlet, config: Config, metrics_url: str | None, addresses: Sequence[str], exports: Sequence[str]
+) -> None:
     """The line `listening on` is the last: calls are answered."""
     first, *others = addresses
     where = config.arena or "private memory, gone when the daemon ends"
-    print(f"tmemd {__version__}: " + (NULL if config.store == "null" else f"{config.memory >> 20} MiB in {where}"))
+    lines = [f"tmemd {__version__}: " + (NULL if config.store == "null" else f"{config.memory >> 20} MiB in {where}")]
     if metrics_url:
-        print(f"metrics on {metrics_url}")
+        lines.append(f"metrics on {metrics_url}")
     if exports:
-        print(f"exports on {', '.join(exports)}")
+        lines.append(f"exports on {', '.join(exports)}")
     if config.inject is not None:
-        print("CALLS MAY BE DELAYED OR FAILED ON PURPOSE (--inject):", *config.inject)
-    print(_trust(config))
+        lines.append(" ".join(("CALLS MAY BE DELAYED OR FAILED ON PURPOSE (--inject):", *map(str, config.inject))))
+    lines.append(_trust(config))
     if others:
-        print(f"{len(others)} more workers on {', '.join(others)}")
-    print(f"listening on {first}", flush=True)
+        lines.append(f"{len(others)} more workers on {', '.join(others)}")
+    lines.append(f"listening on {first}")
+    said.write("".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
     notify("READY=1")
 
 

@@ -5,6 +5,7 @@ or makes no sense is refused with the reason.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -15,6 +16,8 @@ from typing import Any
 from tmemd.clients import ClientSettings, dump_clients, parse_clients
 from tmemd.errors import ConfigError
 from tmemd.inject import Injection, injections
+from tmemd.logs import FORMATS, LEVELS
+from tmemd.reasons import unreadable
 from tmemd.values import (
     address,
     block_addresses,
@@ -23,6 +26,7 @@ from tmemd.values import (
     names,
     number,
     one_of,
+    seconds,
     size,
     split_address,
     text,
@@ -47,7 +51,7 @@ class Config:
         number(1, 64), "processes that serve, each on a port of its own from that of listen upwards", 1
     )
     worker_timeout: int = _option(
-        number(0, 10**6), "seconds without a sign of life after which a worker is killed and replaced; 0 is never", 60
+        seconds(0, 10**6), "seconds without a sign of life after which a worker is killed and replaced; 0 is never", 60
     )
     nbd: tuple[str, ...] = _option(
         block_addresses, "addresses of the NBD exports, each unix:PATH or tcp:HOST:PORT; none unless given", ()
@@ -90,7 +94,7 @@ class Config:
     )
     huge_pages: bool = _option(flag, "ask for transparent huge pages", False)
     compact_every: int = _option(
-        number(0, 10**6), "seconds between looks whether moving pages together would free memory; 0 is never", 10
+        seconds(0, 10**6), "seconds between looks whether moving pages together would free memory; 0 is never", 10
     )
     threads: int = _option(number(1, 256), "threads for long engine calls", lambda: min(8, os.cpu_count() or 1))
     inline_bytes: int = _option(
@@ -106,18 +110,20 @@ class Config:
     max_client_calls: int = _option(number(1, 100_000), "calls and streams of one client under way with a worker", 384)
     max_streams: int = _option(number(1, 100_000), "calls and streams under way on one connection", 128)
     keepalive: int = _option(
-        number(1, 10**6), "seconds of silence after which a client is asked for a sign of life", 60
+        seconds(1, 10**6), "seconds of silence after which a client is asked for a sign of life", 60
     )
-    keepalive_timeout: int = _option(number(1, 10**6), "seconds it has to give one, until its connection is closed", 20)
-    ping_interval: int = _option(number(0, 10**6), "seconds between a client's own such questions, at least", 10)
-    connection_idle: int = _option(number(1, 10**6), "seconds without a call after which a connection is closed", 1800)
-    exchange_idle: int = _option(number(1, 10**6), "seconds without a command after which a stream is ended", 1800)
+    keepalive_timeout: int = _option(
+        seconds(1, 10**6), "seconds it has to give one, until its connection is closed", 20
+    )
+    ping_interval: int = _option(seconds(0, 10**6), "seconds between a client's own such questions, at least", 10)
+    connection_idle: int = _option(seconds(1, 10**6), "seconds without a call after which a connection is closed", 1800)
+    exchange_idle: int = _option(seconds(1, 10**6), "seconds without a command after which a stream is ended", 1800)
     max_sessions: int = _option(
         number(1, 1_000_000),
         "sessions open at once; beyond it the client with the most loses its longest unused",
         16384,
     )
-    session_idle: int = _option(number(1, 10**9), "seconds after which an unused session may be ended", 3600)
+    session_idle: int = _option(seconds(1, 10**9), "seconds after which an unused session may be ended", 3600)
     max_unacknowledged: int = _option(number(1, 100_000), "exclusive gets of a session that await acknowledgement", 256)
     max_watchers: int = _option(number(1, 10_000), "watchers of events at once", 16)
     watch_events: int = _option(number(1, 1_000_000), "events that wait for a watcher; older ones are dropped", 4096)
@@ -134,7 +140,9 @@ class Config:
         lambda: MappingProxyType({}),
         file_only=True,
     )
-    drain: int = _option(number(0, 3600), "seconds that calls under way have to end when the daemon stops", 10)
+    drain: int = _option(seconds(0, 3600), "seconds that calls under way have to end when the daemon stops", 10)
+    log_format: str = _option(one_of(*FORMATS), "text or json, an object a line", "text")
+    log_level: str = _option(one_of(*LEVELS), "least level that is logged: debug, info, warning or error", "info")
 
     @property
     def administrators(self) -> frozenset[str]:
@@ -148,6 +156,21 @@ class Config:
 
 OPTIONS = {option.name: option for option in fields(Config)}
 
+_PREFIX = "TMEMD_"
+_FILE = "TMEMD_CONFIG"
+_MOST_TEXT = 4 << 20
+_LINKS = [
+    (re.compile(rf"TMEMD(?:_[A-Z0-9_]+)?_{of_name}"), re.compile(of_value))
+    for of_name, of_value in (
+        (r"SERVICE_HOST", ""),
+        (r"SERVICE_PORT(?:_[A-Z0-9_]+)?", r"\d+$"),
+        (r"PORT", r"(?:tcp|udp|sctp)://"),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)", r"(?:tcp|udp|sctp)://"),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)_(?:PROTO|PORT|ADDR)", ""),
+        (r"NAME", "/"),
+    )
+]
+
 
 def load(flags: Mapping[str, object], environment: Mapping[str, str], path: Path | None = None) -> Config:
     """The configuration from flags over environment over file.
@@ -156,15 +179,41 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str], path: Path
         ConfigError: What is wrong, and where.
     """
     values: dict[str, Any] = {}
+    path = path or file_of(environment)
     if path is not None:
         values |= _parsed(_read(path), f"{path}: ", in_file=True)
-    prefix = "TMEMD_"
-    set_here = {name[len(prefix) :].lower(): text for name, text in environment.items() if name.startswith(prefix)}
-    values |= _parsed(set_here, "environment: TMEMD_", str.upper)
+    spared = {_FILE, *service_links(environment)}
+    set_here = {
+        name[len(_PREFIX) :].lower(): text
+        for name, text in environment.items()
+        if name.startswith(_PREFIX) and name not in spared
+    }
+    values |= _parsed(set_here, f"environment: {_PREFIX}", str.upper)
     values |= _parsed(flags, "--", lambda name: name.replace("_", "-"))
     config = Config(**values)
     _agree(config)
     return config
+
+
+def file_of(environment: Mapping[str, str]) -> Path | None:
+    """The file that the environment names."""
+    return Path(named) if (named := environment.get(_FILE)) else None
+
+
+def service_links(environment: Mapping[str, str]) -> list[str]:
+    """Variables that Kubernetes, or a container link, sets for a service whose name begins with `tmemd`.
+
+    They are known by their form, value included: `TMEMD_PORT=7717` is a mistake of somebody's.
+    """
+    return [
+        name
+        for name, value in environment.items()
+        if name.startswith(_PREFIX) and name[len(_PREFIX) :].lower() not in OPTIONS and _is_link(name, value)
+    ]
+
+
+def _is_link(name: str, value: str) -> bool:
+    return any(of_name.fullmatch(name) and of_value.match(value) for of_name, of_value in _LINKS)
 
 
 def dump(config: Config) -> str:
@@ -195,8 +244,14 @@ def _written(value: object) -> str:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:
+            text = file.read(_MOST_TEXT + 1)
+        if len(text) > _MOST_TEXT:
+            raise ConfigError(f"{path}: it is longer than {_MOST_TEXT >> 20} MiB")
+        return tomllib.loads(text.decode())
+    except OSError as error:
+        raise ConfigError(unreadable(path, error)) from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

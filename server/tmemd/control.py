@@ -6,6 +6,7 @@
 | supervisor | `workers`: all of them | when one serves, ends, or has other sessions than before |
 | supervisor | `count`: a number | say what you have counted |
 | supervisor | `total`: its number; `counts` | the answer to `total` |
+| supervisor | `settle`: the settings | go on with these; they differ in what may change |
 | supervisor | `stop`: true | stop in order |
 | supervisor | `carry`: a number; `method`, `request` | worker 0 is to answer this call |
 | supervisor | `answer`: its number; `reply`, or `code` and `why` | the answer to `call` |

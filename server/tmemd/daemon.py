@@ -17,13 +17,18 @@ from tmemd.allocator import keep_freed_memory
 from tmemd.channelz import SERVICE_NAME as CHANNELZ
 from tmemd.channelz import Channelz
 from tmemd.counts import Counts
-from tmemd.errors import ConfigError
+from tmemd.early import unserved_status
+from tmemd.errors import ConfigError, TmemdError
 from tmemd.exports import Exports
 from tmemd.identity import Identities
 from tmemd.inject import Injections
+from tmemd.logs import log, log_to_stderr
 from tmemd.methods import Methods
+from tmemd.notify import notify
 from tmemd.null import NullStore
 from tmemd.parts import Parts
+from tmemd.reasons import unbound
+from tmemd.reload import Reload, resized
 from tmemd.service import TmemService
 from tmemd.sessions import Sessions
 from tmemd.signals import on_signals
@@ -64,6 +69,7 @@ class Daemon:
         if config.io_flusher:
             be_io_flusher()
         self._config = config
+        self._draining = False
         self.counts = Counts()
         self.workers = Workers(self.counts)
         self._certificates = certificates(config)
@@ -75,7 +81,7 @@ class Daemon:
         self._health = health.aio.HealthServicer()
         self._server = _server(config)
         self._access = Access(self._store, config.clients)
-        parts = Parts(
+        self._parts = parts = Parts(
             config=config,
             store=self._store,
             counts=self.counts,
@@ -85,7 +91,7 @@ class Daemon:
             sessions=Sessions(config, self.counts),
         )
         self._pages = TmemService(parts)
-        admin = AdminService(parts, self.workers, self._look_out, self.exports)
+        self._admin = admin = AdminService(parts, self.workers, self._look_out, self.exports)
         methods: Any = Methods(self._server)
         tmem_pb2_grpc.add_TmemServicer_to_server(self._pages, methods)
         admin_pb2_grpc.add_TmemAdminServicer_to_server(admin, methods)
@@ -114,7 +120,8 @@ class Daemon:
             else:
                 self.port = self._server.add_secure_port(self._config.listen, credentials)
         except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {self._config.listen}: the address is taken or not ours") from error
+            why = unbound(self._config.listen)
+            raise ConfigError(f"cannot listen on {self._config.listen} (the setting listen): {why}") from error
         self.address = join_address(host, self.port)
         self.workers.alone(self.port)
         if self._first:
@@ -129,7 +136,36 @@ class Daemon:
     def _expose(self) -> tuple[str, Any]:
         from tmemd.metrics import expose
 
-        return expose(self._store, self.counted, self._config)
+        return expose(self._store, self.counted, self._config, self._unready)
+
+    def _unready(self) -> str:
+        if self._draining:
+            return "stopping"
+        try:
+            self._store.info()
+        except TmemdError as error:
+            return str(error)
+        return ""
+
+    async def reconfigure(self, config: Config) -> Config:
+        """Go on with these settings, of which those in `reload.LIVE` may differ; what is in force then."""
+        config = await resized(self._store, self._config, config)
+        self.settle(config)
+        return config
+
+    def settle(self, config: Config) -> None:
+        """As `reconfigure`, but for the memory, which is the arena's."""
+        self._config = config
+        log_to_stderr(style=config.log_format, level=config.log_level)
+        self._store.know(config.clients, config.administrators)
+        self._access.reconfigure(config.clients)
+        self._parts.identities.reconfigure(config)
+        self._parts.sessions.reconfigure(config)
+        self._admin.reconfigure(config)
+        if self._exposition is not None:
+            from tmemd.metrics import readers
+
+            self._exposition.readers = readers(config)
 
     def counted(self) -> Counts:
         """What this process has counted, its exports included."""
@@ -141,6 +177,7 @@ class Daemon:
         return await self.workers.counts()
 
     async def stop(self) -> None:
+        self._draining = True
         await self._health.enter_graceful_shutdown()
         self._look_out.close()
         await self._upkeep.stop()
@@ -160,23 +197,38 @@ class Daemon:
         self._store.close()
 
 
-async def serve(config: Config, announce: Callable[[Daemon], None]) -> None:
-    """Serve until SIGTERM or SIGINT; `announce` is called once calls are answered."""
-    stopping = on_signals(signal.SIGTERM, signal.SIGINT)
+async def serve(config: Config, announce: Callable[[Daemon], None], read: Callable[[], Config]) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. `announce` is called once calls are answered.
+
+    `read` reads the configuration again.
+    """
+    reload = Reload(config, read)
+    stopping = on_signals(signal.SIGTERM, signal.SIGINT, reload=reload)
+    await asyncio.sleep(0)
+    if stopping.is_set():
+        return unserved_status(stopping.signum)
     daemon = Daemon(config)
     with sole(daemon.arena) as right:
         try:
             if not await right.take(stopping, config.drain + GRACE):
                 daemon.close()
-                return
+                log.info("stopped before it served: %s", stopping.why)
+                return unserved_status(stopping.signum)
             await daemon.start()
         except BaseException:
             daemon.close()
             raise
         announce(daemon)
+        reload.begin(daemon.reconfigure)
         await stopping.wait()
-        right.leave(config.drain + GRACE)
+        reload.end()
+        drain = reload.config.drain
+        log.info("stopping: %s; calls under way have %d s", stopping.why, drain)
+        notify("STOPPING=1")
+        right.leave(drain + GRACE)
         await daemon.stop()
+        log.info("stopped")
+    return 0
 
 
 def _server(config: Config) -> aio.Server:

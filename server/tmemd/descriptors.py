@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from typing import TYPE_CHECKING
 
+from tmemd.errors import ConfigError
 from tmemd.logs import log
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ def raise_limit(config: Config) -> None:
     """Raise the soft limit to the hard one, for this process and its workers, and say so where that is still little.
 
     Every call and stream that may be under way can come on a connection of its own.
+
+    Raises:
+        ConfigError: There are too few for the daemon itself.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -27,6 +31,11 @@ def raise_limit(config: Config) -> None:
         except (OSError, ValueError) as error:
             log.warning("the limit of open files stays %d: %s", soft, error)
     needed = config.max_calls + OWN
+    if soft != resource.RLIM_INFINITY and soft < OWN:
+        raise ConfigError(
+            f"only {soft} files can be open, and the daemon itself needs {OWN}: raise the limit of open files to "
+            f"{needed} or more (LimitNOFILE, ulimit -n)"
+        )
     if soft != resource.RLIM_INFINITY and soft < needed:
         log.warning(
             "only %d files can be open, and max_calls is %d: raise the limit of open files to %d or more (LimitNOFILE, "

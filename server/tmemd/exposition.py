@@ -1,7 +1,10 @@
-"""The HTTP server of the metrics: a few requests at once, each in a thread, over TLS where it must.
+"""The HTTP server of the metrics and of health: a few requests at once, each in a thread, over TLS where it must.
 
-Each has so many seconds as a whole, handshake and all: one whose peer takes longer, however little it sends at a time,
-is cut off by the thread that takes the connections.
+Each has so many seconds as a whole, handshake and all: one whose peer takes longer, however little it sends or reads at
+a time, is cut off by the thread that takes the connections. Where there are as many as may be, the oldest that waits
+for its peer makes room for the next: who is slow keeps nobody else out.
+
+`/livez` says that the process answers, `/readyz` whether calls are answered: both for everybody, and cheap.
 
 Where the process has used up all files that it may open, one request at a time is answered all the same: a file is kept
 open for that, to be closed.
@@ -18,7 +21,7 @@ import socket
 import ssl
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -26,7 +29,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import make_wsgi_app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from prometheus_client import CollectorRegistry
 
@@ -34,8 +37,28 @@ log = logging.getLogger("tmemd")
 
 _SECONDS = 10.0
 _AT_ONCE = 16
+_MOST_THREADS = 2 * _AT_ONCE
+"""Those cut off that have not ended yet included."""
 _PAUSE = 0.1
 _READER = "tmemd.reader"
+
+
+class _Request:
+    """A request under way."""
+
+    __slots__ = ("cut", "end", "socket", "working")
+
+    def __init__(self, its: socket.socket) -> None:
+        self.socket = its
+        self.end = time.monotonic() + _SECONDS
+        self.working = False
+        """Whether it is at work here, rather than waiting for its peer."""
+        self.cut = False
+
+    def cut_off(self) -> None:
+        self.cut = True
+        with suppress(OSError):  # its peer is gone
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
 
 class Exposition(ThreadingMixIn, WSGIServer):
@@ -49,16 +72,21 @@ class Exposition(ThreadingMixIn, WSGIServer):
         registry: CollectorRegistry,
         context: Callable[[], ssl.SSLContext] | None,
         readers: frozenset[str] | None,
+        unready: Callable[[], str] = lambda: "",
     ) -> None:
-        """`context` is asked at each connection; None is plain text. `readers` None is everybody."""
+        """`context` is asked at each connection; None is plain text. `readers` None is everybody.
+
+        `unready` says why calls are not answered; nothing where they are.
+        """
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._context = context
-        self._readers = readers
+        self.readers = readers
         self._exposed = make_wsgi_app(registry)
-        self._slots = threading.BoundedSemaphore(_AT_ONCE)
+        self._unready = unready
         self._lock = threading.Lock()
-        self._ends: dict[socket.socket, float] = {}
-        """When each request is cut off."""
+        self._requests: dict[socket.socket, _Request] = {}
+        """Each that is under way, the oldest first."""
+        self._mine = threading.local()
         self._spare = -1
         self._keep_spare()
         super().__init__(address, _Handler)
@@ -68,29 +96,36 @@ class Exposition(ThreadingMixIn, WSGIServer):
         threading.Thread(target=self.serve_forever, name="tmemd-metrics", daemon=True).start()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._slots.acquire(blocking=False):
-            super().process_request(request, client_address)
+        if self._has_room():
+            with self._lock:
+                self._requests[request] = _Request(request)
+            try:
+                super().process_request(request, client_address)
+            except BaseException:
+                self._forget(request)
+                raise
         else:
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        self._mine.request = self._requests[request]
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._slots.release()
+            self._forget(request)
+
+    def _forget(self, request: socket.socket) -> None:
+        with self._lock:
+            del self._requests[request]
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """In the request's thread: whoever is slow holds up nobody else."""
         request.settimeout(_SECONDS)
         if self._context is None:
-            with self._bounded(request):
-                super().finish_request(request, client_address)
+            super().finish_request(request, client_address)
             return
-        context = self._context()
-        with (
-            context.wrap_socket(request, server_side=True, do_handshake_on_connect=False) as secured,
-            self._bounded(secured),
-        ):
+        with self._context().wrap_socket(request, server_side=True, do_handshake_on_connect=False) as secured:
+            self._mine.request.socket = secured
             secured.do_handshake()
             super().finish_request(secured, client_address)
 
@@ -99,10 +134,21 @@ class Exposition(ThreadingMixIn, WSGIServer):
         self._keep_spare()
         now = time.monotonic()
         with self._lock:
-            for request, end in self._ends.items():
-                if end < now:
-                    with suppress(OSError):  # its peer is gone
-                        socket.socket.shutdown(request, socket.SHUT_RDWR)
+            for request in self._requests.values():
+                if request.end < now:
+                    request.cut_off()
+
+    def _has_room(self) -> bool:
+        """Whether one more may begin; the oldest that waits for its peer makes room."""
+        with self._lock:
+            going = [request for request in self._requests.values() if not request.cut]
+            waiting = [request for request in going if not request.working]
+            if len(going) < _AT_ONCE:
+                return True
+            if not waiting or len(self._requests) >= _MOST_THREADS:
+                return False
+            waiting[0].cut_off()
+            return True
 
     def get_request(self) -> Any:
         try:
@@ -137,17 +183,6 @@ class Exposition(ThreadingMixIn, WSGIServer):
             os.close(spare)
         return spare >= 0
 
-    @contextmanager
-    def _bounded(self, request: socket.socket) -> Iterator[None]:
-        """Have the request cut off unless it ends in time."""
-        with self._lock:
-            self._ends[request] = time.monotonic() + _SECONDS
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self._ends[request]
-
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         log.debug("metrics: a request from %s failed", client_address, exc_info=True)
 
@@ -158,11 +193,23 @@ class Exposition(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if self._readers is not None and environ[_READER] not in self._readers:
-            start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
-            return [f"client {environ[_READER]!r} may not read the metrics\n".encode()]
-        exposed: Iterable[bytes] = self._exposed(environ, start_response)
+        path = environ["PATH_INFO"]
+        if path in ("/livez", "/readyz"):
+            why = "" if path == "/livez" else self._unready()
+            return _plain(start_response, "503 Service Unavailable" if why else "200 OK", why or "ok")
+        if self.readers is not None and environ[_READER] not in self.readers:
+            return _plain(start_response, "403 Forbidden", f"client {environ[_READER]!r} may not read the metrics")
+        self._mine.request.working = True
+        try:
+            exposed: Iterable[bytes] = self._exposed(environ, start_response)
+        finally:
+            self._mine.request.working = False
         return exposed
+
+
+def _plain(start_response: Any, status: str, text: str) -> Iterable[bytes]:
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+    return [f"{text}\n".encode()]
 
 
 class _Handler(WSGIRequestHandler):

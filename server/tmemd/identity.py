@@ -58,6 +58,14 @@ class Identities:
         self._known: dict[bytes | str, Client] = {}
         self._only = None if self._by_certificate or not is_loopback(config.listen) else self._client(LOCAL)
 
+    def reconfigure(self, config: Config) -> None:
+        """Know administrators, and how many calls a client may have, as a configuration says by now."""
+        self.flights.most = config.max_client_calls
+        self._administrators = config.administrators
+        self._known.clear()
+        if self._only is not None:
+            self._only = self._client(LOCAL)
+
     def of(self, context: ServicerContext[Any, Any]) -> Client:
         """The client of a call.
 

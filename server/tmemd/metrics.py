@@ -110,15 +110,17 @@ def _exports(counts: Counts) -> Iterator[Metric]:
         yield family(family_name, about, ("export", label), samples)
 
 
-def expose(store: Store, counts: Callable[[], Counts], config: Config) -> tuple[str, Exposition]:
+def expose(
+    store: Store, counts: Callable[[], Counts], config: Config, unready: Callable[[], str]
+) -> tuple[str, Exposition]:
     """Serve the exposition where the configuration says; its URL and the server, to be shut down.
 
+    `unready` says why calls are not answered, if they are not.
     On loopback it is plain text; on another address TLS, if the daemon has it.
     """
     address = config.metrics or ""
     host, port = split_address(address)
     secured = None if is_loopback(address) else certificates(config)
-    readers = config.administrators | {*config.metrics_clients} if secured and config.tls_client_ca else None
     registry = CollectorRegistry()
     files = [path for path in (config.tls_cert, config.tls_client_ca) if path]
     registry.register(StoreCollector(store, counts, files))
@@ -126,11 +128,19 @@ def expose(store: Store, counts: Callable[[], Counts], config: Config) -> tuple[
     if secured is not None:
         secured.load()
     try:
-        server = Exposition((host, int(port)), registry, secured.context if secured else None, readers)
+        context = secured.context if secured else None
+        server = Exposition((host, int(port)), registry, context, readers(config), unready)
     except OSError as error:
-        raise ConfigError(f"metrics cannot be served on {address}: {error.strerror}") from error
+        raise ConfigError(f"metrics cannot be served on {address} (the setting metrics): {error.strerror}") from error
     server.start()
     return f"{'https' if secured else 'http'}://{join_address(host, server.server_port)}/metrics", server
+
+
+def readers(config: Config) -> frozenset[str] | None:
+    """The clients that may read the metrics; None is everybody, where nobody is asked for a certificate."""
+    if config.tls_client_ca is None or is_loopback(config.metrics or ""):
+        return None
+    return config.administrators | {*config.metrics_clients}
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:

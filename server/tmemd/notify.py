@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 
 from tmemd.logs import log
 
@@ -18,3 +19,8 @@ def notify(state: str) -> None:
             to.sendall(state.encode())
     except OSError as error:
         log.warning("the service manager at %s cannot be told %s: %s", path, state, error)
+
+
+def notify_reloading() -> None:
+    """The configuration is being read again; `READY=1` is to follow."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")

@@ -18,7 +18,7 @@ from tmemd.surface import PAGE_SIZES, Fetched, Settings
 from tmemd.threads import Threaded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tmemd.config import Config
     from tmemd.surface import Batch, BlockServer, Renewing, Scanned
@@ -189,6 +189,9 @@ class NullStore(Threaded):
 
     def relinquish(self, size: int) -> int:  # noqa: ARG002
         return 0
+
+    def know(self, _: Mapping[str, Any], __: frozenset[str]) -> None:
+        """It knows no clients."""
 
     def resize(self, memory: int) -> None:
         if memory < self._memory:

@@ -138,6 +138,9 @@ class Sessions:
         self._by_id: OrderedDict[int, Session] = OrderedDict()
         self._of_client: Counter[str] = Counter()
 
+    def reconfigure(self, config: Config) -> None:
+        self._config = config
+
     def open(self, client: Client, pool: StorePool) -> Session:
         self._end_idle()
         if len(self._by_id) >= self._config.max_sessions:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tmem_engine import EnginePool
+    from tmemd.clients import Clients
     from tmemd.config import Config
     from tmemd.surface import Renewing, StorePool
 
@@ -161,8 +162,12 @@ class EngineStore(Threaded):
         except errors.ExhaustedError as error:
             # What is stored must be served whatever the machine lacks.
             log.warning("commit_reserves: %s", error)
-        self._clients, self._admins = config.clients, config.administrators
+        self.know(config.clients, config.administrators)
         super().__init__(config.threads, config.max_waiting, config.max_client_waiting)
+
+    def know(self, clients: Clients, administrators: frozenset[str]) -> None:
+        """Go by these clients and administrators from now on."""
+        self._clients, self._admins = clients, administrators
 
     def _why_not(self, client: str, pool: str, owner: str, shared: bool, made: bool) -> str:
         """Why a gateway may not have a pool; the rules are those of `access`."""

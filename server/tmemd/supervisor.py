@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tmemd.child import Child
 from tmemd.config import dump
 from tmemd.counts import Counts
-from tmemd.logs import log
+from tmemd.early import unserved_status
+from tmemd.logs import log, log_to_stderr
+from tmemd.notify import notify
 from tmemd.relay import Relay
+from tmemd.reload import Reload, resized
 from tmemd.shared_arena import shared_arena
 from tmemd.signals import on_signals
 from tmemd.sole import GRACE, sole
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
     from tmemd.config import Config
     from tmemd.control import Message
+    from tmemd.signals import Stopping
     from tmemd.surface import Store
     from tmemd.workers import Worker
 
@@ -53,13 +57,15 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._exposition: Any = None
         self.metrics_url: str | None = None
+        self._announced = False
+        self._draining = False
 
     @property
     def addresses(self) -> list[str]:
         return [join_address(self._host, child.port) for child in self._children]
 
-    async def serve(self, announce: Callable[[Supervisor], None], stopping: asyncio.Event) -> None:
-        """Serve until `stopping`; `announce` is called once all workers serve.
+    async def serve(self, announce: Callable[[Supervisor], None], stopping: Stopping, reload: Reload) -> int:
+        """Serve until `stopping`; the exit status. `announce` is called once all workers serve.
 
         Raises:
             WorkerError: A worker cannot serve; the others were stopped.
@@ -68,20 +74,29 @@ class Supervisor:
         try:
             with closing(EngineStore(self._config)) as store, sole(self._config.arena) as right:
                 if not await right.take(stopping, self._config.drain + GRACE):
-                    return
+                    return unserved_status(stopping.signum)
                 for child in self._children:
                     await child.spawn(*right.descriptors)
                 held = [self._task(child.hold(lambda: self._settings(store))) for child in self._children]
                 try:
-                    await self._serve(store, announce, held, self._task(_until(stopping)))
+                    await self._serve(store, announce, held, self._task(_until(stopping)), reload)
                 finally:
+                    reload.end()
+                    log.info("stopping: %s; calls under way have %d s", self._why(stopping), self._config.drain)
+                    notify("STOPPING=1")
                     right.leave(self._config.drain + GRACE)
                     await self._stop(held)
                 for task in held:
                     task.result()
+                log.info("stopped")
+                return 0 if self._announced else unserved_status(stopping.signum)
         finally:
             for child in self._children:
                 await child.kill()
+
+    @staticmethod
+    def _why(stopping: Stopping) -> str:
+        return stopping.why if stopping.is_set() else "a worker cannot serve"
 
     async def counts(self) -> Counts:
         """What all workers have counted together, those that died included."""
@@ -91,7 +106,12 @@ class Supervisor:
         return total
 
     async def _serve(
-        self, store: Store, announce: Callable[[Supervisor], None], held: list[Task], stopped: Task
+        self,
+        store: Store,
+        announce: Callable[[Supervisor], None],
+        held: list[Task],
+        stopped: Task,
+        reload: Reload,
     ) -> None:
         """Until asked to stop, or until a worker cannot be held."""
         ready = self._task(_until(*(child.ready for child in self._children)))
@@ -101,12 +121,14 @@ class Supervisor:
         if self._config.metrics is not None:
             self.metrics_url, self._exposition = await asyncio.to_thread(self._expose, store)
         announce(self)
+        self._announced = True
+        reload.begin(lambda config: self._reconfigure(store, config))
         self._task(self._look())
         await asyncio.wait((*held, stopped), return_when=asyncio.FIRST_COMPLETED)
 
     async def _stop(self, held: list[Task]) -> None:
         """Stop the workers: in order, and those by force that do not end."""
-        log.info("stopping")
+        self._draining = True
         for child in self._children:
             child.stop()
         _, hanging = await asyncio.wait(held, timeout=self._config.drain + GRACE)
@@ -121,6 +143,19 @@ class Supervisor:
             await asyncio.to_thread(self._exposition.shutdown)
             self._exposition.server_close()
 
+    async def _reconfigure(self, store: Store, config: Config) -> Config:
+        """Go on with these settings, and have the workers do so."""
+        self._config = config = await resized(store, self._config, config)
+        log_to_stderr(style=config.log_format, level=config.log_level)
+        if self._exposition is not None:
+            from tmemd.metrics import readers
+
+            self._exposition.readers = readers(config)
+        settings = self._settings(store)
+        for child in self._children:
+            child.send(settle=settings)
+        return config
+
     def _settings(self, store: Store) -> str:
         """What a worker is to serve with: the arena as it is by now."""
         return dump(replace(self._config, memory=store.info()["memory"]))
@@ -128,9 +163,16 @@ class Supervisor:
     def _expose(self, store: Store) -> tuple[str, Any]:
         from tmemd.metrics import expose
 
-        return expose(
-            store, lambda: asyncio.run_coroutine_threadsafe(self.counts(), self._loop).result(_LONGEST), self._config
-        )
+        def counted() -> Counts:
+            return asyncio.run_coroutine_threadsafe(self.counts(), self._loop).result(_LONGEST)
+
+        return expose(store, counted, self._config, self._unready)
+
+    def _unready(self) -> str:
+        """The first worker's port is the one that clients know."""
+        if self._draining:
+            return "stopping"
+        return "" if self._children[0].worker.process else "worker 0 is being replaced"
 
     async def _look(self) -> NoReturn:
         while True:
@@ -173,12 +215,16 @@ async def _until(*events: asyncio.Event) -> None:
         await event.wait()
 
 
-async def supervise(config: Config, announce: Callable[[Supervisor], None]) -> None:
-    """Have workers serve until SIGTERM or SIGINT; `announce` is called once all do.
+async def supervise(config: Config, announce: Callable[[Supervisor], None], read: Callable[[], Config]) -> int:
+    """Have workers serve until SIGTERM or SIGINT; the exit status. `announce` is called once all do.
+
+    `read` reads the configuration again.
 
     Raises:
         WorkerError: A worker cannot serve.
     """
-    stopping = on_signals(signal.SIGTERM, signal.SIGINT)
+    reload = Reload(config, read)
+    stopping = on_signals(signal.SIGTERM, signal.SIGINT, reload=reload)
     with shared_arena(config.arena) as arena:
-        await Supervisor(replace(config, arena=arena)).serve(announce, stopping)
+        reload.config = replace(config, arena=arena)
+        return await Supervisor(reload.config).serve(announce, stopping, reload)

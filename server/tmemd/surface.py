@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 T = TypeVar("T")
 
@@ -218,6 +218,9 @@ class Store(Protocol):
 
     def block_server(self, listen: Sequence[str], poll: int, tls: Renewing | None) -> BlockServer:
         """Serve block devices on these addresses, each connection polling for so many microseconds; TLS is for TCP."""
+
+    def know(self, clients: Mapping[str, Any], administrators: frozenset[str]) -> None:
+        """Go by these clients and administrators from now on."""
 
     def info(self) -> dict[str, Any]: ...
     def stats(self) -> dict[str, int]: ...

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import grpc
 
 from tmemd.errors import ConfigError
+from tmemd.reasons import unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,7 +142,7 @@ def _bytes(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
+        raise ValueError(unreadable(path, error)) from error
 
 
 def _why(error: Exception) -> str:

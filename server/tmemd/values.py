@@ -3,21 +3,42 @@
 import ipaddress
 import re
 from collections.abc import Callable
+from fractions import Fraction
+
+EXPECTED = "expected bytes, or a number with K, M, G or T (as KiB: powers of 1024), or with kB, MB, GB or TB (of 1000)"
 
 _UNITS: dict[str, int] = {"": 1, "b": 1} | {
-    unit: base**power
+    prefix + unit: base**power
     for power, prefix in enumerate("kmgt", start=1)
-    for unit, base in ((f"{prefix}b", 1000), (f"{prefix}ib", 1024))
+    for unit, base in (("", 1024), ("i", 1024), ("ib", 1024), ("b", 1000))
 }
+_SIZE = re.compile(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*", re.ASCII)
+_SECONDS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_EVERYWHERE = "0.0.0.0"
 
 
 def size(value: object) -> int:
-    """Bytes, or a number with a unit."""
-    match = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", str(value), re.ASCII)
+    """Bytes, or a number with a unit: the rule of the command line (`tmem._sizes`)."""
+    match = _SIZE.fullmatch(str(value))
     if isinstance(value, bool | float) or match is None or match[2].lower() not in _UNITS:
-        raise ValueError("expected bytes, or a whole number with kB, MB, GB, TB, KiB, MiB, GiB or TiB")
-    number: int = int(match[1]) * _UNITS[match[2].lower()]
-    return number
+        raise ValueError(EXPECTED)
+    found = Fraction(match[1]) * _UNITS[match[2].lower()]
+    if found.denominator != 1:
+        raise ValueError("that is not a whole number of bytes")
+    return int(found)
+
+
+def seconds(low: int, high: int) -> Callable[[object], int]:
+    """A whole number of seconds from `low` to `high`, or of minutes, hours or days: `90`, `90s`, `5m`, `1h`."""
+    within = number(low, high)
+
+    def parse(value: object) -> int:
+        match = re.fullmatch(r"\s*(\d{1,12})\s*([A-Za-z]*)\s*", str(value), re.ASCII)
+        if isinstance(value, bool | float) or match is None or match[2].lower() not in _SECONDS:
+            raise ValueError("expected whole seconds, or a whole number with s, m, h or d")
+        return within(int(match[1]) * _SECONDS[match[2].lower()])
+
+    return parse
 
 
 def number(low: int, high: int) -> Callable[[object], int]:
@@ -35,7 +56,7 @@ def number(low: int, high: int) -> Callable[[object], int]:
 
 def flag(value: object) -> bool:
     """True or false."""
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    words = {**dict.fromkeys(("true", "1", "yes", "on"), True), **dict.fromkeys(("false", "0", "no", "off"), False)}
     found = words.get(str(value).lower())
     if found is None:
         raise ValueError("expected true or false")
@@ -43,23 +64,32 @@ def flag(value: object) -> bool:
 
 
 def address(value: object) -> str:
-    """HOST:PORT."""
-    host, port = split_address(str(value))
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError("expected HOST:PORT, such as 127.0.0.1:7717 or [::1]:7717")
-    return str(value)
+    """HOST:PORT; no host, or `*`, is every address of the machine."""
+    host, port = split_address(str(value).strip())
+    if (
+        ":" not in str(value)
+        or not port.isascii()
+        or not port.isdigit()
+        or len(port) > 5
+        or int(port) > 65535
+        or any(map(str.isspace, host))
+    ):
+        raise ValueError("expected HOST:PORT, such as 127.0.0.1:7717, [::1]:7717, or :7717 for every address")
+    return join_address(_EVERYWHERE if host in ("", "*") else host, int(port))
 
 
 def block_addresses(value: object) -> tuple[str, ...]:
     """Addresses of an NBD server: a list, or with commas between them."""
-    given = names(value) if value else ()
-    for one in given:
-        kind, _, rest = one.partition(":")
-        if kind == "tcp":
-            address(rest)
-        elif kind != "unix" or not rest:
-            raise ValueError("expected unix:PATH or tcp:HOST:PORT, such as unix:/run/tmem.nbd or tcp:127.0.0.1:10809")
-    return given
+    return tuple(map(_block_address, names(value) if value else ()))
+
+
+def _block_address(one: str) -> str:
+    kind, _, rest = one.partition(":")
+    if kind == "tcp":
+        return f"tcp:{address(rest)}"
+    if kind != "unix" or not rest:
+        raise ValueError("expected unix:PATH or tcp:HOST:PORT, such as unix:/run/tmem.nbd or tcp:127.0.0.1:10809")
+    return one
 
 
 def text(value: object) -> str:

@@ -23,6 +23,7 @@ from tmemd.config import restore
 from tmemd.control import Control
 from tmemd.counts import Counts
 from tmemd.daemon import Daemon
+from tmemd.early import IGNORED, ignore
 from tmemd.errors import TmemdError
 from tmemd.logs import log, log_to_stderr
 from tmemd.relay import carry_out, reply_of, request_of
@@ -40,7 +41,8 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Serve until told to stop; the exit status."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor says when to stop
+    # A terminal sends the last two to all; the supervisor says what they mean.
+    ignore(*IGNORED, signal.SIGINT, signal.SIGHUP)
     return uvloop.run(_work(socket.socket(fileno=os.dup(0))))
 
 
@@ -49,10 +51,11 @@ async def _work(end: socket.socket) -> int:
     start = await control.receive()
     if start is None:
         return 1
-    log_to_stderr(f"tmemd worker {start['number']}")
     stopping = on_signals(signal.SIGTERM)
     try:
-        daemon = Daemon(_config(start), first=start["number"] == 0)
+        config = _config(start["start"], start["port"])
+        log_to_stderr(f"tmemd worker {start['number']}", config.log_format, config.log_level)
+        daemon = Daemon(config, first=start["number"] == 0)
         await daemon.start()
     except (TmemdError, ValueError) as error:
         control.send(failed=str(error))
@@ -68,10 +71,10 @@ async def _work(end: socket.socket) -> int:
     return 0
 
 
-def _config(start: Message) -> Config:
-    config = restore(start["start"])
+def _config(settings: str, port: int) -> Config:
+    config = restore(settings)
     host, _ = split_address(config.listen)
-    return replace(config, listen=join_address(host, start["port"]), metrics=None)
+    return replace(config, listen=join_address(host, port), metrics=None)
 
 
 class _Supervised:
@@ -110,6 +113,8 @@ class _Supervised:
             task = asyncio.create_task(self._carry(message))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        elif "settle" in message:
+            self._daemon.settle(_config(message["settle"], self._daemon.port))
         elif "stop" in message:
             self._stopping.set()
 

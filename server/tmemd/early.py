@@ -1,0 +1,58 @@
+"""The first moments of the process: signals and standard streams, before anything that takes time is imported.
+
+SIGTERM and SIGINT stop, SIGHUP has the configuration read again, and the others that would end a process by default are
+ignored: none ends a daemon without draining. Process 1 of a namespace has no default action at all, so a signal that
+comes before there is a handler would be lost.
+"""
+
+import os
+import signal
+import sys
+
+IGNORED = (
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGPOLL,
+    signal.SIGPWR,
+)
+_early: set[int] = set()
+
+
+def hold() -> None:
+    """Until a loop has the signals: what stops ends the process at once, for nothing is served yet; SIGHUP is kept."""
+    ignore(*IGNORED)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda signum, _: os._exit(unserved_status(signum)))
+    signal.signal(signal.SIGHUP, lambda signum, _: _early.add(signum))
+
+
+def ignore(*signums: signal.Signals) -> None:
+    for signum in signums:
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def came(signum: int) -> bool:
+    """Whether a signal came while it was kept; told once."""
+    known = signum in _early
+    _early.discard(signum)
+    return known
+
+
+def unserved_status(signum: int) -> int:
+    """The exit status of a daemon that a signal stopped before it served."""
+    return 128 + signum if signum == signal.SIGINT else 0
+
+
+def open_streams() -> None:
+    """Have descriptors 0 to 2 open, whatever this process was started with: no other file must get these numbers."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
