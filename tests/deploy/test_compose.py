@@ -142,7 +142,7 @@ def test_the_documented_container_keeps_its_pages_through_a_restart(plain: Stack
     """The command of operations.md, with another name, port, image and folder."""
     text = (ROOT / "docs" / "operations.md").read_text().split("<!-- run by tests/deploy -->")[1]
     command = text.split("```")[1].removeprefix("sh\n").replace("\\\n", " ")
-    name, other = f"{plain.name}-alone", {"/dev/shm:": f"{plain.shm}:", "/dev/shm/tmem": "/dev/shm/alone"}
+    name, other = f"{plain.name}-alone", {"/dev/shm:": f"{plain.shm}:", "ARENA=/dev/shm/tmem": "ARENA=/dev/shm/alone"}
     other |= {"--name tmemd": f"--name {name}", "7717:7717": "0:7717", "tmem:0.1.0": plain.environment["TMEM_IMAGE"]}
     for old, new in other.items():
         assert old in command
@@ -171,7 +171,7 @@ def _succeeds(*arguments: str) -> bool:
 
 
 def test_the_demo_makes_load_and_no_alert(plain: Stack) -> None:
-    plain.compose("--profile", "demo", "up", "--detach", "--wait")
+    plain.compose("--profile", "demo", "up", "--detach")
     assert until(lambda: plain.query('rate(tmem_put_stored_pages_total{pool="demo-swap"}[1m]) > 0'))
     assert until(lambda: plain.query("min(count_over_time(tmem_pages[5m])) >= 4"))
     assert plain.query("ALERTS") == []
