@@ -59,6 +59,21 @@ class Config:
     nbd_poll: int = _option(
         number(0, 1000), "microseconds for which an NBD connection looks for its next request before it sleeps", 0
     )
+    nbd_connections: int = _option(number(1, 100_000), "NBD connections that have an export open at once", 512)
+    nbd_client_connections: int = _option(
+        number(1, 100_000), "those of one client: the name in its certificate, else its address", 256
+    )
+    nbd_handshakes: int = _option(
+        number(1, 100_000), "NBD connections that have opened no export yet; beyond it the oldest is closed", 64
+    )
+    nbd_handshake_timeout: int = _option(
+        number(1, 3600), "seconds from connecting over NBD until an export must be open", 10
+    )
+    nbd_buffers: int = _option(
+        size,
+        "bytes that large NBD requests and replies may hold at once, of all connections; what wants more waits",
+        256 << 20,
+    )
     metrics: str | None = _option(address, "address of the Prometheus exposition; none unless given")
     metrics_clients: tuple[str, ...] = _option(
         names, "clients that may read the metrics besides admins, where certificates tell who they are", ()

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 BOUNDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 10.0)
 """Upper bounds of the latency buckets, in seconds; what is above all of them has a bucket too."""
 
+NBD_GAUGES = frozenset(("connected", "handshakes", "buffer_bytes", "buffer_waiters"))
+"""What an NBD server tells of this moment."""
+
 _GAUGE = {"gauge": True}
 
 
@@ -61,6 +64,10 @@ class Counts:
     """Bytes of each device."""
     export_draining: Counter[str] = field(default_factory=Counter, metadata=_GAUGE)
     """1 where no new client is let in."""
+    nbd: Counter[str] = field(default_factory=Counter)
+    """NBD connections turned away, by why."""
+    nbd_now: Counter[str] = field(default_factory=Counter, metadata=_GAUGE)
+    """NBD connections, and what they hold."""
 
     def answered(self, method: str, code: str, seconds: float) -> None:
         self.calls[method, code] += 1
@@ -70,8 +77,10 @@ class Counts:
         latency.buckets[bisect_left(BOUNDS, seconds)] += 1
         latency.seconds += seconds
 
-    def take_exports(self, served: Mapping[str, Served]) -> None:
-        """The exports as they are now."""
+    def take_exports(self, served: Mapping[str, Served], connections: Mapping[str, int]) -> None:
+        """The exports as they are now, and the connections of their server."""
+        self.nbd = Counter({key: n for key, n in connections.items() if key not in NBD_GAUGES})
+        self.nbd_now = Counter({key: n for key, n in connections.items() if key in NBD_GAUGES})
         self.exports = Counter({(name, key): n for name, its in served.items() for key, n in its.counters.items()})
         self.export_clients = Counter({name: len(its.clients) for name, its in served.items()})
         self.export_sizes = Counter({name: its.size for name, its in served.items()})

@@ -31,6 +31,8 @@ def raise_limit(config: Config) -> None:
         except (OSError, ValueError) as error:
             log.warning("the limit of open files stays %d: %s", soft, error)
     needed = config.max_calls + OWN
+    if config.nbd:
+        needed += 2 * (config.nbd_connections + config.nbd_handshakes)
     if soft != resource.RLIM_INFINITY and soft < OWN:
         raise ConfigError(
             f"only {soft} files can be open, and the daemon itself needs {OWN}: raise the limit of open files to "

@@ -63,6 +63,10 @@ class Exports:
         """Who has which export open, and what passed through it."""
         return {} if self._server is None else self._server.served()
 
+    def counters(self) -> dict[str, int]:
+        """Of all connections; nothing where none are served."""
+        return {} if self._server is None else self._server.counters()
+
     async def stop(self, grace: float) -> bool:
         """Stop serving; whether every client's requests were done in time."""
         server = self._server

@@ -63,6 +63,7 @@ class StoreCollector(Collector):
         calls = {**{(method, "INTERNAL"): 0 for method in list(counts.latencies)}, **dict(counts.calls)}.items()
         yield family("tmem_calls_total", "Calls answered, by method and status.", ("method", "code"), calls)
         yield from _exports(counts)
+        yield from _nbd(counts)
         latency = HistogramMetricFamily("tmem_call_seconds", "Seconds to answer a call.", labels=["method"])
         for method, seen in list(counts.latencies.items()):
             latency.add_metric([method], _cumulative(seen.buckets), seen.seconds)
@@ -108,6 +109,34 @@ def _exports(counts: Counts) -> Iterator[Metric]:
     for family_name, about, label, keys in EXPORTS:
         samples = [((n, value), counts.exports[n, key]) for n in names for value, key in keys.items()]
         yield family(family_name, about, ("export", label), samples)
+
+
+# Why NBD connections were turned away, and how the server counts it.
+TURNED_AWAY = {
+    "handshakes": "dropped",
+    "timeout": "timed_out",
+    "tls": "kept_out",
+    "connections": "full",
+    "client_connections": "client_full",
+    "stalled": "stalled",
+    "threads": "turned_away",
+}
+
+
+def _nbd(counts: Counts) -> Iterator[Metric]:
+    """Of the server of all exports, where there is one."""
+    if not counts.nbd_now:
+        return
+    for name, about, key in (
+        ("tmem_nbd_connections", "NBD connections that have an export open.", "connected"),
+        ("tmem_nbd_handshakes", "NBD connections that have not opened an export yet.", "handshakes"),
+        ("tmem_nbd_buffer_bytes", "Bytes of large requests and replies held, of nbd_buffers.", "buffer_bytes"),
+        ("tmem_nbd_buffer_waiters", "NBD connections that wait for such bytes.", "buffer_waiters"),
+    ):
+        yield family(name, about, (), [((), counts.nbd_now[key])])
+    about = "NBD connections turned away or cut off, by why."
+    samples = [((reason,), counts.nbd[key]) for reason, key in TURNED_AWAY.items()]
+    yield family("tmem_nbd_turned_away_total", about, ("reason",), samples)
 
 
 def expose(

@@ -136,6 +136,9 @@ class EngineBlockServer:
             for name, each in self._server.exports().items()
         }
 
+    def counters(self) -> dict[str, int]:
+        return self._server.counters()
+
     def stop(self, grace: float) -> bool:
         return self._server.stop(grace)
 
@@ -163,6 +166,13 @@ class EngineStore(Threaded):
             # What is stored must be served whatever the machine lacks.
             log.warning("commit_reserves: %s", error)
         self.know(config.clients, config.administrators)
+        self._nbd: dict[str, Any] = {
+            "connections": config.nbd_connections,
+            "client_connections": config.nbd_client_connections,
+            "handshakes": config.nbd_handshakes,
+            "handshake_timeout": config.nbd_handshake_timeout,
+            "buffers": config.nbd_buffers,
+        }
         super().__init__(config.threads, config.max_waiting, config.max_client_waiting)
 
     def know(self, clients: Clients, administrators: frozenset[str]) -> None:
@@ -213,7 +223,9 @@ class EngineStore(Threaded):
             warning.warn(f"{address}: {why}")
 
         try:
-            server = NbdServer(list(listen), poll_microseconds=poll, tls=pem, renewal=tls, turned_away=turned_away)
+            server = NbdServer(
+                list(listen), poll_microseconds=poll, tls=pem, renewal=tls, turned_away=turned_away, **self._nbd
+            )
             server.serve_caches(self._engine, self._why_not)
             return EngineBlockServer(server)
         except OSError as error:

@@ -183,6 +183,9 @@ class BlockServer(Protocol):
         """Let these clients open an export, or anybody; connections of others have ended when it returns."""
 
     def served(self) -> dict[str, Served]: ...
+    def counters(self) -> dict[str, int]:
+        """Of all connections, as `NbdServer` has them."""
+
     def stop(self, grace: float) -> bool:
         """Stop; whether every connection came to its end within so many seconds."""
 

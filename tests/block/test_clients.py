@@ -150,7 +150,8 @@ def test_nbdsh_does_every_command(empty: Server) -> None:
 
 def test_nbdsh_is_told_what_is_wrong(tmemd: Server) -> None:
     """Requests that libnbd itself would not send, sent because it is told not to check."""
-    cases = (f"h.pread(1, {SIZE})", f"h.pwrite(b'x', {SIZE})", f"h.trim(2, {SIZE - 1})", f"h.zero({SIZE}, 1)")
+    long = f"h.pwrite(bytearray({4 * MIB}), {SIZE})"
+    cases = (long, f"h.pread(1, {SIZE})", f"h.pwrite(b'x', {SIZE})", f"h.trim(2, {SIZE - 1})", f"h.zero({SIZE}, 1)")
     for case in cases:
         nbdsh(
             tmemd,

@@ -19,7 +19,10 @@ use crate::protocol::{MAX_DATA, MAX_STRING};
 use crate::socket::Socket;
 
 /// How long a client waits for the seat of a connection whose other end is gone.
-const HANDOVER: Duration = Duration::from_secs(2);
+pub(crate) const HANDOVER: Duration = Duration::from_secs(2);
+
+/// Connections that an export with multi-conn has kept for the clients that it names.
+const KEPT_MULTI: usize = 4;
 
 /// Why a change of the table was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +53,15 @@ impl Access {
             Access::Identities(names) => names.iter().any(|name| name == client.name()),
         }
     }
+}
+
+/// What an export that a client opens means for the others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Claim {
+    /// The export names its clients, and this one takes one of the seats that are kept for them.
+    pub own: bool,
+    /// Seats that are kept for the clients of others.
+    pub others: usize,
 }
 
 /// An export as it is now.
@@ -394,6 +406,15 @@ impl Exports {
         attached.map(|()| opened)
     }
 
+    /// How many connections are still to be kept free for the clients that exports name.
+    pub(crate) fn claim(&self, opened: &str) -> Claim {
+        let table = self.table();
+        let own = table.named.get(opened).is_some_and(|one| one.kept() > 0);
+        let others = table.named.iter().filter(|(name, _)| *name != opened);
+        let others = others.map(|(_, entry)| entry.kept()).sum();
+        Claim { own, others }
+    }
+
     fn take_seat(
         self: &Arc<Exports>,
         name: String,
@@ -527,6 +548,16 @@ impl Entry {
                 "export {name:?} is in use by {holder}, and allows one connection at a time"
             ),
         })
+    }
+
+    /// Connections of its clients that are not there and that others must leave room for.
+    fn kept(&self) -> usize {
+        let most = match self.access {
+            Access::Everybody => 0,
+            Access::Identities(_) if self.backend.info().multi_conn => KEPT_MULTI,
+            Access::Identities(_) => 1,
+        };
+        most.saturating_sub(self.seats.len())
     }
 
     /// Who has it open and may not.

@@ -29,5 +29,5 @@ pub use counts::ExportCounters;
 pub use exports::{Access, ExportError, ExportStatus, Exports};
 pub use pool::{PoolExport, PoolExportSettings};
 pub use protocol::Errno;
-pub use server::{Listen, Renewal, Reporter, Server, ServerCounters, Settings};
+pub use server::{Limits, Listen, Renewal, Reporter, Server, ServerCounters, Settings};
 pub use tls::Tls;

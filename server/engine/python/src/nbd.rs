@@ -12,8 +12,8 @@ use pyo3::types::{PyDict, PyList};
 use tmem_core::PoolSettings;
 use tmem_nbd::cache::{Caches, PREFIX};
 use tmem_nbd::{
-    Access, Client, ExportCounters, ExportError, ExportStatus, Exports, Listen, PoolExport,
-    PoolExportSettings, Renewal, Reporter, Server, ServerCounters, Settings, Tls,
+    Access, Budget, Client, ExportCounters, ExportError, ExportStatus, Exports, Limits, Listen,
+    PoolExport, PoolExportSettings, Renewal, Reporter, Server, ServerCounters, Settings, Tls,
 };
 
 use crate::args;
@@ -28,17 +28,25 @@ pub struct NbdServer {
     /// One for Unix sockets, one for TCP; empty once stopped.
     servers: Mutex<Vec<Server>>,
     exports: Arc<Exports>,
+    /// Of all servers together.
+    budget: Arc<Budget>,
     addresses: Vec<String>,
 }
 
 #[pymethods]
 impl NbdServer {
     #[new]
-    #[pyo3(signature = (listen, *, max_connections=256, poll_microseconds=0, tls=None, renewal=None, turned_away=None))]
+    #[pyo3(signature = (listen, *, connections=512, client_connections=256, handshakes=64, handshake_timeout=10.0,
+        buffers=256 << 20, poll_microseconds=0, tls=None, renewal=None, turned_away=None))]
+    #[allow(clippy::too_many_arguments)] // The signature Python sees.
     fn new(
         py: Python<'_>,
         listen: Vec<String>,
-        max_connections: usize,
+        connections: usize,
+        client_connections: usize,
+        handshakes: usize,
+        handshake_timeout: f64,
+        buffers: usize,
         poll_microseconds: u64,
         tls: Option<Pem>,
         renewal: Option<Py<PyAny>>,
@@ -47,12 +55,23 @@ impl NbdServer {
         let parsed: Result<Vec<Listen>, String> = listen.iter().map(|text| text.parse()).collect();
         let listen = parsed.map_err(PyValueError::new_err)?;
         let tls = tls.map(|pem| self::tls(&pem).map_err(PyValueError::new_err));
+        let patience = Budget::default().patience();
+        let handshake_timeout = Duration::try_from_secs_f64(handshake_timeout).map_err(|why| {
+            PyValueError::new_err(format!("handshake_timeout is {handshake_timeout}: {why}"))
+        })?;
         let settings = Settings {
-            max_connections,
+            limits: Limits {
+                connections,
+                of_one_client: client_connections,
+                handshakes,
+            },
+            handshake_timeout,
+            budget: Arc::new(Budget::new(buffers, patience)),
             poll: Duration::from_micros(poll_microseconds),
             tls: tls.transpose()?,
             ..Settings::default()
         };
+        let budget = settings.budget.clone();
         let plain = Settings {
             tls: None,
             ..settings.clone()
@@ -85,6 +104,7 @@ impl NbdServer {
         Ok(NbdServer {
             addresses: addresses.collect(),
             servers: Mutex::new(servers),
+            budget,
             exports,
         })
     }
@@ -179,7 +199,16 @@ impl NbdServer {
         let sum = |of: fn(&ServerCounters) -> u64| counted.iter().map(of).sum::<u64>();
         dict.set_item("connections", sum(|each| each.connections))?;
         dict.set_item("connected", sum(|each| each.connected))?;
+        dict.set_item("handshakes", sum(|each| each.handshakes))?;
         dict.set_item("turned_away", sum(|each| each.turned_away))?;
+        dict.set_item("dropped", sum(|each| each.dropped))?;
+        dict.set_item("timed_out", sum(|each| each.timed_out))?;
+        dict.set_item("kept_out", sum(|each| each.kept_out))?;
+        dict.set_item("full", sum(|each| each.full))?;
+        dict.set_item("client_full", sum(|each| each.client_full))?;
+        dict.set_item("stalled", self.budget.stalled())?;
+        dict.set_item("buffer_bytes", self.budget.used())?;
+        dict.set_item("buffer_waiters", self.budget.waiting())?;
         dict.set_item("not_opened", sum(|each| each.not_opened))?;
         dict.set_item("broken", sum(|each| each.broken))?;
         Ok(dict)

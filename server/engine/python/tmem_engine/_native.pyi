@@ -252,7 +252,11 @@ class NbdServer:
         cls,
         listen: list[str],
         *,
-        max_connections: int = 256,
+        connections: int = 512,
+        client_connections: int = 256,
+        handshakes: int = 64,
+        handshake_timeout: float = 10.0,
+        buffers: int = 268435456,
         poll_microseconds: int = 0,
         tls: tuple[bytes, bytes, bytes | None] | None = None,
         renewal: _Renewal | None = None,
@@ -260,9 +264,12 @@ class NbdServer:
     ) -> NbdServer:
         """Listen on `unix:PATH` and `tcp:HOST:PORT`. A connection polls so long before it sleeps.
 
+        `connections` may have an export open at once, of one client `client_connections`; before that as many as
+        `handshakes`, each for so many seconds, the oldest making room. Large requests hold `buffers` bytes.
+
         `tls` is certificate, key and who vouches for clients, in PEM: TCP clients must then begin TLS. `renewal` is
         asked before each handshake, by any thread, whether that has changed. `turned_away` is called by any thread with
-        the address of a client that TLS kept out, and why.
+        the address of a client that was turned away, and why.
         """
     @property
     def addresses(self) -> list[str]:

@@ -68,6 +68,11 @@ impl Budget {
         self.limit
     }
 
+    /// How long a client may be silent while others wait for what it holds.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Bytes held out of it now.
     pub fn used(&self) -> usize {
         self.state().used

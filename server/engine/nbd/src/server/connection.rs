@@ -11,11 +11,21 @@ use super::transmission::{End, Transmission};
 use crate::backend::{Client, Link};
 
 /// Serve a connection to its end.
-pub fn run(shared: &Arc<Shared>, link: &Arc<Link>, client: Client) {
+pub fn run(shared: &Arc<Shared>, link: &Arc<Link>, client: Client, origin: String) {
     let mut input = Input::new();
-    let Ok(Some(session)) = Handshake::new(shared, link, client, &mut input).run() else {
-        shared.not_opened.fetch_add(1, Ordering::Relaxed);
-        return;
+    let (id, address) = (client.id, client.address.clone());
+    let session = match Handshake::new(shared, link, client, origin, &mut input).run() {
+        Ok(Some(session)) => session,
+        ended => {
+            shared.not_opened.fetch_add(1, Ordering::Relaxed);
+            if shared.seats.was_dropped(id) {
+                let why = "it did not finish its handshake, and made room for a newer connection";
+                shared.report(&address, why);
+            } else if matches!(ended, Err(error) if error.kind() == io::ErrorKind::TimedOut) {
+                shared.timed_out.fetch_add(1, Ordering::Relaxed);
+            }
+            return;
+        }
     };
     let _ = link.counts.set(session.opened.counts.clone());
     let mut transmission = Transmission::new(shared, link, &session, input);

@@ -5,13 +5,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::Shared;
 use super::input::{Input, wait};
 use super::options::{Query, parse_go, parse_query};
 use crate::backend::{Client, Context, Contexts, ExportInfo, Head, Link, Out, Refusal};
-use crate::exports::Opened;
+use crate::exports::{HANDOVER, Opened};
 use crate::protocol::{
     BASE_ALLOCATION, MAX_DATA, OPTION_MAGIC, OptionReply, OptionRequest, SERVER_MAGIC, handshake,
     info, option, reply, transmission,
@@ -40,6 +41,8 @@ pub struct Handshake<'c> {
     shared: &'c Shared,
     link: &'c Arc<Link>,
     client: Client,
+    /// Where it comes from, for limits.
+    origin: String,
     input: &'c mut Input,
     out: Out,
     deadline: Instant,
@@ -60,12 +63,14 @@ impl<'c> Handshake<'c> {
         shared: &'c Shared,
         link: &'c Arc<Link>,
         client: Client,
+        origin: String,
         input: &'c mut Input,
     ) -> Handshake<'c> {
         Handshake {
             shared,
             link,
             client,
+            origin,
             input,
             out: Out::default(),
             tls: shared.tls(),
@@ -82,6 +87,7 @@ impl<'c> Handshake<'c> {
     pub fn run(mut self) -> io::Result<Option<Session>> {
         let session = self.talk();
         if let (Ok(None) | Err(_), Some(why)) = (&session, &self.kept_out) {
+            self.shared.kept_out.fetch_add(1, Ordering::Relaxed);
             self.shared.report(&self.client.address, why);
         }
         session
@@ -359,13 +365,31 @@ impl<'c> Handshake<'c> {
                 "export {name:?} is for clients that ask for block sizes"
             )));
         }
-        let opened = self.shared.exports.open(&name, &self.client, self.link)?;
+        let opened = self.take_seat(&name)?;
         Ok(Session {
             info: opened.backend.info(),
             opened,
             structured: self.structured,
             contexts,
         })
+    }
+
+    /// Open an export, as one of those whom the server has seats for.
+    fn take_seat(&mut self, name: &str) -> Result<Opened, Refusal> {
+        let (seats, exports) = (&self.shared.seats, &self.shared.exports);
+        let who = self.client.identity.as_deref();
+        let who = who.map_or_else(|| self.origin.clone(), |name| format!("{name:?}"));
+        let claim = || exports.claim(name);
+        if let Err(full) = seats.sit(self.client.id, &who, &claim, HANDOVER) {
+            let why = seats.explain(full);
+            self.shared.report(&self.client.address, &why);
+            return Err(Refusal::Policy(why));
+        }
+        let opened = exports.open(name, &self.client, self.link);
+        if opened.is_err() {
+            seats.stand(self.client.id);
+        }
+        opened
     }
 
     fn info(&mut self, option: u32, data: &[u8]) -> Next {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{TcpListener, ToSocketAddrs};
+use std::net::{IpAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -71,6 +71,8 @@ impl fmt::Display for Listen {
 pub struct Accepted {
     pub stream: OwnedFd,
     pub address: String,
+    /// Who is behind the address, for limits: of IPv6 its network of 64 bits, all of which one host may have.
+    pub origin: String,
     pub local: bool,
 }
 
@@ -224,6 +226,7 @@ fn accept(bound: &Bound, peer_timeout: Duration) -> io::Result<Accepted> {
             Ok(Accepted {
                 address: process.map_or("unix".into(), |pid| format!("unix (process {pid})")),
                 stream: stream.into(),
+                origin: "unix".into(),
                 local: true,
             })
         }
@@ -233,9 +236,17 @@ fn accept(bound: &Bound, peer_timeout: Duration) -> io::Result<Accepted> {
             Ok(Accepted {
                 stream: stream.into(),
                 address: address.to_string(),
+                origin: origin(address.ip().to_canonical()),
                 local: address.ip().to_canonical().is_loopback(),
             })
         }
+    }
+}
+
+fn origin(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("{:x}/64", address.to_bits() >> 64),
     }
 }
 

@@ -10,22 +10,24 @@ mod input;
 mod listen;
 mod options;
 mod polling;
+mod seats;
 mod transmission;
 
 pub use listen::Listen;
+pub use seats::Limits;
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::backend::{Budget, Client, Link};
 use crate::exports::Exports;
 use crate::socket::Socket;
 use crate::tls::Tls;
 use listen::{Accepted, Listener, Waker};
+use seats::Seats;
 
 /// The number of the last connection: servers may share exports, which tell connections apart by it.
 static LAST_ID: AtomicU64 = AtomicU64::new(0);
@@ -36,8 +38,7 @@ const LAST_CALL: Duration = Duration::from_secs(1);
 /// How a server behaves.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Connections at once; more are closed at once.
-    pub max_connections: usize,
+    pub limits: Limits,
     /// How long a client may take from connecting to opening an export.
     pub handshake_timeout: Duration,
     /// How long a connection looks for the next request before it sleeps: fewer wake-ups for more CPU. Zero: never.
@@ -56,7 +57,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Settings {
-            max_connections: 256,
+            limits: Limits::default(),
             handshake_timeout: Duration::from_secs(10),
             poll: Duration::ZERO,
             peer_timeout: Duration::from_secs(20),
@@ -78,10 +79,18 @@ pub type Reporter = dyn Fn(&str, &str) + Send + Sync;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServerCounters {
     pub connections: u64,
-    /// Connections there are now.
+    /// Connections that have an export open now, and those that have none yet.
     pub connected: u64,
-    /// Closed at once, being too many.
+    pub handshakes: u64,
+    /// Closed at once: there was no thread for them.
     pub turned_away: u64,
+    /// Closed in their handshake to make room for a newer one, by the handshake's deadline, and by TLS.
+    pub dropped: u64,
+    pub timed_out: u64,
+    pub kept_out: u64,
+    /// That found all seats taken, and that had as many as one client may.
+    pub full: u64,
+    pub client_full: u64,
     /// That ended in the handshake: time-outs, nonsense, clients that only asked.
     pub not_opened: u64,
     /// That ended otherwise than by the client's farewell or a stop.
@@ -102,13 +111,14 @@ pub struct Shared {
     pub stopping: AtomicBool,
     pub not_opened: AtomicU64,
     pub broken: AtomicU64,
+    pub timed_out: AtomicU64,
+    pub kept_out: AtomicU64,
+    pub seats: Seats,
     tls: RwLock<Option<Tls>>,
     renewal: Mutex<Option<Box<Renewal>>>,
     reporter: OnceLock<Box<Reporter>>,
     accepted: AtomicU64,
     turned_away: AtomicU64,
-    links: Mutex<HashMap<u64, Arc<Link>>>,
-    ended: Condvar,
     waker: Waker,
 }
 
@@ -126,14 +136,15 @@ impl Server {
             tls: RwLock::new(settings.tls.clone()),
             renewal: Mutex::default(),
             reporter: OnceLock::new(),
+            seats: Seats::new(settings.limits.clone()),
             settings,
             stopping: AtomicBool::new(false),
             not_opened: AtomicU64::new(0),
             broken: AtomicU64::new(0),
+            timed_out: AtomicU64::new(0),
+            kept_out: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
             turned_away: AtomicU64::new(0),
-            links: Mutex::default(),
-            ended: Condvar::new(),
             waker: listener.waker(),
         });
         let its = shared.clone();
@@ -173,10 +184,17 @@ impl Server {
     pub fn counters(&self) -> ServerCounters {
         let shared = &self.shared;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let [dropped, full, client_full] = shared.seats.turned_away();
         ServerCounters {
             connections: get(&shared.accepted),
-            connected: shared.links().len() as u64,
+            connected: shared.seats.seated() as u64,
+            handshakes: shared.seats.handshakes() as u64,
             turned_away: get(&shared.turned_away),
+            dropped,
+            timed_out: get(&shared.timed_out),
+            kept_out: get(&shared.kept_out),
+            full,
+            client_full,
             not_opened: get(&shared.not_opened),
             broken: get(&shared.broken),
         }
@@ -194,11 +212,11 @@ impl Server {
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.shared.waker.wake();
         let _ = acceptor.join();
-        self.shared.each(|link| link.socket.stop_receiving());
-        let graceful = self.shared.wait_for_end(grace);
+        self.shared.seats.each(|link| link.socket.stop_receiving());
+        let graceful = self.shared.seats.wait_for_end(grace);
         if !graceful {
-            self.shared.each(|link| link.socket.close());
-            self.shared.wait_for_end(LAST_CALL);
+            self.shared.seats.each(|link| link.socket.close());
+            self.shared.seats.wait_for_end(LAST_CALL);
         }
         graceful
     }
@@ -241,37 +259,13 @@ impl Shared {
         }
     }
 
-    fn links(&self) -> MutexGuard<'_, HashMap<u64, Arc<Link>>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn each(&self, body: impl Fn(&Link)) {
-        self.links().values().for_each(|link| body(link));
-    }
-
-    fn wait_for_end(&self, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
-        let mut links = self.links();
-        while !links.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let waited = self.ended.wait_timeout(links, left);
-            links = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
-    }
-
     /// Accept until the server stops.
     fn accept(self: &Arc<Shared>, listener: &Listener) {
         while !self.stopping.load(Ordering::SeqCst) {
             for accepted in listener.accept(self.settings.peer_timeout) {
                 self.accepted.fetch_add(1, Ordering::Relaxed);
                 let id = LAST_ID.fetch_add(1, Ordering::Relaxed);
-                if self.links().len() >= self.settings.max_connections
-                    || self.welcome(id, accepted).is_err()
-                {
+                if self.welcome(id, accepted).is_err() {
                     self.turned_away.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -292,7 +286,9 @@ impl Shared {
             client.address.clone(),
             self.settings.budget.clone(),
         ));
-        self.links().insert(id, link.clone());
+        if !self.seats.enter(id, &link, &accepted.origin) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let shared = self.clone();
         let thread = std::thread::Builder::new().name(format!("nbd-{id}"));
         let ended = Ended {
@@ -301,13 +297,13 @@ impl Shared {
         };
         let thread = thread.spawn(move || {
             let _ended = ended;
-            connection::run(&shared, &link, client);
+            connection::run(&shared, &link, client, accepted.origin);
         });
         thread.map(drop)
     }
 }
 
-/// Takes a connection off the table, however its thread ended.
+/// Has a connection leave, however its thread ended.
 struct Ended {
     shared: Arc<Shared>,
     id: u64,
@@ -315,9 +311,6 @@ struct Ended {
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        if let Some(link) = self.shared.links().remove(&self.id) {
-            link.socket.close();
-        }
-        self.shared.ended.notify_all();
+        self.shared.seats.leave(self.id);
     }
 }

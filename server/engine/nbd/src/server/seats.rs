@@ -1,0 +1,296 @@
+//! Who is connected, and who may be: few handshakes at once, and seats for those who have an export open.
+//!
+//! A connection begins as a handshake. Where there are too many of these the oldest goes, of the peer that has the most,
+//! so that silent ones keep nobody out. With an export open it takes a seat: of these each client has its limit, and as
+//! many stay free as the exports want that name their clients.
+//! Locking: `table` is held for no I/O.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::backend::Link;
+use crate::exports::Claim;
+
+/// Connections at once.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// With an export open.
+    pub connections: usize,
+    /// The same, of one client: the name in its certificate, else its address.
+    pub of_one_client: usize,
+    /// Before that.
+    pub handshakes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections: 512,
+            of_one_client: 256,
+            handshakes: 64,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Handshake,
+    Seated,
+    /// Closed to make room, and on its way out.
+    Dropped,
+}
+
+struct Guest {
+    link: Arc<Link>,
+    who: String,
+    stage: Stage,
+}
+
+/// Why there is no seat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    All,
+    Client,
+}
+
+#[derive(Default)]
+pub struct Seats {
+    limits: Limits,
+    table: Mutex<HashMap<u64, Guest>>,
+    /// Somebody left.
+    left: Condvar,
+    /// Handshakes closed to make room.
+    dropped: AtomicU64,
+    /// Clients that got no seat, by why.
+    full: AtomicU64,
+    client_full: AtomicU64,
+}
+
+impl Seats {
+    pub fn new(limits: Limits) -> Seats {
+        Seats {
+            limits,
+            ..Seats::default()
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<u64, Guest>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begin a handshake, another's place taken if there are too many; false if even those that were closed are.
+    pub fn enter(&self, id: u64, link: &Arc<Link>, who: &str) -> bool {
+        let mut table = self.table();
+        if count(&table, Stage::Dropped) > self.limits.handshakes {
+            return false;
+        }
+        let guest = Guest {
+            link: link.clone(),
+            who: who.into(),
+            stage: Stage::Handshake,
+        };
+        table.insert(id, guest);
+        if count(&table, Stage::Handshake) > self.limits.handshakes
+            && let Some(guest) = oldest_of_most(&mut table)
+        {
+            guest.stage = Stage::Dropped;
+            guest.link.socket.close();
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Take a seat; waits for one until the deadline.
+    pub fn sit(
+        &self,
+        id: u64,
+        who: &str,
+        claim: &dyn Fn() -> Claim,
+        limit: Duration,
+    ) -> Result<(), Full> {
+        let deadline = Instant::now() + limit;
+        loop {
+            // Asked without the table's lock: an export's table has one of its own.
+            let claim = if self.seated() * 2 < self.limits.connections {
+                Claim::default()
+            } else {
+                claim()
+            };
+            let mut table = self.table();
+            let full = self.full(&table, who, claim);
+            let Some(why) = full else {
+                if let Some(guest) = table.get_mut(&id) {
+                    guest.stage = Stage::Seated;
+                    guest.who = who.into();
+                }
+                return Ok(());
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let counter = match why {
+                    Full::All => &self.full,
+                    Full::Client => &self.client_full,
+                };
+                counter.fetch_add(1, Ordering::Relaxed);
+                return Err(why);
+            }
+            drop(self.left.wait_timeout(table, left));
+        }
+    }
+
+    fn full(&self, table: &HashMap<u64, Guest>, who: &str, claim: Claim) -> Option<Full> {
+        let seated = table.values().filter(|guest| guest.stage == Stage::Seated);
+        let own = seated.filter(|guest| guest.who == who).count();
+        // However many exports name clients, half of all seats are for whoever comes.
+        let kept = match claim.own {
+            true => 0,
+            false => claim.others.min(self.limits.connections / 2),
+        };
+        if own >= self.limits.of_one_client {
+            return Some(Full::Client);
+        }
+        (count(table, Stage::Seated) + kept >= self.limits.connections).then_some(Full::All)
+    }
+
+    /// Go back to the handshake: the export was not opened after all.
+    pub fn stand(&self, id: u64) {
+        if let Some(guest) = self.table().get_mut(&id) {
+            guest.stage = Stage::Handshake;
+        }
+        self.left.notify_all();
+    }
+
+    pub fn leave(&self, id: u64) {
+        if let Some(guest) = self.table().remove(&id) {
+            guest.link.socket.close();
+        }
+        self.left.notify_all();
+    }
+
+    /// Whether a connection was closed to make room for another.
+    pub fn was_dropped(&self, id: u64) -> bool {
+        let table = self.table();
+        table
+            .get(&id)
+            .is_some_and(|guest| guest.stage == Stage::Dropped)
+    }
+
+    pub fn each(&self, body: impl Fn(&Link)) {
+        self.table().values().for_each(|guest| body(&guest.link));
+    }
+
+    /// Wait until nobody is left; whether that came to be in time.
+    pub fn wait_for_end(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut table = self.table();
+        while !table.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.left.wait_timeout(table, left);
+            table = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    pub fn seated(&self) -> usize {
+        count(&self.table(), Stage::Seated)
+    }
+
+    pub fn handshakes(&self) -> usize {
+        count(&self.table(), Stage::Handshake)
+    }
+
+    /// How many were closed to make room, found all seats taken, and had all that one client may.
+    pub fn turned_away(&self) -> [u64; 3] {
+        [&self.dropped, &self.full, &self.client_full]
+            .map(|counter| counter.load(Ordering::Relaxed))
+    }
+
+    pub fn explain(&self, full: Full) -> String {
+        match full {
+            Full::All => format!(
+                "the server's {} connections are taken, or kept for clients that exports name",
+                self.limits.connections
+            ),
+            Full::Client => format!(
+                "this client has {} connections, as many as one may",
+                self.limits.of_one_client
+            ),
+        }
+    }
+}
+
+fn count(table: &HashMap<u64, Guest>, stage: Stage) -> usize {
+    table.values().filter(|guest| guest.stage == stage).count()
+}
+
+/// The oldest handshake of the peer that has the most.
+fn oldest_of_most(table: &mut HashMap<u64, Guest>) -> Option<&mut Guest> {
+    let mut peers: HashMap<&str, (usize, u64)> = HashMap::new();
+    for (&id, guest) in table
+        .iter()
+        .filter(|(_, one)| one.stage == Stage::Handshake)
+    {
+        let (number, oldest) = peers.entry(&guest.who).or_insert((0, id));
+        (*number, *oldest) = (*number + 1, id.min(*oldest));
+    }
+    let most = peers.into_values();
+    let (_, oldest) = most.max_by_key(|&(number, oldest)| (number, std::cmp::Reverse(oldest)))?;
+    table.get_mut(&oldest)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::backend::Budget;
+    use crate::socket::Socket;
+
+    fn link() -> Arc<Link> {
+        let (stream, _) = UnixStream::pair().unwrap();
+        let socket = Socket::new(stream).unwrap();
+        Arc::new(Link::new(socket, String::new(), Arc::<Budget>::default()))
+    }
+
+    fn seats(connections: usize, of_one_client: usize, handshakes: usize) -> Seats {
+        Seats::new(Limits {
+            connections,
+            of_one_client,
+            handshakes,
+        })
+    }
+
+    #[test]
+    fn the_oldest_handshake_of_the_peer_with_the_most_makes_room() {
+        let seats = seats(9, 9, 4);
+        for (id, who) in [(1, "a"), (2, "b"), (3, "b"), (4, "b"), (5, "c")] {
+            assert!(seats.enter(id, &link(), who));
+        }
+        let dropped: Vec<u64> = (1..6).filter(|id| seats.was_dropped(*id)).collect();
+        assert_eq!(dropped, [2]);
+        assert_eq!(seats.handshakes(), 4);
+    }
+
+    #[test]
+    fn a_client_has_its_limit_and_named_ones_their_seats() {
+        let seats = seats(4, 2, 9);
+        let sit = |id, who: &str, own, others| {
+            assert!(seats.enter(id, &link(), who));
+            seats.sit(id, who, &|| Claim { own, others }, Duration::ZERO)
+        };
+        assert_eq!(sit(1, "a", false, 2), Ok(()));
+        assert_eq!(sit(2, "a", false, 2), Ok(()));
+        assert_eq!(sit(3, "a", true, 1), Err(Full::Client));
+        assert_eq!(sit(4, "b", false, 2), Err(Full::All));
+        assert_eq!(sit(5, "named", true, 1), Ok(()));
+        assert_eq!(sit(6, "b", false, 1), Err(Full::All));
+        seats.leave(1);
+        assert_eq!(sit(7, "b", false, 1), Ok(()));
+        assert_eq!(seats.turned_away(), [0, 2, 1]);
+    }
+}
