@@ -8,6 +8,7 @@ from typing import Any
 from setuptools import Distribution, setup
 
 PURE = os.environ.get("TMEM_PURE", "") not in ("", "0")
+_PURE = ("tmem", "tmem_main", "tmem_proto")
 
 
 class PureDistribution(Distribution):
@@ -15,7 +16,9 @@ class PureDistribution(Distribution):
 
     def parse_config_files(self, *args: Any, **options: Any) -> None:
         super().parse_config_files(*args, **options)
-        self.packages = [name for name in self.packages if name.partition(".")[0] in ("tmem", "tmem_proto")]
+        self.packages = [
+            name for name in self.packages if name.partition(".")[0] in ("tmem", "tmem_main", "tmem_proto")
+        ]
         scripts = self.entry_points["console_scripts"]
         self.entry_points["console_scripts"] = [script for script in scripts if not script.startswith("tmemd")]
         self.rust_extensions: list[object] = []

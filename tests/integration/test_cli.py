@@ -213,7 +213,16 @@ def test_a_server_that_is_away_is_said_at_once() -> None:
     gone = Command("127.0.0.1:1")
     said = gone.fails("put", "pool", "name", os.devnull)
     assert "nothing answers at 127.0.0.1:1: is tmemd running?" in said
-    assert "no.such.host.invalid:7717" in Command("no.such.host.invalid:7717").fails("stat")
+    assert "the host of no.such.host.invalid is not known" in Command("no.such.host.invalid").fails("stat")
+
+
+@pytest.mark.parametrize("line", [["-h"], ["pool", "-h"], ["pool", "create", "-h"]], ids=" ".join)
+def test_help_has_a_short_name(cli: Command, line: list[str]) -> None:
+    assert cli(*line) == cli(*line[:-1], "--help")
+
+
+def test_an_export_that_is_not_there_is_said_with_where_to_look(cli: Command) -> None:
+    assert "export 'disk' does not exist: `tmem export ls` lists" in cli.fails("export", "drain", "disk")
 
 
 def test_an_arena_of_this_machine_does_as_well(tmp_path: Path, file: Path) -> None:

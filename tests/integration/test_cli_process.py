@@ -15,18 +15,21 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 import tmem
 from tests.integration.daemons import daemon
-from tests.support import PATIENCE, run
+from tests.support import PATIENCE, noise, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TMEM = [sys.executable, "-m", "tmem.cli"]
+SCRIPT = [sys.executable, "-c", "from tmem_main import main; main()"]
+"""As the shell's command does it."""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,95 @@ def test_the_shell_completes_commands_and_names_of_pools(server: str) -> None:
 
     assert complete("tmem re") == ["relinquish", "restore"]
     assert complete("tmem stat s") == ["swap"]
+
+
+@pytest.mark.parametrize("options", [["--version"], ["--server", "nowhere:1", "--version"]])
+def test_it_says_its_version_without_a_server(options: list[str]) -> None:
+    for tool in (TMEM, SCRIPT):
+        said = subprocess.run([*tool, *options], capture_output=True, text=True, check=True)
+        assert (said.stdout, said.stderr) == (f"tmem {tmem.__version__}\n", "")
+
+
+INTERRUPTER = """
+import os, signal, sys
+
+class Interrupter:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["MOMENT"]:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupter())
+"""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "tmem",
+        "tmem._pool",
+        "google_crc32c",
+        "tmem.cli",
+        "click",
+        "rich.console",
+        "tmem.cli.app",
+        "tmem.cli.top",
+        "grpc",
+    ],
+)
+def test_an_interrupt_at_any_import_ends_it_without_a_word(server: str, tmp_path: Path, moment: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTER)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        [*SCRIPT, "--server", server, "pool", "ls"],
+        env={**os.environ, "PYTHONPATH": path, "MOMENT": moment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (130, "", "")
+
+
+WRITER = """
+import sys
+from tmem.cli import ending
+from tmem.cli.outfile import PRIVATE, writing
+ending.prepare()
+with writing(sys.argv[1], PRIVATE) as sink:
+    sink.write(b"new")
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGTERM", -15), ("SIGHUP", -1)])
+def test_a_signal_takes_the_file_away_that_was_half_written(tmp_path: Path, number: str, status: int) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(file)], stdin=pipe, stdout=pipe) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"begun\n"
+        assert len(list(tmp_path.iterdir())) == 2
+        writer.send_signal(getattr(signal, number))
+        assert writer.wait(PATIENCE) == status
+    assert (file.read_bytes(), list(tmp_path.iterdir())) == (b"old", [file])
+
+
+def test_a_command_that_is_interrupted_ends_in_order_with_status_130(server: str, tmp_path: Path) -> None:
+    """It has written to a pipe until that was full."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with tmem.connect(server) as store:
+        store.pool("large").put_range(1, 0, b"".join(map(noise, range(100))))
+    tool = subprocess.Popen([*SCRIPT, "--server", server, "save", "large", str(pipe)], stderr=subprocess.PIPE)
+    with pipe.open("rb", buffering=0) as reader:
+        assert reader.read(5) == b"tmem-"
+        tool.send_signal(signal.SIGINT)
+        assert tool.communicate(timeout=PATIENCE)[1].strip() == b""
+    assert tool.returncode == 130
+    with tmem.connect(server) as store:
+        store.find_pool("large").destroy()
 
 
 class Terminal:

@@ -76,7 +76,7 @@ def _pip(*arguments: str, **environment: str) -> None:
 def test_the_wheel_is_for_any_system_and_holds_the_sdk_alone(wheel: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"tmem", "tmem_proto"}
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"tmem", "tmem_main", "tmem_proto"}
     assert {"tmem/aio.py", "tmem/py.typed", "tmem_proto/v1/tmem.proto", "tmem_proto/v1/tmem_pb2.py"} <= set(names)
     assert not [name for name in names if name.endswith(".so")]
     (scripts,) = (name for name in names if name.endswith("entry_points.txt"))

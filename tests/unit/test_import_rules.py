@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = {"tmem", "tmemd", "tmem_engine", "tmem_proto", "tests"}
+OURS = {"tmem", "tmem_main", "tmemd", "tmem_engine", "tmem_proto", "tests"}
 SOURCES = {
     "tmem": ROOT / "client" / "tmem",
+    "tmem_main": ROOT / "client" / "tmem_main",
     "tmemd": ROOT / "server" / "tmemd",
     "tmem_engine": ROOT / "server" / "engine" / "python" / "tmem_engine",
     "tmem_proto": ROOT / "proto" / "tmem_proto",
 }
 MAY_IMPORT = {
     "tmem": {"tmem", "tmem_proto", "tmem_engine"},
+    "tmem_main": {"tmem", "tmem_main"},
     "tmemd": {"tmemd", "tmem_proto", "tmem_engine"},
     "tmem_engine": {"tmem_engine"},
     "tmem_proto": {"tmem_proto"},

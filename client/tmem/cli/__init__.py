@@ -13,11 +13,14 @@ from __future__ import annotations
 import os
 import sys
 
+from tmem.cli import ending
+
 _EXTRAS = ("click", "rich")
 
 
 def main() -> None:
     """Run the command and exit."""
+    ending.prepare()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs is in the errors too
     try:
         from tmem.cli.app import run

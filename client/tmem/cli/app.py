@@ -9,13 +9,12 @@ from typing import Any
 import click
 
 import tmem
-from tmem.cli import bench, care, clients, exports, files, happenings, look, moving, pools, san, top
+from tmem.cli import bench, care, clients, ending, exports, files, happenings, look, moving, pools, san, top
 from tmem.cli.failures import Failed, Misused, explain
 from tmem.cli.outfile import STANDARD_OUTPUT
 from tmem.cli.session import DEFAULT_SERVER, Session, Tree, pass_session
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_INTERRUPTED = 130
 
 _SECTIONS = {
     "Look": ("stat", "top", "events"),
@@ -52,6 +51,10 @@ class Root(Tree):
             raise _in_one_line(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
+        with ending.in_order():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         session = ctx.ensure_object(Session)
         try:
             return super().invoke(ctx)
@@ -62,7 +65,9 @@ class Root(Tree):
             raise Failed("nothing was done") from None
         except KeyboardInterrupt:
             click.echo(err=True)
-            raise click.exceptions.Exit(_INTERRUPTED) from None
+            raise click.exceptions.Exit(ending.INTERRUPTED) from None
+        except MemoryError:
+            raise Failed("there is not enough memory for that") from None
         except (tmem.TmemError, ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE and error.filename in (None, STANDARD_OUTPUT):
                 raise
@@ -99,6 +104,7 @@ class Root(Tree):
 @click.option("--ca", type=_FILE, envvar="TMEM_CA", help="Certificates that vouch for the server: TLS.")
 @click.option("--cert", type=_FILE, envvar="TMEM_CERT", help="This client's certificate.")
 @click.option("--key", type=_FILE, envvar="TMEM_KEY", help="Its private key.")
+@click.version_option(tmem.__version__, message="tmem %(version)s", help="Show the version of this command.")
 @pass_session
 @click.pass_context
 def root(

@@ -49,6 +49,8 @@ def explain(error: Exception, address: str, names: Callable[[], Sequence[str]]) 
     """What to tell of an error. `names` asks for the names of the pools there are."""
     if isinstance(error, tmem.UnknownPoolError):
         return Failed(unknown_pool(error.name, names))
+    if isinstance(error, tmem.UnknownExportError):
+        return Failed(f"{error}: `tmem export ls` lists those there are")
     if isinstance(error, tmem.UnavailableError):
         return Failed(_away(str(error), address))
     if isinstance(error, tmem.DeniedError):
@@ -77,7 +79,7 @@ def unknown_pool(name: str, names: Callable[[], Sequence[str]]) -> str:
 def _away(why: str, address: str) -> str:
     reason = why.removeprefix(f"{address}: ")
     lowered = reason.lower()
-    if "resolution" in lowered or "name or service" in lowered:
+    if any(word in lowered for word in ("resolution", "name or service", "lookup")):
         return f"the host of {address} is not known: check --server (TMEM_SERVER)"
     if any(word in lowered for word in ("handshake", "ssl_error", "certificate")):
         return f"{address} and this client do not agree on TLS: check --ca, --cert and --key: {reason}"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tmem.cli.ending import leftovers
 from tmem.cli.failures import Failed, Misused
 from tmem.cli.text import printable
 
@@ -36,9 +37,6 @@ BY_UMASK = 0o666
 STANDARD_OUTPUT = "standard output"
 _ACL = "system.posix_acl_access"
 _UNSYNCABLE = (errno.EINVAL, errno.EROFS, errno.ENOTSUP)
-
-_parts: set[Path] = set()
-"""Temporary files there may be now."""
 
 
 class Sink:
@@ -93,12 +91,6 @@ def writing(name: str, mode: int) -> Iterator[Sink]:
         yield sink
 
 
-def discard_parts() -> None:
-    """Take the temporary files away, for a process that ends at once."""
-    for part in tuple(_parts):
-        _discard(part)
-
-
 @contextmanager
 def _standard() -> Iterator[Sink]:
     if sys.stdout.isatty():
@@ -123,7 +115,7 @@ def _in_place(name: str) -> Iterator[Sink]:
 def _replacing(name: str, before: os.stat_result | None, mode: int) -> Iterator[Sink]:
     path = Path(os.path.realpath(name) if os.path.islink(name) else name)
     part = path.with_name(f".tmem-{secrets.token_hex(8)}")
-    _parts.add(part)
+    leftovers.add(str(part))
     try:
         with _created(name, part) as file:
             yield Sink(file, name)
@@ -137,10 +129,11 @@ def _replacing(name: str, before: os.stat_result | None, mode: int) -> Iterator[
         if before is not None and before.st_nlink > 1:
             click.echo(f"tmem: {printable(name)} had other hard links: they keep what it was", err=True)
     except BaseException:
-        _discard(part)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise
     finally:
-        _parts.discard(part)
+        leftovers.discard(str(part))
 
 
 def _flush(handle: int) -> None:
@@ -150,11 +143,6 @@ def _flush(handle: int) -> None:
     except OSError as error:
         if error.errno not in _UNSYNCABLE:
             raise
-
-
-def _discard(part: Path) -> None:
-    with suppress(OSError):
-        part.unlink(missing_ok=True)
 
 
 def _created(name: str, part: Path) -> BinaryIO:

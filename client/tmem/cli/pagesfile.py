@@ -211,7 +211,7 @@ class Reader:
         try:
             header = json.loads(self._payload)
             fits = header["settings"]["page_size"] in _PAGE_SIZES and isinstance(header["pool"], str)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             fits = False
         if not fits:
             raise self._fault("its header does not describe a pool")

@@ -84,7 +84,7 @@ def read_label(pool: Pool, name: str) -> Label | None:
         label = Label(**found)
         if not (isinstance(label.length, int) and isinstance(label.crc32c, int) and label.length >= 0):
             raise ValueError("of other types")
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         raise StoredError(f"object {name!r} of pool {pool.name!r} is no file that `tmem put` stored") from None
     return label
 
