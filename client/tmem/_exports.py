@@ -54,6 +54,7 @@ class Export:
         clients: That have it open.
         counters: What passed through it since the server started: `reads`, `read_bytes`, `writes`, `written_bytes`,
             `trims`, `trimmed_bytes`, `others`, `errors`, `no_space`, `io_errors`, `attached`, `refused`.
+        damaged: Why the server cannot read its record, if it cannot: it is not served until it is resized.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Export:
     block_size: int
     clients: Sequence[ExportClient]
     counters: Mapping[str, int]
+    damaged: str = ""
 
 
 def exports(link: Link) -> Steps[list[Export]]:
@@ -166,4 +168,5 @@ def _export(message: admin.Export) -> Export:
         block_size=message.block_size or _PAGE,
         clients=clients,
         counters=dict(message.counters),
+        damaged=message.damaged,
     )

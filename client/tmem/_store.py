@@ -82,6 +82,7 @@ class Store:
             max_zpage=max_zpage,
             owner=owner,
         )
+        self._check_free(name)
         return Pool(self._transport.pool(name, settings))
 
     def find_pool(self, name: str) -> Pool:
@@ -90,6 +91,7 @@ class Store:
         Raises:
             UnknownPoolError: There is none.
         """
+        self._check_free(name)
         found = self._transport.find_pool(name)
         if found is None:
             raise UnknownPoolError(name)
@@ -241,6 +243,11 @@ class Store:
         Calls under way in other threads end as usual on an arena, and with `ClosedError` on a connection.
         """
         self._transport.close()
+
+    def _check_free(self, name: str) -> None:
+        """A server looks to its own pools itself."""
+        if name.startswith(".") and is_local(self):
+            raise ValueError(f"pool {name!r}: names that begin with '.' are for pools of the server itself")
 
     def _served(self, what: str) -> Any:
         """A method that the transport has where there is a server."""

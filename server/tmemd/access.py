@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tmemd.catalogue import is_reserved
+from tmemd.catalogue import is_reserved, is_the_daemons
 from tmemd.clients import UNNAMED
 from tmemd.errors import DeniedError, LimitError, OtherPoolError, PoolExistsError, UnknownPoolError
 
@@ -69,8 +69,15 @@ class Access:
             raise DeniedError(f"client {client.name!r} may not open pool {name!r}")
         return pool
 
-    def own(self, client: Client, name: str, number: int = 0, *, destroy: bool = False) -> StorePool:
-        """A pool that the client may care for, or destroy, and, where the client says which it means, of that id."""
+    def own(
+        self, client: Client, name: str, number: int = 0, *, destroy: bool = False, look: bool = False
+    ) -> StorePool:
+        """A pool that the client may care for, destroy or look at, and, where it says which it means, of that id.
+
+        The daemon's own pools are only looked at.
+        """
+        if not look:
+            check_not_the_daemons(name)
         pool = self._store.find_pool(name)
         if not _owns(client, pool.settings()):
             raise DeniedError(f"pool {name!r} is not client {client.name!r}'s own")
@@ -170,8 +177,15 @@ class Access:
 
 
 def _check_free(name: str) -> None:
+    check_not_the_daemons(name)
     if is_reserved(name):
         raise DeniedError(f"pool {name!r} is an export's: pools of such names are made with exports")
+
+
+def check_not_the_daemons(name: str) -> None:
+    """Raise DeniedError for a pool that the daemon alone changes."""
+    if is_the_daemons(name):
+        raise DeniedError(f"pool {name!r} is the daemon's own: nobody else changes it")
 
 
 def _owns(client: Client, settings: Settings) -> bool:

@@ -119,7 +119,7 @@ class AdminService(TmemAdminServicer):
 
     @rpc
     async def Scan(self, request: pb.ScanRequest, client: Client) -> pb.ScanResponse:  # noqa: N802
-        pool = self._access.own(client, request.pool)
+        pool = self._access.own(client, request.pool, look=True)
         objects, cursor = await self._store.call(lambda: pool.scan(request.cursor, SCAN_PAGES), client.name)
         parts = (pb.ScannedObject(oid=oid, indices=indices, stamps=stamps) for oid, indices, stamps in objects)
         return pb.ScanResponse(objects=parts, cursor=cursor)
@@ -217,7 +217,7 @@ class AdminService(TmemAdminServicer):
 
     def _watched(self, client: Client, name: str) -> StorePool | None:
         if name:
-            return self._access.own(client, name)
+            return self._access.own(client, name, look=True)
         client.must_administer()
         return None
 

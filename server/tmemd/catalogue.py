@@ -10,6 +10,9 @@ made of the name. What is done, in this order:
 
 What a process that died left half done is cleared away by `mend`: a record without its pool, and a pool without a
 record, which is empty: one that holds pages is nobody's leftover, and stays. One process at a time may use it.
+
+A record that cannot be read, as after a fault of the memory, costs its export alone, which is damaged until its record
+is written anew, by giving it a size again, or until it is removed. Its pool and pages stay.
 """
 
 from __future__ import annotations
@@ -22,7 +25,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tmemd.clients import check_client
-from tmemd.errors import ExhaustedError, ExportExistsError, UnknownExportError, UnknownPoolError
+from tmemd.errors import (
+    DamagedExportError,
+    ExhaustedError,
+    ExportExistsError,
+    UnknownExportError,
+    UnknownPoolError,
+)
 from tmemd.logs import log
 from tmemd.surface import PAGE_SIZES, Batch, Settings
 
@@ -42,6 +51,8 @@ MOST_ALLOWED = 24
 """Clients that an export names: as many as fit into its record, however long their names are."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SCAN_PAGES = 4096
+_NAMELESS = "record:"
+"""What the oid of a record follows whose export nobody can name. No export's name has a colon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +67,27 @@ class Entry:
     pool_id: int
     pool: StorePool | None
     at: int
+    damaged: str = ""
+    """Why its record cannot be read: it has no size, nobody may open it, and without a pool its name is the oid's."""
+
+    @property
+    def oid(self) -> bytes:
+        """The object of its record."""
+        return bytes.fromhex(self.name.removeprefix(_NAMELESS)) if self.name.startswith(_NAMELESS) else _oid(self.name)
+
+    def must_be_sound(self) -> None:
+        if self.damaged:
+            raise DamagedExportError(self.name, self.damaged)
 
 
 def is_reserved(pool: str) -> bool:
-    """Whether a pool's name is one of those that exports have."""
-    return pool == CATALOGUE or pool.startswith(PREFIX)
+    """Whether a pool's name is one that clients cannot have: an export's, or the daemon's own."""
+    return is_the_daemons(pool) or pool.startswith(PREFIX)
+
+
+def is_the_daemons(pool: str) -> bool:
+    """Whether a pool is the daemon's own, whose pages nobody else changes."""
+    return pool.startswith(".")
 
 
 def check_name(name: str) -> None:
@@ -100,10 +127,12 @@ class Catalogue:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._told: set[tuple[bytes, int]] = set()
+        """Damaged records that are in the log."""
 
     def entries(self) -> list[Entry]:
         """All exports, by name."""
-        return sorted((entry for entry in self._newest() if entry.pool), key=lambda entry: entry.name)
+        return sorted((one for one in self._newest() if one.pool or one.damaged), key=lambda entry: entry.name)
 
     def find(self, name: str) -> Entry:
         """The export of a name."""
@@ -144,29 +173,30 @@ class Catalogue:
 
     def change(self, entry: Entry, **changed: Any) -> Entry:
         """The export with another size, draining or not, or for others."""
-        newer = replace(entry, at=entry.at + 1, **changed)
+        newer = replace(entry, at=entry.at + 1, damaged="", **changed)
         self._write(newer)
-        self._records().flush(_oid(entry.name), [entry.at])
+        self._records().flush(entry.oid, [entry.at])
         return newer
 
     def remove(self, name: str) -> int:
         """Remove an export with its pages; how many there were."""
         entry = self.find(name)
-        assert entry.pool is not None
-        dropped = entry.pool.destroy()
-        self._records().flush_object(_oid(name))
+        dropped = 0 if entry.pool is None else entry.pool.destroy()
+        self._records().flush_object(entry.oid)
         return dropped
 
     def mend(self) -> None:
         """Clear away what was left half done."""
         kept = set()
         for entry in self._newest():
-            if entry.pool is None:
+            if entry.damaged:
+                kept.add(entry.pool_id)
+            elif entry.pool is None:
                 log.info("export %s was being removed: its record goes", entry.name)
-                self._records().flush_object(_oid(entry.name))
+                self._records().flush_object(entry.oid)
             else:
                 kept.add(entry.pool_id)
-                self._records().flush(_oid(entry.name), range(entry.at))
+                self._records().flush(entry.oid, range(entry.at))
         for pool in self._store.pools():
             if pool.name.startswith(PREFIX) and pool.id not in kept:
                 self._clear(pool)
@@ -211,8 +241,10 @@ class Catalogue:
             if not cursor:
                 break
         for oid, at in indices.items():
-            page = records.fetch(oid, [at], False).pages
-            yield self._entry(json.loads(page.rstrip(b"\0")), at)
+            try:
+                yield self._entry(_record(records.fetch(oid, [at], False).pages, oid), at)
+            except _BadRecordError as error:
+                yield self._damaged(oid, at, str(error))
 
     def _entry(self, record: dict[str, Any], at: int) -> Entry:
         pool: StorePool | None = None
@@ -220,9 +252,40 @@ class Catalogue:
             pool = self._store.find_pool(PREFIX + record["name"])
         if pool is not None and pool.id != record["pool"]:
             pool = None
-        flags = record["draining"], record.get("multi_conn", False)
-        allow = None if (found := record.get("allow")) is None else tuple(found)
+        allow = None if (found := record["allow"]) is None else tuple(found)
+        flags = record["draining"], record["multi_conn"]
         return Entry(record["name"], record["size"], *flags, allow, record["pool"], pool, at)
+
+    def _damaged(self, oid: bytes, at: int, why: str) -> Entry:
+        pools = [pool for pool in self._store.pools() if pool.name.startswith(PREFIX)]
+        its = next((pool for pool in pools if _oid(pool.name.removeprefix(PREFIX)) == oid), None)
+        name = _NAMELESS + oid.hex() if its is None else its.name.removeprefix(PREFIX)
+        if (oid, at) not in self._told:
+            self._told.add((oid, at))
+            log.error("the record of export %s cannot be read: %s; the export is not served", name, why)
+        return Entry(name, 0, True, False, (), 0 if its is None else its.id, its, at, why)
+
+
+class _BadRecordError(ValueError):
+    """Why a record cannot be read."""
+
+
+def _record(page: bytes, oid: bytes) -> dict[str, Any]:
+    """What a record says, every field of which can be believed."""
+    if not page:
+        raise _BadRecordError("it fails its checksum")
+    try:
+        said = {"multi_conn": False, "allow": None, **json.loads(page.rstrip(b"\0"))}
+        check_name(said["name"])
+        check_size(said["size"])
+        check_allowed(() if said["allow"] is None else said["allow"])
+        kinds = {"draining": bool, "multi_conn": bool, "pool": int, "allow": list | None}
+        wrong = [key for key, kind in kinds.items() if not isinstance(said[key], kind)]
+        if wrong or isinstance(said["size"], bool) or _oid(said["name"]) != oid:
+            raise _BadRecordError(f"its {', '.join(wrong) or 'name'} cannot be so")
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise _BadRecordError(f"it makes no sense ({error})") from error
+    return said
 
 
 def _oid(name: str) -> bytes:

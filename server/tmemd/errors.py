@@ -9,6 +9,7 @@ TmemdError
 ├── UnknownExportError    no export of that name
 ├── ExportExistsError     an export of that name exists
 ├── BusyError             the export is in use
+├── DamagedExportError    the record of the export cannot be read
 ├── UnknownSessionError   no session of that id: of an earlier run of the daemon, idle for too long, or made up
 ├── UnauthenticatedError  the client's certificate does not tell who it is
 ├── DeniedError           the client has no right to that
@@ -80,6 +81,13 @@ class ExportExistsError(TmemdError):
 
 class BusyError(TmemdError):
     """The export is in use, or holds what would be lost."""
+
+
+class DamagedExportError(TmemdError):
+    """The record of this export cannot be read, and why."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"the record of export {name!r} cannot be read: {why}; resize it, or remove it")
 
 
 class UnknownSessionError(TmemdError):
@@ -168,6 +176,7 @@ STATUS: dict[type[Exception], StatusCode] = {
     UnknownExportError: StatusCode.NOT_FOUND,
     ExportExistsError: StatusCode.ALREADY_EXISTS,
     BusyError: StatusCode.FAILED_PRECONDITION,
+    DamagedExportError: StatusCode.FAILED_PRECONDITION,
     UnknownSessionError: StatusCode.NOT_FOUND,
     UnauthenticatedError: StatusCode.UNAUTHENTICATED,
     DeniedError: StatusCode.PERMISSION_DENIED,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.catalogue import OID, PAGE, Catalogue, check_allowed, check_size
-from tmemd.errors import BusyError
+from tmemd.errors import BusyError, TmemdError
+from tmemd.logs import log
 from tmemd.surface import Served
 
 if TYPE_CHECKING:
@@ -80,10 +81,13 @@ class Exports:
     def _serve(self, server: BlockServer) -> None:
         self._server = server
         for entry in self._catalogue.entries():
-            self._add(entry)
+            try:
+                self._add(entry)
+            except (TmemdError, ValueError) as error:  # the others are served all the same
+                log.error("export %s is not served: %s", entry.name, error)
 
     def _add(self, entry: Entry) -> None:
-        if self._server is not None and entry.pool is not None:
+        if self._server is not None and entry.pool is not None and not entry.damaged:
             self._server.add(entry.name, entry.pool, OID, entry.size, entry.draining, entry.multi_conn, entry.allow)
 
     def _create(self, request: pb.CreateExportRequest) -> pb.CreateExportResponse:
@@ -99,14 +103,16 @@ class Exports:
         return pb.ListExportsResponse(exports=shown, addresses=self.addresses)
 
     def _remove(self, request: pb.RemoveExportRequest) -> pb.RemoveExportResponse:
-        self._catalogue.find(request.name)
-        if self._server is not None:
+        entry = self._catalogue.find(request.name)
+        if self._server is not None and not entry.damaged:
             self._server.remove(request.name, request.force)
         return pb.RemoveExportResponse(dropped=self._catalogue.remove(request.name))
 
     def _resize(self, request: pb.ResizeExportRequest) -> pb.ResizeExportResponse:
         check_size(request.size)
         entry = self._catalogue.find(request.name)
+        if entry.damaged:
+            return pb.ResizeExportResponse(export=self._show(self._renew(entry, request.size)))
         if request.size < entry.size:
             entry = self._shrink(entry, request.size)
         elif request.size > entry.size:
@@ -114,6 +120,15 @@ class Exports:
             if self._server is not None:
                 self._server.resize(entry.name, entry.size)
         return pb.ResizeExportResponse(export=self._show(entry))
+
+    def _renew(self, entry: Entry, size: int) -> Entry:
+        """A sound record in place of a damaged one: the export is of that size, and nobody may open it yet."""
+        if entry.pool is None:
+            entry.must_be_sound()
+        _must_be_empty(entry, size)
+        entry = self._catalogue.change(entry, size=size, draining=False)
+        self._add(entry)
+        return entry
 
     def _shrink(self, entry: Entry, size: int) -> Entry:
         """Smaller, if nothing is beyond the new end and nobody is there to write it."""
@@ -132,6 +147,7 @@ class Exports:
 
     def _drain(self, request: pb.DrainExportRequest) -> pb.DrainExportResponse:
         entry = self._catalogue.find(request.name)
+        entry.must_be_sound()
         draining = not request.undo
         if entry.draining != draining:
             entry = self._catalogue.change(entry, draining=draining)
@@ -141,6 +157,7 @@ class Exports:
 
     def _allow(self, request: pb.AllowExportRequest) -> pb.AllowExportResponse:
         entry = self._catalogue.find(request.name)
+        entry.must_be_sound()
         allow = _allowed(entry, request)
         if allow != entry.allow:
             entry = self._catalogue.change(entry, allow=allow)
@@ -191,7 +208,8 @@ def _holds(entry: Entry, size: int, at: int) -> BusyError:
 
 
 def _shown(entry: Entry, served: Served) -> pb.Export:
-    assert entry.pool is not None
+    if entry.pool is None:
+        return pb.Export(name=entry.name, damaged=entry.damaged, draining=entry.draining, allowed=pb.Allowed())
     stats = entry.pool.stats()
     return pb.Export(
         name=entry.name,
@@ -206,4 +224,5 @@ def _shown(entry: Entry, served: Served) -> pb.Export:
         multi_conn=entry.multi_conn,
         allowed=None if entry.allow is None else pb.Allowed(clients=entry.allow),
         block_size=entry.pool.page_size,
+        damaged=entry.damaged,
     )

@@ -17,6 +17,7 @@ from grpc.aio import EOF
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.v1.tmem_pb2_grpc import TmemServicer
 from tmemd import cost, wire
+from tmemd.access import check_not_the_daemons
 from tmemd.calls import explain, fail, identify, rpc
 from tmemd.errors import LimitError, OtherPoolError, UnknownPoolError
 from tmemd.idle import Idle
@@ -201,6 +202,8 @@ class TmemService(TmemServicer):
             fetched = await self._store.call(lambda: pool.fetch(oid, indices, lz4), client.name)
         self.counts.bytes_out["lz4" if lz4 else "raw"] += len(fetched.pages)
         acknowledgement = 0
+        if request.exclusive:
+            check_not_the_daemons(pool.name)
         if request.exclusive and pool.keeps and fetched.stamps:
             stamps = dict(zip(wire.positions(fetched.found, indices), fetched.stamps, strict=True))
             acknowledgement = session.take(Taken(oid, stamps))
@@ -261,6 +264,7 @@ class TmemService(TmemServicer):
 
     def _drop(self, session: Session, given: pb.Session) -> bool:
         """Whether a mutation comes too late; if so it is counted."""
+        check_not_the_daemons(session.pool.name)
         stale = session.is_stale(given.epoch)
         self.counts.late_messages += stale
         return stale

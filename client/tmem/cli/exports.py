@@ -90,6 +90,12 @@ def ls(session: Session) -> None:
         return
     if found:
         session.output.table(_COLUMNS, [_row(one) for one in found])
+        for one in found:
+            if one.damaged:
+                session.output.remark(
+                    f"export {one.name!r} is not served, as its record is damaged: give it its size again with "
+                    "`tmem export resize`, then `tmem export allow`; or remove it"
+                )
     else:
         session.output.say("no exports; `tmem export create NAME --size SIZE` makes one")
     session.output.remark(f"served on {', '.join(addresses)}" if addresses else "not served: tmemd has no --nbd")
@@ -201,7 +207,7 @@ def _row(found: Export) -> list[str]:
         text.size(counters.get("written_bytes", 0)),
         _clients(found) or text.NONE,
         _allowed(found),
-        "draining" if found.draining else "",
+        "damaged" if found.damaged else "draining" if found.draining else "",
     ]
 
 

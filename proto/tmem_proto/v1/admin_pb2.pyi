@@ -1104,6 +1104,7 @@ class Export(_message.Message):
     MULTI_CONN_FIELD_NUMBER: _builtins.int
     ALLOWED_FIELD_NUMBER: _builtins.int
     BLOCK_SIZE_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 57 letters, digits, `.`, `_` and `-`, the first a letter or digit."""
     size: _builtins.int
@@ -1121,6 +1122,8 @@ class Export(_message.Message):
     """Several connections may have it open at once, as those of one client that spreads its requests over them."""
     block_size: _builtins.int
     """Bytes that are compressed together: the page size of its pool."""
+    damaged: _builtins.str
+    """Why its record cannot be read, if it cannot: it is not served until it is resized, which gives it a record anew."""
     @_builtins.property
     def clients(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportClient]: ...
     @_builtins.property
@@ -1148,10 +1151,11 @@ class Export(_message.Message):
         multi_conn: _builtins.bool = ...,
         allowed: Global___Allowed | None = ...,
         block_size: _builtins.int = ...,
+        damaged: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "block_size", b"block_size", "clients", b"clients", "codec", b"codec", "counters", b"counters", "draining", b"draining", "footprint_bytes", b"footprint_bytes", "multi_conn", b"multi_conn", "name", b"name", "pages", b"pages", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "block_size", b"block_size", "clients", b"clients", "codec", b"codec", "counters", b"counters", "damaged", b"damaged", "draining", b"draining", "footprint_bytes", b"footprint_bytes", "multi_conn", b"multi_conn", "name", b"name", "pages", b"pages", "reserve", b"reserve", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
