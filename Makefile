@@ -107,7 +107,7 @@ sanitize: ## Run the core's tests under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test -p tmem-core --lib --test model --test coherency --test fuzz --target-dir target/asan --target $$(rustc -vV | sed -n 's/host: //p')
 
 # What runs is of the same versions as what was tested.
-PIP_COMPILE = $(VENV)/lock/bin/pip-compile --quiet --extra server --extra cli --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+PIP_COMPILE = $(VENV)/lock/bin/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 lock: $(VENV)/.deps ## Renew requirements-dev.lock, newest versions with hashes, and of it requirements.lock, what runs
 	$(PY) -m venv --clear $(VENV)/lock

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
     from tmemd.config import Config
 
 NULL = "PAGES ARE NOT KEPT: with --store null puts are dropped and gets answer zeros, to measure all but the store"
+
+# What the daemon takes beside the SDK, by the module it imports.
+_PACKAGES = {
+    "grpc_channelz": "grpcio-channelz",
+    "grpc_health": "grpcio-health-checking",
+    "grpc_reflection": "grpcio-reflection",
+    "prometheus_client": "prometheus-client",
+    "uvloop": "uvloop",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log_to_stderr(style=config.log_format, level=config.log_level)
         if links := service_links(os.environ):
             log.info("ignored %s: variables of a service that is called tmemd, not settings", ", ".join(links))
+        if missing := [package for module, package in _PACKAGES.items() if find_spec(module) is None]:
+            raise TmemdError(f"not installed: pip install {' '.join(missing)}")
         raise_limit(config)
         return _run(config, read)
     except WorkerError as error:

@@ -5,7 +5,7 @@
     commands -> session, target, output -> units, text, failures
 
 What it prints is for people, or one JSON document with `--json` (JSON lines where it goes on). Exit status 1 is a
-failure, 2 a command line that makes no sense. click and rich are extras: imported here, and missed with a word.
+failure, 2 a command line that makes no sense.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 
 from tmem.cli import ending
 
-_EXTRAS = ("click", "rich")
+_PACKAGES = ("click", "rich")
 
 
 def main() -> None:
@@ -26,8 +26,8 @@ def main() -> None:
         from tmem.cli.app import run
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in _EXTRAS:
+        if missing not in _PACKAGES:
             raise
-        print(f"tmem: {missing} is not installed: pip install 'tmem[cli]'", file=sys.stderr)
+        print(f"tmem: {missing} is not installed: pip install {missing}", file=sys.stderr)
         sys.exit(2)
     run()
