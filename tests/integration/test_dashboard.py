@@ -41,6 +41,7 @@ LABELS = {
     "cause",
     "encoding",
     "file",
+    "export",
 }
 WORDS = LABELS | {"size", "le", "sum", "min", "max", "rate", "increase", "changes", "histogram_quantile", "time"}
 WORDS |= {"count_over_time", "sum_over_time", "present_over_time", "by", "on", "and", "or", "group_left"}
@@ -62,7 +63,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def used(authority: Authority) -> Iterator[Daemon]:
     """A daemon that has done a bit of everything."""
-    with daemon(*authority.flags(authority.server()), memory="128MiB") as running:
+    folder = authority.file.parent
+    flags = [*authority.flags(authority.server()), "--admins=demo", f"--nbd=unix:{folder / 'nbd.sock'}"]
+    with daemon(*flags, memory="128MiB") as running:
+        tls = tmem.Tls(ca=authority.file, cert=folder / "demo.pem", key=folder / "demo.key")
+        with tmem.connect(running.address, tls=tls) as store:
+            store.create_export("swap0", "1MiB")
         use(running, authority, rounds=60)
         yield running
 
