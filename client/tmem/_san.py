@@ -67,7 +67,7 @@ def open_gateway(settings: GatewaySettings) -> Gateway:
         list(settings.listen),
         page_size=settings.page_size,
         shared_object=shared,
-        state=settings.state or default_state(),
+        state=settings.state,
         key=_key(settings),
         trust=settings.trust_detach,
         max_delay=settings.max_delay,
@@ -87,14 +87,6 @@ def _files(tls: Tls | None) -> tuple[_Path, tuple[_Path, _Path] | None] | None:
     if ca is None:
         raise ValueError("the system names no authorities that it trusts: name one for the server")
     return ca, None if tls.cert is None or tls.key is None else (tls.cert, tls.key)
-
-
-def default_state() -> Path:
-    """Where tokens are kept unless it is said: with the state of the system, or of the user."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/tmem/san")
-    home = os.environ.get("XDG_STATE_HOME")
-    return Path(home or Path.home() / ".local" / "state") / "tmem" / "san"
 
 
 def shared_object(backing: str, volume_id: str | None) -> bytes:

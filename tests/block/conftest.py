@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from tests.block.transmission import Client
 
 
+@pytest.fixture(scope="session", autouse=True)
+def host_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Gateways know of each other here, and not with those of the machine."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TMEM_SAN_HOST_STATE", str(tmp_path_factory.mktemp("host")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tmemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with servers.ours(tmp_path_factory.mktemp("tmemd")) as running:

@@ -42,9 +42,11 @@ def need_gateway() -> None:
 class Cache:
     """tmemd with an arena and a pool in it, at one address however often it is started."""
 
-    def __init__(self, folder: Path, kind: str = "--inclusive", *, memory: str = "64MiB") -> None:
+    def __init__(
+        self, folder: Path, kind: str = "--inclusive", *, memory: str = "64MiB", flags: Sequence[str] = ()
+    ) -> None:
         self.address = f"unix:{folder}/cache.sock"
-        self._flags = f"--nbd={self.address}", f"--arena={folder}/arena"
+        self._flags = f"--nbd={self.address}", f"--arena={folder}/arena", *flags
         self._kind, self._memory = kind, memory
         self.start()
         self.make_pool()
@@ -69,6 +71,12 @@ class Cache:
         self.daemon.process.send_signal(signal.SIGCONT)
 
 
+def command(folder: Path, backing: str, cache: str, *flags: str, tls: Sequence[str] = ()) -> list[str]:
+    """Starts a gateway that listens at `folder`; of flags given twice the last counts."""
+    where = f"--backing={backing}", f"--pool={POOL}", f"--listen=unix:{folder}/san.sock", f"--state={folder}/state"
+    return [sys.executable, "-m", "tmem.cli", "--server", cache, *tls, "san", *where, *flags]
+
+
 class Gateway:
     """`tmem san`, listening at one address however often it is started."""
 
@@ -76,8 +84,7 @@ class Gateway:
         self, folder: Path, backing: str, cache: str, *flags: str, within: Sequence[str] = (), tls: Sequence[str] = ()
     ) -> None:
         self.address = f"unix:{folder}/san.sock"
-        where = f"--backing={backing}", f"--pool={POOL}", f"--listen={self.address}", f"--state={folder}/state"
-        self._command = [*within, sys.executable, "-m", "tmem.cli", "--server", cache, *tls, "san", *where, *flags]
+        self._command = [*within, *command(folder, backing, cache, *flags, tls=tls)]
         self._log = folder / "san.err"
         self.start()
 
@@ -107,15 +114,21 @@ class Gateway:
         if self.process.stdout is not None:
             self.process.stdout.close()
 
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
     def client(self, timeout: float = PATIENCE) -> Client:
         return opened(self.address, NAME, contexts=(), timeout=timeout)
 
 
 @contextlib.contextmanager
-def cache(folder: Path, kind: str = "--inclusive", *, memory: str = "64MiB") -> Iterator[Cache]:
+def cache(
+    folder: Path, kind: str = "--inclusive", *, memory: str = "64MiB", flags: Sequence[str] = ()
+) -> Iterator[Cache]:
     """A tmemd that is gone afterwards."""
     need_gateway()
-    running = Cache(folder, kind, memory=memory)
+    running = Cache(folder, kind, memory=memory, flags=flags)
     try:
         yield running
     finally:

@@ -6,6 +6,7 @@ import json
 import os
 import statistics
 import time
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import pytest
 
 from tests.block.gateway import POOL, Cache, cache, gateway
 from tests.block.san import PAGES, SIZE, San, fill, san
+from tests.block.servers import nbdkit, uri
 from tests.block.words import Can, Cmd, Err
 from tests.retry import eventually
 from tests.support import noise, run
@@ -247,16 +249,21 @@ def test_a_second_gateway_fences_the_first(running: Cache, tmp_path: Path) -> No
         folder.mkdir()
     volume = tmp_path / "volume"
     fill(volume)
-    flags = ("--exclusive", "--volume-id=volume")
-    with gateway(folders[0], volume, running.address, *flags) as old, old.client() as slow:
+    with ExitStack() as stack:
+        ways = [stack.enter_context(nbdkit(folder, "file", os.fspath(volume)))[0] for folder in folders]
+        old, new = (
+            stack.enter_context(gateway(folder, uri(way, ""), running.address, "--exclusive"))
+            for folder, way in zip(folders, ways, strict=True)
+        )
+        slow = stack.enter_context(old.client())
         held(running, slow)
-        with gateway(folders[1], volume, running.address, *flags) as new, new.client() as client:
-            held(running, client)
-            for index in range(0, PAGES, 7):
-                client.write(index * PAGE, noise(index))
-                slow.read(index * PAGE, PAGE)
-            for _ in range(2):
-                assert read_through(client) == volume.read_bytes()
+        client = stack.enter_context(new.client())
+        held(running, client)
+        for index in range(0, PAGES, 7):
+            client.write(index * PAGE, noise(index))
+            slow.read(index * PAGE, PAGE)
+        for _ in range(2):
+            assert read_through(client) == volume.read_bytes()
 
 
 def held(running: Cache, client: Client) -> None:

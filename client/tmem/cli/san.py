@@ -33,7 +33,7 @@ _FIRST_LOOK = 2.0
     type=click.Path(file_okay=False, path_type=Path),
     help="Keeps tokens for warm starts.  [default: $XDG_STATE_HOME/tmem/san]",
 )
-@click.option("--trust-detach", is_flag=True, help="Start a device or nbd:// warm: nobody else wrote to it.")
+@click.option("--trust-detach", is_flag=True, help="Start a device or nbd:// warm: no other host wrote to it.")
 @click.option("--page-size", type=SIZE, default="4096", show_default=True, help="As the pool's.")
 @click.option(
     "--max-delay",

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use san::{Cache, Host, LONG, Lagging, PAGE, Random, read, settings, write};
 use tempfile::TempDir;
 use tmem_nbd::client::{Client, Command};
-use tmem_nbd::san::Volume;
+use tmem_nbd::san::{Register, Volume};
 
 const PAGES: usize = 512;
 /// Clients at once; each owns every so manyth page, so that they meet in all stripes.
@@ -288,6 +288,7 @@ fn a_token_is_good_for_one_start() {
         {
             tokens.trust = true;
         }
+        settings.register = Some(Register::at(&state));
         let mut volume = Lagging::new(&path, 0);
         volume.nameless = true;
         let host = Host::start(Arc::new(volume), settings);

@@ -10,7 +10,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use tmem_nbd::client::{ClientTls, Endpoint, Uri};
 use tmem_nbd::san::{
-    Backing, CacheAddress, FileBacking, Gateway, NbdBacking, Settings, Status, Tokens, Volume,
+    Backing, CacheAddress, FileBacking, Gateway, NbdBacking, Register, Settings, Status, Tokens,
+    Volume, default_state,
 };
 use tmem_nbd::{Access, Exports, Listen, Server, Settings as Serving};
 
@@ -71,8 +72,17 @@ impl SanGateway {
                 "page_size is {page_size}; a gateway's must be 4096, 8192, 16384, 32768 or 65536"
             )));
         }
-        let tokens = state.map(|directory| Tokens {
-            directory,
+        let state = match state.or_else(default_state) {
+            Some(state) => state,
+            None => {
+                return Err(value(
+                    "nothing says where the state is kept: --state".into(),
+                ));
+            }
+        };
+        let register = Register::of_user(&state);
+        let tokens = Some(Tokens {
+            directory: state,
             key,
             trust,
         });
@@ -98,6 +108,7 @@ impl SanGateway {
                 Some(object) => Volume::Shared { object },
                 None => Volume::Exclusive { tokens },
             },
+            register: Some(register),
             max_delay,
             scan,
             readahead,
@@ -105,7 +116,11 @@ impl SanGateway {
         };
         let read_only = shared_object.is_some();
         let opened = py.detach(|| open(backing, read_only, threads, san_timeout))?;
-        py.detach(|| start(opened, &listen, settings))
+        let started = py.detach(|| start(opened, &listen, settings));
+        started.map_err(|error| match error.kind() {
+            io::ErrorKind::ResourceBusy => PyOSError::new_err(format!("{backing}: {error}")),
+            _ => error.into(),
+        })
     }
 
     #[getter]
@@ -196,14 +211,18 @@ impl SanGateway {
     }
 }
 
-fn start(backing: Arc<dyn Backing>, listen: &[Listen], settings: Settings) -> PyResult<SanGateway> {
+fn start(
+    backing: Arc<dyn Backing>,
+    listen: &[Listen],
+    settings: Settings,
+) -> io::Result<SanGateway> {
     let size = backing.size();
     let gateway = Arc::new(Gateway::start(backing, settings)?);
     gateway.wait_cache(AT_FIRST); // so that, as a rule, the first read finds it
     let exports = Exports::new();
     exports
         .add("", gateway.backend(), Access::Everybody)
-        .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        .map_err(io::Error::other)?;
     let server = Server::start(listen, exports, Serving::default())?;
     Ok(SanGateway {
         addresses: server.addresses().to_vec(),

@@ -5,13 +5,15 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock};
+use rustix::io::Errno as Os;
 
+use super::names;
 use crate::protocol::Errno;
 
 /// Bytes of zeros written at once where the backing cannot make holes.
@@ -49,6 +51,26 @@ pub trait Backing: Send + Sync {
     /// What differs after any change by another; None where nothing tells.
     fn fingerprint(&self) -> Option<String>;
 
+    /// What it is called on this host, on whatever way it was opened; any two volumes with a name in common are one.
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Keep others from using it as far as it lets: all of them, or those that write. An error where they do already.
+    fn claim(&self, _exclusive: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// What this host has counted of writes, after a word that changes where the count begins anew.
+    fn witness(&self) -> Option<String> {
+        None
+    }
+
+    /// Smallest length and alignment of what it is asked; a power of two.
+    fn minimum_block(&self) -> u32 {
+        1
+    }
+
     /// Have `lost` called whenever the volume may have become another: before any command is carried out on what it is
     /// then. It may take its time.
     fn watch(&self, _lost: Lost) {}
@@ -73,6 +95,8 @@ struct Shared {
     file: File,
     path: PathBuf,
     device: bool,
+    /// A device is this process's until it is closed.
+    claim: OnceLock<File>,
     queue: Mutex<Queue>,
     work: Condvar,
 }
@@ -97,6 +121,7 @@ impl FileBacking {
             file,
             path: path.into(),
             device: kind.is_block_device(),
+            claim: OnceLock::new(),
             queue: Mutex::default(),
             work: Condvar::new(),
         });
@@ -179,6 +204,21 @@ impl Shared {
         }
     }
 
+    fn claim_device(&self) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let exclusive = OFlags::EXCL.bits() as i32;
+        match options.read(true).custom_flags(exclusive).open(&self.path) {
+            Ok(file) => {
+                let _ = self.claim.set(file);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                Err(busy("it is mounted, or another program holds it"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     fn punch(&self, offset: u64, length: u32) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(fallocate(&self.file, flags, offset, length.into())?)
@@ -201,6 +241,10 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+fn busy(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::ResourceBusy, why)
 }
 
 fn errno(error: io::Error) -> Errno {
@@ -226,6 +270,34 @@ impl Backing for FileBacking {
 
     fn change(&self, change: Change, done: Changed) {
         self.shared.push(Job::Change(change, done));
+    }
+
+    fn names(&self) -> Vec<String> {
+        match self.shared.file.metadata() {
+            Ok(found) if self.shared.device => names::of_device(&found),
+            Ok(found) => names::of_file(&found),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// A device's claim is the kernel's own, against mounts too and on all its nodes; a file's is a lock on its inode.
+    fn claim(&self, exclusive: bool) -> io::Result<()> {
+        let shared = &self.shared;
+        let how = match exclusive {
+            true if shared.device => return shared.claim_device(),
+            false if shared.device => return Ok(()),
+            true => FlockOperation::NonBlockingLockExclusive,
+            false => FlockOperation::NonBlockingLockShared,
+        };
+        match flock(&shared.file, how) {
+            Err(Os::WOULDBLOCK) => Err(busy("another gateway or program holds a lock on it")),
+            _ => Ok(()), // there are file systems without locks
+        }
+    }
+
+    fn witness(&self) -> Option<String> {
+        let found = self.shared.file.metadata().ok()?;
+        self.shared.device.then(|| names::writes(&found)).flatten()
     }
 
     /// Of a file: any change of its bytes gives it a new ctime, once that lies a tick of the clock back. What is at the

@@ -28,8 +28,8 @@
 //! that were surely never put are not asked for, and where hits are rare both are asked at once. Puts wait for nobody and
 //! nobody waits for puts: see `puts`. Scans are not put, and of a working set that does not fit only part is.
 //!
-//! Layers, lower first: `stripes`, `seen`, `owed`, `judge`, `counters`, `streams <- ahead`, `backing <- volume`, `unflushed <- remote`;
-//! `link`; `puts`; `reads`, `changes`; the gateway. Locking: a stripe, then `link`, the queue of puts or the buffer.
+//! Layers, lower first: `stripes`, `seen`, `owed`, `judge`, `counters`, `streams <- ahead`; `register <- names <- backing`,
+//! `sample`, `volume`; `unflushed <- remote`; `link`; `puts`; `reads`, `changes`; the gateway. Locking: a stripe, then `link`, the queue of puts or the buffer.
 
 mod ahead;
 mod backing;
@@ -37,10 +37,13 @@ mod changes;
 mod counters;
 mod judge;
 mod link;
+mod names;
 mod owed;
 mod puts;
 mod reads;
+mod register;
 mod remote;
+mod sample;
 mod seen;
 mod streams;
 mod stripes;
@@ -50,6 +53,7 @@ mod volume;
 pub use backing::{Backing, Change, Changed, FileBacking, Lost, Read};
 pub use counters::Histogram;
 pub use link::CacheAddress;
+pub use register::{Register, default_state};
 pub use remote::NbdBacking;
 pub use volume::Tokens;
 
@@ -66,14 +70,18 @@ use counters::Counters;
 use judge::Judge;
 use link::{Generation, Link};
 use puts::Puts;
+use register::Hold;
 use seen::Seen;
 use stripes::Stripes;
+use volume::Voided;
 
 /// How a gateway looks for what it needs, and when it leaves the cache alone. Sizes in bytes.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub cache: CacheAddress,
     pub volume: Volume,
+    /// Through which gateways of this host know of each other; None: they do not.
+    pub register: Option<Register>,
     /// A cache read takes no longer; less where the SAN is fast.
     pub max_delay: Duration,
     /// What is read in a row beyond this is not put; 0: all is.
@@ -122,7 +130,9 @@ pub(crate) struct Shared {
 pub struct Gateway {
     shared: Arc<Shared>,
     tokens: Option<Tokens>,
+    register: Option<Register>,
     warm: bool,
+    _holds: Vec<Hold>,
 }
 
 /// How a gateway is doing.
@@ -150,12 +160,17 @@ struct Begun {
 }
 
 impl Begun {
-    fn of(volume: Volume, backing: &dyn Backing) -> io::Result<Begun> {
+    fn of(volume: Volume, register: Option<&Register>, backing: &dyn Backing) -> io::Result<Begun> {
         let (shared, object, tokens) = match volume {
             Volume::Shared { object } => (true, object, None),
             Volume::Exclusive { tokens } => (false, random(), tokens),
         };
-        let token = tokens.as_ref().map(|tokens| tokens.consume(backing));
+        let voided = match register {
+            Some(register) if !shared => Voided::of(register, backing)?,
+            _ => Voided::default(),
+        };
+        let token = tokens.as_ref();
+        let token = token.map(|tokens| tokens.consume(backing, &voided));
         let token = token.transpose()?.flatten();
         Ok(Begun {
             shared,
@@ -178,7 +193,10 @@ impl Gateway {
                 format!("the volume has more than 2^32 pages of {page} bytes: use larger pages");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        let begun = Begun::of(settings.volume, &*backing)?;
+        let shares = matches!(settings.volume, Volume::Shared { .. });
+        let holds = hold(settings.register.as_ref(), &*backing, shares)?;
+        backing.claim(!shares)?;
+        let begun = Begun::of(settings.volume, settings.register.as_ref(), &*backing)?;
         let counters = Arc::new(Counters::default());
         let judge = Arc::new(Judge::new(settings.max_delay));
         // Of a shared pool all is asked; what others put there is no loss when it is not found.
@@ -226,7 +244,9 @@ impl Gateway {
         Ok(Gateway {
             shared,
             tokens: begun.tokens,
+            register: settings.register,
             warm: begun.warm,
+            _holds: holds,
         })
     }
 
@@ -291,7 +311,9 @@ impl Gateway {
         shared.link.wait_paid();
         let generation = shared.link.stop();
         match (&self.tokens, generation) {
-            (Some(tokens), Some(generation)) if idle => tokens.leave(&*shared.backing, &generation),
+            (Some(tokens), Some(generation)) if idle => {
+                tokens.leave(&*shared.backing, self.register.as_ref(), &generation)
+            }
             _ => Ok(false),
         }
     }
@@ -302,6 +324,17 @@ impl Drop for Gateway {
         self.shared.stopped.store(true, Ordering::SeqCst);
         self.shared.puts.stop();
         self.shared.link.stop();
+    }
+}
+
+/// Those that share write nothing: where they cannot be noted, as in a system that is read-only, they do without.
+fn hold(register: Option<&Register>, backing: &dyn Backing, shares: bool) -> io::Result<Vec<Hold>> {
+    let Some(register) = register else {
+        return Ok(Vec::new());
+    };
+    match register.hold(&backing.names(), !shares) {
+        Err(error) if shares && error.kind() != io::ErrorKind::ResourceBusy => Ok(Vec::new()),
+        held => held,
     }
 }
 

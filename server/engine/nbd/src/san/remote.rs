@@ -24,6 +24,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::backing::{Backing, Change, Changed, Lost, Read};
+use super::names;
 use super::unflushed::{Mark, Unflushed};
 use crate::client::{Answer, Client, Command, Failure, Options, Uri};
 use crate::protocol::{Errno, transmission};
@@ -56,6 +57,7 @@ struct Remote {
     patience: Duration,
     size: u64,
     flags: u16,
+    minimum_block: u32,
     numbers: AtomicU64,
     state: Mutex<State>,
     wake: Condvar,
@@ -136,6 +138,7 @@ impl NbdBacking {
             patience,
             size: opened.size,
             flags: opened.flags,
+            minimum_block: opened.minimum.max(1),
             numbers: AtomicU64::new(0),
             state: Mutex::new(State {
                 session: Some(Arc::new(session)),
@@ -512,6 +515,14 @@ impl Backing for NbdBacking {
 
     fn fingerprint(&self) -> Option<String> {
         None
+    }
+
+    fn names(&self) -> Vec<String> {
+        names::of_export(&self.0.uri)
+    }
+
+    fn minimum_block(&self) -> u32 {
+        self.0.minimum_block
     }
 
     fn watch(&self, lost: Lost) {

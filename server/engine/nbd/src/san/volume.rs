@@ -5,18 +5,25 @@
 //! written, and the generation. Who attaches takes the token away, for good, before it looks into it; so a gateway that
 //! crashes leaves none, and nobody starts warm twice from one. A token whose fingerprint differs is worthless: somebody
 //! else wrote to the volume.
+//!
+//! Of a volume that has no fingerprint a token counts only if it is trusted, and only with its mark: see `register`. The
+//! mark is gone once any gateway of this user and host has attached the volume, for whatever pool, from whatever state
+//! folder, on whatever way; and it counts only if the volume's sample is what it was, and so are the writes that this
+//! host's kernel has counted since. What no gateway here can see is trusted: that nobody wrote from elsewhere.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::backing::Backing;
 use super::link::{Generation, hex};
+use super::register::{Mark, Register, at, file_name, make_folder, read, store, sync};
+use super::sample::sample;
 
 const MAGIC: &str = "tmem san token 1";
-/// Longest token, in bytes.
-const LONGEST: u64 = 64 << 10;
+/// Stands for the fingerprint of a volume that has none, before the mark's id.
+const MARKED: &str = "marked";
 /// Two changes of a file within so long may have one ctime: a tick of the clock that stamps them, and some.
 const SETTLED: Duration = Duration::from_millis(50);
 
@@ -32,84 +39,93 @@ pub struct Tokens {
 
 impl Tokens {
     fn path(&self) -> PathBuf {
-        let name: String = self
-            .key
-            .bytes()
-            .map(|byte| match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' => {
-                    char::from(byte).to_string()
-                }
-                other => format!("_{other:02x}"),
-            })
-            .collect();
-        let cut = name.len().saturating_sub(200); // the end tells more than the beginning; the key inside is compared
-        self.directory.join(format!("{}.token", &name[cut..]))
+        let name = file_name(&self.key); // what is cut off is compared inside
+        self.directory.join(format!("{name}.token"))
     }
 
-    fn fingerprint(&self, backing: &dyn Backing) -> Option<String> {
-        let size = backing.size();
-        backing
-            .fingerprint()
-            .or_else(|| self.trust.then(|| format!("trusted {size}")))
-    }
-
-    /// Take the token away. What it allows, if it is this volume's as it is now.
-    pub fn consume(&self, backing: &dyn Backing) -> io::Result<Option<Generation>> {
-        fs::create_dir_all(&self.directory)?;
+    /// Take the token away. What it allows, if it is this volume's as it is now; `voided`: by this attach.
+    pub fn consume(
+        &self,
+        backing: &dyn Backing,
+        voided: &Voided,
+    ) -> io::Result<Option<Generation>> {
+        make_folder(&self.directory)?;
         let path = self.path();
-        let mut text = String::new();
-        match File::open(&path) {
-            Ok(file) => file
-                .take(LONGEST)
-                .read_to_string(&mut text)
-                .map(|_| ())
-                .or_else(|error| match error.kind() {
-                    io::ErrorKind::InvalidData => Ok(()),
-                    _ => Err(error),
-                })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        }
-        fs::remove_file(&path)?;
+        let Some(text) = read(&path)? else {
+            return Ok(None);
+        };
+        fs::remove_file(&path).map_err(|error| at(&path, error))?;
         sync(&self.directory)?;
-        let fingerprint = self.fingerprint(backing);
-        Ok(fingerprint.and_then(|fingerprint| self.read(&text, &fingerprint)))
+        Ok(self.read(&text).and_then(|(known, generation)| {
+            let valid = match backing.fingerprint() {
+                Some(fingerprint) => known == fingerprint,
+                None => self.trust && voided.vouch(known, backing),
+            };
+            valid.then_some(generation)
+        }))
     }
 
-    fn read(&self, text: &str, fingerprint: &str) -> Option<Generation> {
+    fn read<'t>(&self, text: &'t str) -> Option<(&'t str, Generation)> {
         let lines: Vec<&str> = text.lines().collect();
         let [MAGIC, key, known, object, instance, "end"] = lines[..] else {
             return None;
         };
-        if key != self.key || known != fingerprint {
-            return None;
-        }
-        let object: [u8; 24] = crate::cache::hex(object)?;
-        Some(Generation {
-            object,
+        let generation = Generation {
+            object: crate::cache::hex(object)?,
             instance: Some(instance.into()),
-        })
+        };
+        (key == self.key).then_some((known, generation))
     }
 
     /// Leave a token. The volume is no longer written to, and what was written is durable.
-    pub fn leave(&self, backing: &dyn Backing, generation: &Generation) -> io::Result<bool> {
+    pub fn leave(
+        &self,
+        backing: &dyn Backing,
+        register: Option<&Register>,
+        generation: &Generation,
+    ) -> io::Result<bool> {
         settle(backing);
-        let (Some(fingerprint), Some(instance)) = (self.fingerprint(backing), &generation.instance)
-        else {
+        let Some(instance) = &generation.instance else {
             return Ok(false);
         };
+        let known = match (backing.fingerprint(), register) {
+            (Some(fingerprint), _) => fingerprint,
+            (None, Some(register)) if self.trust => match mark(backing) {
+                Some(mark) => format!("{MARKED} {}", register.mark(&mark)?),
+                None => return Ok(false),
+            },
+            _ => return Ok(false),
+        };
         let object = hex(&generation.object);
-        let lines = [MAGIC, &self.key, &fingerprint, &object, instance, "end"];
+        let lines = [MAGIC, &self.key, &known, &object, instance, "end"];
         if lines.iter().any(|line| line.contains('\n')) {
             return Ok(false);
         }
-        let new = self.path().with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all((lines.join("\n") + "\n").as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, self.path())?;
-        sync(&self.directory)?;
+        store(&self.path(), &(lines.join("\n") + "\n"))?;
         Ok(true)
+    }
+}
+
+/// The marks that an attach took away.
+#[derive(Default)]
+pub struct Voided(Vec<Mark>);
+
+impl Voided {
+    pub fn of(register: &Register, backing: &dyn Backing) -> io::Result<Voided> {
+        let voided = register.void(&backing.names(), backing.size(), || sample(backing))?;
+        Ok(Voided(voided))
+    }
+
+    /// Whether one of them says that the volume is what it was.
+    fn vouch(&self, known: &str, backing: &dyn Backing) -> bool {
+        let id = known.strip_prefix(MARKED).map(str::trim);
+        let then = self.0.iter().find(|mark| Some(&*mark.id) == id);
+        let (Some(then), Some(now)) = (then, mark(backing)) else {
+            return false;
+        };
+        let boot = |witness: &str| witness.split(' ').next().map(String::from);
+        let witnessed = then.witness == now.witness || boot(&then.witness) != boot(&now.witness);
+        (then.size, &then.content) == (now.size, &now.content) && witnessed
     }
 }
 
@@ -120,6 +136,12 @@ fn settle(backing: &dyn Backing) {
     }
 }
 
-fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
+fn mark(backing: &dyn Backing) -> Option<Mark> {
+    Some(Mark {
+        id: String::new(),
+        names: backing.names(),
+        size: backing.size(),
+        content: sample(backing)?,
+        witness: backing.witness().unwrap_or_default(),
+    })
 }

@@ -255,6 +255,7 @@ pub fn settings(cache: &Cache, state: Option<&Path>) -> Settings {
     Settings {
         cache: cache.address(),
         volume: Volume::Exclusive { tokens },
+        register: None,
         max_delay: Duration::from_millis(20),
         scan: 0,
         readahead: 64 << 10,
