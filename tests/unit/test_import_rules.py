@@ -155,11 +155,11 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
 
 
 def files(package: str) -> list[Path]:
-    return sorted(SOURCES[package].rglob("*.py*"))
+    return sorted(path for path in SOURCES[package].rglob("*.py*") if path.suffix in {".py", ".pyi"})
 
 
 def sources() -> list[tuple[str, Path]]:
-    return [(package, path) for package in SOURCES for path in files(package) if path.suffix in {".py", ".pyi"}]
+    return [(package, path) for package in SOURCES for path in files(package)]
 
 
 @pytest.mark.parametrize(("package", "path"), sources(), ids=lambda value: getattr(value, "stem", value))

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -22,14 +23,24 @@ from tmem.cli.restoring import restore as restore_pages
 from tmem.cli.saving import MOST_PASSES
 from tmem.cli.saving import save as save_pages
 from tmem.cli.session import Leaf, Session, pass_session
+from tmem.cli.sets import restore_all, save_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tmem.cli.saving import Saved
+    from tmem.cli.target import PoolView
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
 
 @click.command("save", cls=Leaf)
-@click.argument("pool", type=POOL)
-@click.argument("file", metavar="FILE|-", type=OUTPUT)
+@click.argument("pool", type=POOL, required=False)
+@click.argument("file", metavar="FILE|-", type=OUTPUT, required=False)
+@click.option(
+    "--all", "folder", metavar="FOLDER", type=FOLDER, help="All persistent pools, to a new folder in this one."
+)
+@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="With --all: remove older ones, all but N.")
 @click.option(
     "--passes",
     type=click.IntRange(min=1),
@@ -39,11 +50,25 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @pass_session
-def save(session: Session, pool: str, file: str, passes: int, force: bool) -> None:
-    """Save the pages of a persistent pool to a file, while the pool is in use.
+def save(
+    session: Session,
+    pool: str | None,
+    file: str | None,
+    folder: Path | None,
+    keep: int | None,
+    passes: int,
+    force: bool,
+) -> None:
+    """Save the pages of a persistent pool to a file, while the pool is in use; or all persistent pools at once.
 
     Every page of the file was in the pool at some moment of the save, and what nobody touched meanwhile is as it was.
     """
+    if folder is not None:
+        _only("--all FOLDER", "POOL, FILE or --force", pool, file, force or None)
+        save_all(session, folder, keep, lambda view, to: _save(session, view, to, passes))
+        return
+    if pool is None or file is None or keep is not None:
+        raise Misused("name POOL and FILE, or --all FOLDER with or without --keep N; see `tmem save --help`")
     if not force and replaces(file):
         raise Misused(f"{file} exists; --force replaces it")
     if is_standard(file):
@@ -52,8 +77,7 @@ def save(session: Session, pool: str, file: str, passes: int, force: bool) -> No
     view = target.pool(pool)
     if view.settings["kind"] != "persistent":
         raise Failed(f"pool {pool!r} is ephemeral: its pages may be gone at any time, so there is nothing to save")
-    with session.output.progress(f"saving {text.printable(pool)}", view.stats["pages"]) as progress:
-        done = save_pages(target, view, file, progress, passes)
+    done = _save(session, view, file, passes)
     if session.output.as_json:
         session.output.document({"pool": pool, "file": str(file), **asdict(done)})
     session.output.say(
@@ -70,18 +94,43 @@ def save(session: Session, pool: str, file: str, passes: int, force: bool) -> No
 
 
 @click.command("restore", cls=Leaf)
-@click.argument("file", metavar="FILE|-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("file", metavar="FILE|-", type=click.Path(exists=True, dir_okay=False, allow_dash=True), required=False)
+@click.option("--all", "folder", metavar="FOLDER", type=FOLDER, help="What `save --all` saved there, the newest.")
 @click.option("--as", "name", metavar="NAME", help="Under this name in place of the saved one: a pool, or an export.")
 @click.option("--pool", help="To the pool of this name, an export's pages too: those alone.")
 @click.option("--merge", is_flag=True, help="Put over what the pool or export holds.")
 @pass_session
-def restore(session: Session, file: str, name: str | None, pool: str | None, merge: bool) -> None:
+def restore(
+    session: Session, file: str | None, folder: Path | None, name: str | None, pool: str | None, merge: bool
+) -> None:
     """Put back a saved pool, or a saved export as an export. The file is checked as a whole before anything is put.
 
     An export lets nobody in while it is restored; one that a client has open is left alone.
     """
+    if folder is not None:
+        _only("--all FOLDER", "FILE, --as or --pool", file, name, pool)
+        restore_all(session, folder, lambda one: _restore(session, one, None, None, merge))
+        return
+    if file is None:
+        raise Misused("name FILE, or --all FOLDER; see `tmem restore --help`")
     if name is not None and pool is not None:
         raise Misused("--as and --pool exclude each other")
+    done = _restore(session, file, name, pool, merge)
+    if session.output.as_json:
+        session.output.document(asdict(done))
+
+
+def _only(given: str, others: str, *values: object) -> None:
+    if any(value is not None for value in values):
+        raise Misused(f"{given} goes without {others}")
+
+
+def _save(session: Session, view: PoolView, file: str, passes: int) -> Saved:
+    with session.output.progress(f"saving {text.printable(view.name)}", view.stats["pages"]) as progress:
+        return save_pages(session.target, view, file, progress, passes)
+
+
+def _restore(session: Session, file: str, name: str | None, pool: str | None, merge: bool) -> Restored:
     with seekable(file) as source:
         reader = Reader(source, "standard input" if file == STANDARD else file)
         totals = reader.check()
@@ -94,10 +143,9 @@ def restore(session: Session, file: str, name: str | None, pool: str | None, mer
                 done = restore_pages(reader, opened, made, progress)
             if done.refused:
                 _refused(file, done)
-    if session.output.as_json:
-        session.output.document(asdict(done))
     where = "" if done.made else ", which was there"
     session.output.say(f"put {text.quantity(done.put, 'page')} to {_called(done.pool)}{where}")
+    return done
 
 
 def _called(pool: str) -> str:

@@ -125,7 +125,7 @@ def _replacing(name: str, before: os.stat_result | None, mode: int) -> Iterator[
                 os.fsync(file.fileno())
         with _named(name):
             part.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
         if before is not None and before.st_nlink > 1:
             click.echo(f"tmem: {printable(name)} had other hard links: they keep what it was", err=True)
     except BaseException:
@@ -197,7 +197,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where it can be read."""
     with suppress(PermissionError):
         handle = os.open(folder, os.O_RDONLY)
         try:
