@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import grpc
 import trustme
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -64,6 +66,29 @@ class Authority:
         key = serialization.load_pem_private_key(self._ca.private_key_pem.bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         return x509.load_pem_x509_certificate(self._ca.cert_pem.bytes()), key
+
+    def odd(
+        self, common: str | None, others: Sequence[x509.GeneralName] = (), *, authority: bool = False, usage: str = ""
+    ) -> Pair:
+        """A certificate as no decent authority makes it, and `usage` of its key."""
+        signer, signer_key = self.signer()
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([] if common is None else [x509.NameAttribute(NameOID.COMMON_NAME, common)])
+        now = datetime.now(UTC)
+        made = x509.CertificateBuilder(signer.subject, subject, key.public_key(), x509.random_serial_number())
+        made = made.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        if others:
+            made = made.add_extension(x509.SubjectAlternativeName(others), critical=False)
+        if authority:
+            made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        if usage:
+            made = made.add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(usage)]), critical=False)
+        pair = Pair(self._directory / f"odd-{self._made}.pem", self._directory / f"odd-{self._made}.key")
+        self._made += 1
+        pair.cert.write_bytes(made.sign(signer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        pair.key.write_bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+        return pair
 
     def _write(self, name: str, made: trustme.LeafCert) -> Pair:
         self._made += 1

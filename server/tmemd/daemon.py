@@ -34,7 +34,7 @@ from tmemd.sessions import Sessions
 from tmemd.signals import on_signals
 from tmemd.sole import GRACE, sole
 from tmemd.steady import be_io_flusher, lock_memory
-from tmemd.store import EngineStore
+from tmemd.store import EngineStore, client_name
 from tmemd.tls import certificates
 from tmemd.upkeep import Upkeep
 from tmemd.values import join_address, split_address
@@ -85,7 +85,7 @@ class Daemon:
             config=config,
             store=self._store,
             counts=self.counts,
-            identities=Identities(config),
+            identities=Identities(config, client_name),
             injections=Injections(config.inject),
             access=self._access,
             sessions=Sessions(config, self.counts),
@@ -136,7 +136,7 @@ class Daemon:
     def _expose(self) -> tuple[str, Any]:
         from tmemd.metrics import expose
 
-        return expose(self._store, self.counted, self._config, self._unready)
+        return expose(self._store, self.counted, self._config, client_name, self._unready)
 
     def _unready(self) -> str:
         if self._draining:

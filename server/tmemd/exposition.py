@@ -29,7 +29,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import make_wsgi_app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from prometheus_client import CollectorRegistry
 
@@ -73,14 +73,16 @@ class Exposition(ThreadingMixIn, WSGIServer):
         context: Callable[[], ssl.SSLContext] | None,
         readers: frozenset[str] | None,
         unready: Callable[[], str] = lambda: "",
+        name_of: Callable[[bytes], str] = lambda _: "",
     ) -> None:
         """`context` is asked at each connection; None is plain text. `readers` None is everybody.
 
-        `unready` says why calls are not answered; nothing where they are.
+        `unready` says why calls are not answered; nothing where they are. `name_of` finds the name in a certificate.
         """
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._context = context
         self.readers = readers
+        self._name_of = name_of
         self._exposed = make_wsgi_app(registry)
         self._unready = unready
         self._lock = threading.Lock()
@@ -91,6 +93,13 @@ class Exposition(ThreadingMixIn, WSGIServer):
         self._keep_spare()
         super().__init__(address, _Handler)
         self.set_app(self._answer)
+
+    def name(self, certificate: bytes | None) -> str:
+        """Of who shows a certificate; nothing where it has none."""
+        try:
+            return self._name_of(certificate) if certificate else ""
+        except ValueError:
+            return ""
 
     def start(self) -> None:
         threading.Thread(target=self.serve_forever, name="tmemd-metrics", daemon=True).start()
@@ -214,19 +223,12 @@ def _plain(start_response: Any, status: str, text: str) -> Iterable[bytes]:
 
 class _Handler(WSGIRequestHandler):
     def get_environ(self) -> dict[str, Any]:
-        certificate = self.connection.getpeercert() if isinstance(self.connection, ssl.SSLSocket) else None
-        return {**super().get_environ(), _READER: _name(certificate or {})}
+        shown = self.connection.getpeercert(True) if isinstance(self.connection, ssl.SSLSocket) else None
+        assert isinstance(self.server, Exposition)
+        return {**super().get_environ(), _READER: self.server.name(shown)}
 
     def address_string(self) -> str:
         return str(self.client_address[0])
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Not every scrape is news."""
-
-
-def _name(certificate: Mapping[str, Any]) -> str:
-    """As gRPC's clients are named: the common name, else the first DNS name or URI."""
-    common = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
-    others = certificate.get("subjectAltName", ())
-    names = [*common, *(value for wanted in ("DNS", "URI") for key, value in others if key == wanted)]
-    return names[0] if names else ""

@@ -140,11 +140,15 @@ def _nbd(counts: Counts) -> Iterator[Metric]:
 
 
 def expose(
-    store: Store, counts: Callable[[], Counts], config: Config, unready: Callable[[], str]
+    store: Store,
+    counts: Callable[[], Counts],
+    config: Config,
+    name_of: Callable[[bytes], str],
+    unready: Callable[[], str],
 ) -> tuple[str, Exposition]:
     """Serve the exposition where the configuration says; its URL and the server, to be shut down.
 
-    `unready` says why calls are not answered, if they are not.
+    `name_of` finds the name in a client's certificate; `unready` says why calls are not answered, if they are not.
     On loopback it is plain text; on another address TLS, if the daemon has it.
     """
     address = config.metrics or ""
@@ -158,7 +162,7 @@ def expose(
         secured.load()
     try:
         context = secured.context if secured else None
-        server = Exposition((host, int(port)), registry, context, readers(config), unready)
+        server = Exposition((host, int(port)), registry, context, readers(config), unready, name_of)
     except OSError as error:
         raise ConfigError(f"metrics cannot be served on {address} (the setting metrics): {error.strerror}") from error
     server.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tmem_engine import Engine, NbdServer
+from tmem_engine import client_name as client_name
 from tmemd import errors
 from tmemd.catalogue import is_reserved
 from tmemd.clients import UNNAMED

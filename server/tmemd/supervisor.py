@@ -24,7 +24,7 @@ from tmemd.reload import Reload, resized
 from tmemd.shared_arena import shared_arena
 from tmemd.signals import on_signals
 from tmemd.sole import GRACE, sole
-from tmemd.store import EngineStore
+from tmemd.store import EngineStore, client_name
 from tmemd.values import join_address, split_address
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Supervisor:
         def counted() -> Counts:
             return asyncio.run_coroutine_threadsafe(self.counts(), self._loop).result(_LONGEST)
 
-        return expose(store, counted, self._config, self._unready)
+        return expose(store, counted, self._config, client_name, self._unready)
 
     def _unready(self) -> str:
         """The first worker's port is the one that clients know."""

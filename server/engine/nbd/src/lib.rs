@@ -30,4 +30,4 @@ pub use exports::{Access, ExportError, ExportStatus, Exports};
 pub use pool::{PoolExport, PoolExportSettings};
 pub use protocol::Errno;
 pub use server::{Limits, Listen, Renewal, Reporter, Server, ServerCounters, Settings};
-pub use tls::Tls;
+pub use tls::{Tls, of_certificate as client_name};

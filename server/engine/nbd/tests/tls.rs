@@ -142,7 +142,7 @@ fn clients_are_known_by_their_certificates_and_see_what_is_theirs() {
     let served = server(&authority, true, true);
     let theirs = Access::Identities(vec!["alice".into()]);
     let _ = served.exports.add("hers", disk(MIB, true), theirs);
-    let alice = certified(&authority, Some("alice"), "other");
+    let alice = certified(&authority, Some("alice"), "alice");
     let bob = certified(&authority, None, "bob.example");
     let mut wire = encrypted(&served, &authority, Some(&alice));
     wire.go("hers").unwrap();
@@ -165,7 +165,7 @@ fn who_may_no_longer_open_an_export_is_cut_off_and_the_others_go_on() {
     let of = |names: &[&str]| Access::Identities(names.iter().map(|&name| name.into()).collect());
     let both = of(&["alice", "bob"]);
     served.exports.add("theirs", disk(MIB, true), both).unwrap();
-    let [alice, bob] = ["alice", "bob"].map(|name| certified(&authority, Some(name), "other"));
+    let [alice, bob] = ["alice", "bob"].map(|name| certified(&authority, Some(name), name));
     let mut hers = encrypted(&served, &authority, Some(&alice));
     let mut his = encrypted(&served, &authority, Some(&bob));
     hers.go("theirs").unwrap();
@@ -248,7 +248,7 @@ fn a_client_without_a_certificate_or_with_a_name_of_ours_is_not_served() {
         let _ = wire.stream.write_all(&request);
         assert!(wire.is_closed());
     }
-    let local = certified(&ours, Some("local"), "other");
+    let local = certified(&ours, Some("local"), "local");
     let mut wire = encrypted(&served, &ours, Some(&local));
     let (error, why) = wire.go("disk").unwrap_err();
     assert_eq!(error, reply::ERR_POLICY);

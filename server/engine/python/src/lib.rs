@@ -25,7 +25,7 @@ mod _native {
     #[pymodule_export]
     use crate::engine::Engine;
     #[pymodule_export]
-    use crate::nbd::NbdServer;
+    use crate::nbd::{NbdServer, client_name};
     #[pymodule_export]
     use crate::packing::{pack, unpack};
     #[pymodule_export]

@@ -33,6 +33,12 @@ pub struct NbdServer {
     addresses: Vec<String>,
 }
 
+/// The name of the client whose certificate this is, in DER.
+#[pyfunction]
+pub fn client_name(certificate: &[u8]) -> PyResult<String> {
+    tmem_nbd::client_name(certificate).map_err(PyValueError::new_err)
+}
+
 #[pymethods]
 impl NbdServer {
     #[new]

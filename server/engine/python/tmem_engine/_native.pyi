@@ -240,6 +240,12 @@ class _Renewal(Protocol):
     def refused(self, why: str) -> None:
         """What `renewed` said cannot be used; TLS goes on as it was."""
 
+def client_name(certificate: bytes) -> str:
+    """The name of the client whose verified certificate this is, in DER; a `ValueError` says why it has none.
+
+    The NBD server names its clients by it too.
+    """
+
 @final
 class NbdServer:
     """Serves objects of pools as block devices over NBD, by threads of its own that need no GIL.

@@ -5,6 +5,7 @@ mod name;
 mod session;
 
 pub use client::{ClientTls, explain};
+pub use name::of_certificate;
 pub use session::TlsSession;
 
 use std::sync::Arc;
