@@ -49,13 +49,14 @@ _PAGES = ("OpenPool", "NewEpoch", "Put", "Get", "Acknowledge", "Has", "Flush", "
 _POOLS = ("ListPools", "GetPool", "CreatePool", "DestroyPool", "Freeze", "Thaw", "SetQuota", "SetWeight")
 _STORE = ("Relinquish", "Resize", "Compact", "Check", "Stats", "ListClients", "ListWorkers", "Scan", "Inject")
 _EXPORTS = ("CreateExport", "ListExports", "RemoveExport", "ResizeExport", "DrainExport", "AllowExport")
+_SNAPSHOTS = ("OpenSnapshot", "ScanSnapshot", "ReadSnapshot", "CloseSnapshot")
 
 
 def calls(channel: grpc.Channel | grpc.aio.Channel) -> dict[str, Any]:
     """The calls of both services by their name."""
     pages, admin = TmemStub(channel), TmemAdminStub(channel)
     return {name: getattr(pages, name) for name in _PAGES} | {
-        name: getattr(admin, name) for name in (*_POOLS, *_STORE, *_EXPORTS)
+        name: getattr(admin, name) for name in (*_POOLS, *_STORE, *_EXPORTS, *_SNAPSHOTS)
     }
 
 

@@ -202,6 +202,22 @@ class AdminService(TmemAdminServicer):
     async def AllowExport(self, request: pb.AllowExportRequest, client: Client) -> pb.AllowExportResponse:  # noqa: N802
         return await self._of_exports("AllowExport", request, client, pb.AllowExportResponse)
 
+    @rpc
+    async def OpenSnapshot(self, request: pb.OpenSnapshotRequest, client: Client) -> pb.OpenSnapshotResponse:  # noqa: N802
+        return await self._of_exports("OpenSnapshot", request, client, pb.OpenSnapshotResponse)
+
+    @rpc
+    async def ScanSnapshot(self, request: pb.ScanSnapshotRequest, client: Client) -> pb.ScanSnapshotResponse:  # noqa: N802
+        return await self._of_exports("ScanSnapshot", request, client, pb.ScanSnapshotResponse)
+
+    @rpc
+    async def ReadSnapshot(self, request: pb.ReadSnapshotRequest, client: Client) -> pb.ReadSnapshotResponse:  # noqa: N802
+        return await self._of_exports("ReadSnapshot", request, client, pb.ReadSnapshotResponse)
+
+    @rpc
+    async def CloseSnapshot(self, request: pb.CloseSnapshotRequest, client: Client) -> pb.CloseSnapshotResponse:  # noqa: N802
+        return await self._of_exports("CloseSnapshot", request, client, pb.CloseSnapshotResponse)
+
     async def _of_exports(self, method: str, request: Message, client: Client, response: type[M]) -> M:
         """Have the worker that has the exports answer."""
         client.must_administer()

@@ -10,6 +10,7 @@ TmemdError
 ├── ExportExistsError     an export of that name exists
 ├── BusyError             the export is in use
 ├── DamagedExportError    the record of the export cannot be read
+├── SnapshotError         the snapshot of an export has ended, and why
 ├── UnknownSessionError   no session of that id: of an earlier run of the daemon, idle for too long, or made up
 ├── UnauthenticatedError  the client's certificate does not tell who it is
 ├── DeniedError           the client has no right to that
@@ -88,6 +89,10 @@ class DamagedExportError(TmemdError):
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(f"the record of export {name!r} cannot be read: {why}; resize it, or remove it")
+
+
+class SnapshotError(TmemdError):
+    """The snapshot of an export has ended."""
 
 
 class UnknownSessionError(TmemdError):
@@ -177,6 +182,7 @@ STATUS: dict[type[Exception], StatusCode] = {
     ExportExistsError: StatusCode.ALREADY_EXISTS,
     BusyError: StatusCode.FAILED_PRECONDITION,
     DamagedExportError: StatusCode.FAILED_PRECONDITION,
+    SnapshotError: StatusCode.FAILED_PRECONDITION,
     UnknownSessionError: StatusCode.NOT_FOUND,
     UnauthenticatedError: StatusCode.UNAUTHENTICATED,
     DeniedError: StatusCode.PERMISSION_DENIED,

@@ -15,6 +15,7 @@ from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.catalogue import OID, PAGE, Catalogue, check_allowed, check_size
 from tmemd.errors import BusyError, TmemdError
 from tmemd.logs import log
+from tmemd.snapshots import LEASE, Snapshots
 from tmemd.surface import Served
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Exports:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._catalogue = Catalogue(store)
+        self._snapshots = Snapshots(store)
         self._server: BlockServer | None = None
         self._one_at_a_time = asyncio.Lock()
         self._calls: dict[str, tuple[Any, Callable[[Any], Any]]] = {
@@ -42,7 +44,14 @@ class Exports:
             "ResizeExport": (pb.ResizeExportRequest, self._resize),
             "DrainExport": (pb.DrainExportRequest, self._drain),
             "AllowExport": (pb.AllowExportRequest, self._allow),
+            "OpenSnapshot": (pb.OpenSnapshotRequest, self._open_snapshot),
+            "CloseSnapshot": (pb.CloseSnapshotRequest, self._snapshots.close),
         }
+        self._readings: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+            "ScanSnapshot": (pb.ScanSnapshotRequest, self._snapshots.scan),
+            "ReadSnapshot": (pb.ReadSnapshotRequest, self._snapshots.read),
+        }
+        self._lapsing: set[asyncio.Task[None]] = set()
 
     @property
     def addresses(self) -> Sequence[str]:
@@ -51,14 +60,23 @@ class Exports:
     async def start(self, listen: Sequence[str], poll: int, tls: Renewing | None = None) -> None:
         """Clear away what was left half done; serve on these addresses, if any."""
         await self._store.call(self._catalogue.mend)
+        await self._store.call(self._snapshots.clear)
         if listen:
             await self._store.call(lambda: self._serve(self._store.block_server(listen, poll, tls)))
 
     async def answer(self, method: str, request: bytes) -> bytes:
         """Carry out a call."""
+        if method in self._readings:
+            kind, carry_out = self._readings[method]
+            return await self._store.call(lambda: carry_out(kind.FromString(request)).SerializeToString())
         kind, carry_out = self._calls[method]
         async with self._one_at_a_time:
-            return await self._store.call(lambda: carry_out(kind.FromString(request)).SerializeToString())
+            answer = await self._store.call(lambda: carry_out(kind.FromString(request)))
+        if isinstance(answer, pb.OpenSnapshotResponse):
+            lapsing = asyncio.create_task(self._snapshots.lapse(answer.id))
+            self._lapsing.add(lapsing)
+            lapsing.add_done_callback(self._lapsing.discard)
+        return bytes(answer.SerializeToString())
 
     def served(self) -> dict[str, Served]:
         """Who has which export open, and what passed through it."""
@@ -70,11 +88,15 @@ class Exports:
 
     async def stop(self, grace: float) -> bool:
         """Stop serving; whether every client's requests were done in time."""
+        for lapsing in self._lapsing:
+            lapsing.cancel()
+        await asyncio.to_thread(self._snapshots.end_of, "")
         server = self._server
         return server is None or await asyncio.to_thread(server.stop, grace)
 
     def close(self) -> None:
         """Stop at once, so that the arena can be let go."""
+        self._snapshots.end_of("")
         if self._server is not None:
             self._server.stop(0)
 
@@ -104,6 +126,9 @@ class Exports:
 
     def _remove(self, request: pb.RemoveExportRequest) -> pb.RemoveExportResponse:
         entry = self._catalogue.find(request.name)
+        if not request.force:
+            self._snapshots.check_none(request.name)
+        self._snapshots.end_of(request.name)
         if self._server is not None and not entry.damaged:
             self._server.remove(request.name, request.force)
         return pb.RemoveExportResponse(dropped=self._catalogue.remove(request.name))
@@ -114,6 +139,7 @@ class Exports:
         if entry.damaged:
             return pb.ResizeExportResponse(export=self._show(self._renew(entry, request.size)))
         if request.size < entry.size:
+            self._snapshots.check_none(entry.name)
             entry = self._shrink(entry, request.size)
         elif request.size > entry.size:
             entry = self._catalogue.change(entry, size=request.size)
@@ -164,6 +190,11 @@ class Exports:
         if self._server is not None:
             self._server.allow(entry.name, allow)
         return pb.AllowExportResponse(export=self._show(entry))
+
+    def _open_snapshot(self, request: pb.OpenSnapshotRequest) -> pb.OpenSnapshotResponse:
+        entry = self._catalogue.find(request.export)
+        number, paused = self._snapshots.begin(entry, self._server)
+        return pb.OpenSnapshotResponse(id=number, export=self._show(entry), paused=paused, lease_seconds=LEASE)
 
     def _show(self, entry: Entry) -> pb.Export:
         return _shown(entry, self.served().get(entry.name, _NOBODY))

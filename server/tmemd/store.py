@@ -5,6 +5,7 @@ The engine's calls release the GIL. A short one runs where it is called, on the 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tmem_engine import Engine, NbdServer
@@ -17,9 +18,9 @@ from tmemd.surface import Batch, Block, BlockServer, Fetched, Scanned, Served, S
 from tmemd.threads import Threaded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from tmem_engine import EnginePool
+    from tmem_engine import EnginePool, NbdSnapshot
     from tmemd.clients import Clients
     from tmemd.config import Config
     from tmemd.surface import Renewing, StorePool
@@ -93,6 +94,37 @@ class EngineStorePool:
         return self._pool.stats()
 
 
+class EngineBlockSnapshot:
+    """A snapshot of an export of the engine."""
+
+    def __init__(self, snapshot: NbdSnapshot) -> None:
+        self._snapshot = snapshot
+        self.paused = snapshot.paused
+
+    def held(self, first: int) -> tuple[list[int], int | None]:
+        with _told():
+            return self._snapshot.held(first)
+
+    def fetch(self, indices: Sequence[int]) -> Fetched:
+        with _told():
+            return Fetched(*self._snapshot.fetch(indices))
+
+    def release(self, page: int) -> None:
+        self._snapshot.release(page)
+
+    def end(self) -> str:
+        return self._snapshot.end() or ""
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Have the end of a snapshot told as such."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise errors.SnapshotError(f"the snapshot has ended: {error}") from error
+
+
 class EngineBlockServer:
     """An NBD server of the engine."""
 
@@ -119,6 +151,13 @@ class EngineBlockServer:
         except RuntimeError as error:
             clients = error.args[0]
             raise errors.BusyError(f"export {name!r} is in use by {clients} client{'s' * (clients > 1)}") from error
+
+    def snapshot(self, name: str, shadow: StorePool) -> EngineBlockSnapshot:
+        assert isinstance(shadow, EngineStorePool)
+        try:
+            return EngineBlockSnapshot(self._server.snapshot(name, shadow._pool))
+        except ValueError as error:
+            raise errors.BusyError(str(error)) from error
 
     def resize(self, name: str, size: int) -> None:
         self._server.resize(name, size)

@@ -159,6 +159,26 @@ class Served:
     draining: bool = False
 
 
+class BlockSnapshot(Protocol):
+    """The pages of an export as they were at one instant. A `SnapshotError` once it has ended."""
+
+    @property
+    def paused(self) -> float:
+        """Seconds for which requests were held up as it began."""
+
+    def held(self, first: int) -> tuple[list[int], int | None]:
+        """Some of the pages from `first` on that it has, and where to go on, None at the end."""
+
+    def fetch(self, indices: Sequence[int]) -> Fetched:
+        """Pages, as LZ4 blocks."""
+
+    def release(self, page: int) -> None:
+        """Pages below are no more asked for."""
+
+    def end(self) -> str:
+        """End it; why it had ended before, if so."""
+
+
 class BlockServer(Protocol):
     """Serves pools' objects as block devices, in threads of its own. Its calls may wait: they are for a thread."""
 
@@ -176,6 +196,9 @@ class BlockServer(Protocol):
     ) -> None: ...
     def remove(self, name: str, force: bool) -> None:
         """Serve an export no more; a `BusyError` while it is open, unless forced."""
+
+    def snapshot(self, name: str, shadow: StorePool) -> BlockSnapshot:
+        """An export as it is now; `shadow`, an empty pool, keeps what changes, and goes with the snapshot."""
 
     def resize(self, name: str, size: int) -> None: ...
     def drain(self, name: str, draining: bool) -> None: ...

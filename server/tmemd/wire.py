@@ -46,10 +46,11 @@ def _tag(field: FieldDescriptor) -> bytes:
 
 
 # What stands before a field of bytes, and how many those are.
+_SNAPSHOT_PAGES = _tag(admin_pb2.ReadSnapshotResponse.DESCRIPTOR.fields_by_name["pages"])
 _PAGES = _tag(pb.GetResponse.DESCRIPTOR.fields_by_name["pages"])
 _BODIES = {field.name: _tag(field) for field in pb.Reply.DESCRIPTOR.oneofs_by_name["body"].fields}
 
-_M = TypeVar("_M", "pb.PutRequest", "pb.GetRequest", "pb.FlushRequest")
+_M = TypeVar("_M", "pb.PutRequest", "pb.GetRequest", "pb.FlushRequest", "admin_pb2.ReadSnapshotRequest")
 
 
 def batch_limit(page_size: int, batch_pages: int) -> int:
@@ -113,6 +114,11 @@ def pages(fetched: Fetched, lz4: bool, acknowledgement: int) -> Written:
     if not fetched.pages:
         return Written((head.SerializeToString(),))
     return Written((head.SerializeToString(), _PAGES, varint(len(fetched.pages)), fetched.pages))
+
+
+def inside(message: Written) -> bytes:
+    """A `ReadSnapshotResponse` of a `GetResponse`."""
+    return b"".join((_SNAPSHOT_PAGES, varint(sum(map(len, message.parts))), *message.parts))
 
 
 def reply(number: int, body: str, response: Message | Written) -> pb.Reply | Written:

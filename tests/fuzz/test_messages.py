@@ -87,6 +87,10 @@ SEEDS: dict[str, Callable[[pb.Session], Message]] = {
     "TmemAdmin/ResizeExport": lambda _: admin.ResizeExportRequest(name="fuzzed", size=2 * MIB),
     "TmemAdmin/AllowExport": lambda _: admin.AllowExportRequest(name="fuzzed", clients=["alice", "bob"]),
     "TmemAdmin/DrainExport": lambda _: admin.DrainExportRequest(name="fuzzed"),
+    "TmemAdmin/OpenSnapshot": lambda _: admin.OpenSnapshotRequest(export="fuzzed"),
+    "TmemAdmin/ScanSnapshot": lambda _: admin.ScanSnapshotRequest(id=1, first=1),
+    "TmemAdmin/ReadSnapshot": lambda _: admin.ReadSnapshotRequest(id=1, indices=[1, 2], done=1),
+    "TmemAdmin/CloseSnapshot": lambda _: admin.CloseSnapshotRequest(id=1),
 }
 """A sound request of each unary method."""
 

@@ -20,9 +20,10 @@ from tests.integration.busy_writer import OBJECTS, PAGES, flushed, round_of
 from tests.integration.commands import Command
 from tests.integration.daemons import daemon
 from tests.support import PAGE, PATIENCE, noise, page, run
+from tmem.cli.ahead import AHEAD
 from tmem.cli.pagesfile import BATCH_BYTES, Pages, Reader, Writer
 from tmem.cli.restoring import LANES, restore
-from tmem.cli.saving import AHEAD, save
+from tmem.cli.saving import save
 from tmem.cli.target import Target
 
 if TYPE_CHECKING:

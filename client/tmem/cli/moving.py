@@ -83,6 +83,8 @@ def save(
     session.output.say(
         f"saved {text.quantity(done.pages, 'page')} of {text.printable(pool)!r}: {text.size(done.bytes)}"
     )
+    if done.paused is not None:
+        session.output.say(f"it is the device of one instant; its clients waited {done.paused * 1e3:.1f} ms for it")
     if done.changed:
         session.output.say(
             f"{done.changed:,} changed meanwhile, seen in {text.quantity(done.passes, 'pass', 'passes')}"

@@ -1,4 +1,4 @@
-"""Saves the persistent pages of a pool to a file while the pool is in use.
+"""Saves the persistent pages of a pool to a file while the pool is in use. Exports have `snapshots` for it.
 
 The first pass scans the pool and gets what the scan saw. Each further pass scans again and gets what has another stamp,
 and writes tombstones for what went, until a pass finds little to do, or enough were made. A page that is got after a
@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tmem
 from tmem._session import batches
+from tmem.cli import snapshots
+from tmem.cli.ahead import ahead
 from tmem.cli.devices import described
 from tmem.cli.outfile import PRIVATE, writing
 from tmem.cli.pagesfile import BATCH_BYTES, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from tmem._pool import Pool
@@ -38,12 +38,6 @@ ENOUGH = 0.001
 _STAMP_BITS = 32
 _SPAN_BITS = 16
 _TOMBSTONES = 65536
-
-AHEAD = 8
-"""Calls under way at once, each of at most a megabyte of pages."""
-
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 
 Table: TypeAlias = dict[tuple[bytes, int], "array[int]"]
 """The pages of each span of an object, as index << 32 | stamp."""
@@ -61,15 +55,23 @@ class Saved:
     """Of these, in the last pass: about as many may have changed since."""
     corrupt: int
     bytes: int
+    paused: float | None
+    """Seconds for which clients of an export waited; None if the file is no image of one instant."""
 
 
 def save(
     target: Target, view: PoolView, path: str | Path, progress: Callable[[int], None], passes: int = MOST_PASSES
 ) -> Saved:
     """Save a pool. The file appears under its name when it is whole and on the disk; who had none may read it alone."""
-    with writing(str(path), PRIVATE) as sink:
-        saved = _Run(target, view, Writer(sink, _header(target, view)), progress).passes(passes)
-    return Saved(*saved, bytes=sink.written)
+    with writing(str(path), PRIVATE) as sink, snapshots.opened(target, view.name) as snapshot:
+        writer = Writer(sink, _header(target, view))
+        if snapshot is None:
+            saved = _Run(target, view, writer, progress).passes(passes)
+        else:
+            pages, corrupt = snapshots.write(target, snapshot, writer, progress)
+            writer.end()
+            saved = pages, 1, 0, 0, corrupt
+    return Saved(*saved, bytes=sink.written, paused=snapshot.paused if snapshot else None)
 
 
 class _Run:
@@ -170,24 +172,6 @@ def scan(target: Target, name: str) -> Table:
                 span = found[key] = array("Q")
             span.append(index << _STAMP_BITS | stamp)
     return found
-
-
-def ahead(jobs: Iterable[Job], work: Callable[[Job], Result]) -> Iterator[tuple[Job, Result]]:
-    """The jobs with what became of them, in their order, while the next are under way: small calls wait for latency."""
-    with ThreadPoolExecutor(AHEAD) as threads:
-        flying: deque[tuple[Job, Future[Result]]] = deque()
-        try:
-            for job in jobs:
-                flying.append((job, threads.submit(work, job)))
-                if len(flying) == AHEAD:
-                    first, future = flying.popleft()
-                    yield first, future.result()
-            while flying:
-                first, future = flying.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in flying:
-                future.cancel()
 
 
 def _by_index(span: array[int] | None) -> dict[int, int]:

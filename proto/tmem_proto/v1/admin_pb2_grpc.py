@@ -149,6 +149,26 @@ class TmemAdminStub:
                 request_serializer=tmem__proto_dot_v1_dot_admin__pb2.AllowExportRequest.SerializeToString,
                 response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.AllowExportResponse.FromString,
                 _registered_method=True)
+        self.OpenSnapshot = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/OpenSnapshot',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.OpenSnapshotRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.OpenSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ScanSnapshot = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/ScanSnapshot',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.ScanSnapshotRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ScanSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ReadSnapshot = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/ReadSnapshot',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.ReadSnapshotRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ReadSnapshotResponse.FromString,
+                _registered_method=True)
+        self.CloseSnapshot = channel.unary_unary(
+                '/tmem.v1.TmemAdmin/CloseSnapshot',
+                request_serializer=tmem__proto_dot_v1_dot_admin__pb2.CloseSnapshotRequest.SerializeToString,
+                response_deserializer=tmem__proto_dot_v1_dot_admin__pb2.CloseSnapshotResponse.FromString,
+                _registered_method=True)
         self.Inject = channel.unary_unary(
                 '/tmem.v1.TmemAdmin/Inject',
                 request_serializer=tmem__proto_dot_v1_dot_admin__pb2.InjectRequest.SerializeToString,
@@ -307,6 +327,32 @@ class TmemAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenSnapshot(self, request, context):
+        """Snapshots of exports. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScanSnapshot(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadSnapshot(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseSnapshot(self, request, context):
+        """FAILED_PRECONDITION where it had ended before: then what was read of it is no image of one instant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Inject(self, request, context):
         """Delay or fail calls. Refused with FAILED_PRECONDITION unless the daemon was started to allow it.
         """
@@ -431,6 +477,26 @@ def add_TmemAdminServicer_to_server(servicer, server):
                     servicer.AllowExport,
                     request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.AllowExportRequest.FromString,
                     response_serializer=tmem__proto_dot_v1_dot_admin__pb2.AllowExportResponse.SerializeToString,
+            ),
+            'OpenSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenSnapshot,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.OpenSnapshotRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.OpenSnapshotResponse.SerializeToString,
+            ),
+            'ScanSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScanSnapshot,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ScanSnapshotRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.ScanSnapshotResponse.SerializeToString,
+            ),
+            'ReadSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadSnapshot,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.ReadSnapshotRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.ReadSnapshotResponse.SerializeToString,
+            ),
+            'CloseSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseSnapshot,
+                    request_deserializer=tmem__proto_dot_v1_dot_admin__pb2.CloseSnapshotRequest.FromString,
+                    response_serializer=tmem__proto_dot_v1_dot_admin__pb2.CloseSnapshotResponse.SerializeToString,
             ),
             'Inject': grpc.unary_unary_rpc_method_handler(
                     servicer.Inject,
@@ -1059,6 +1125,114 @@ class TmemAdmin:
             '/tmem.v1.TmemAdmin/AllowExport',
             tmem__proto_dot_v1_dot_admin__pb2.AllowExportRequest.SerializeToString,
             tmem__proto_dot_v1_dot_admin__pb2.AllowExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/OpenSnapshot',
+            tmem__proto_dot_v1_dot_admin__pb2.OpenSnapshotRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.OpenSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScanSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/ScanSnapshot',
+            tmem__proto_dot_v1_dot_admin__pb2.ScanSnapshotRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.ScanSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/ReadSnapshot',
+            tmem__proto_dot_v1_dot_admin__pb2.ReadSnapshotRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.ReadSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tmem.v1.TmemAdmin/CloseSnapshot',
+            tmem__proto_dot_v1_dot_admin__pb2.CloseSnapshotRequest.SerializeToString,
+            tmem__proto_dot_v1_dot_admin__pb2.CloseSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -69,6 +69,12 @@ class TmemAdminStub:
     ResizeExport: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ResizeExportRequest, _admin_pb2.ResizeExportResponse]
     DrainExport: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainExportRequest, _admin_pb2.DrainExportResponse]
     AllowExport: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AllowExportRequest, _admin_pb2.AllowExportResponse]
+    OpenSnapshot: _grpc.UnaryUnaryMultiCallable[_admin_pb2.OpenSnapshotRequest, _admin_pb2.OpenSnapshotResponse]
+    """Snapshots of exports. For administrators."""
+    ScanSnapshot: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ScanSnapshotRequest, _admin_pb2.ScanSnapshotResponse]
+    ReadSnapshot: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReadSnapshotRequest, _admin_pb2.ReadSnapshotResponse]
+    CloseSnapshot: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CloseSnapshotRequest, _admin_pb2.CloseSnapshotResponse]
+    """FAILED_PRECONDITION where it had ended before: then what was read of it is no image of one instant."""
     Inject: _grpc.UnaryUnaryMultiCallable[_admin_pb2.InjectRequest, _admin_pb2.InjectResponse]
     """Delay or fail calls. Refused with FAILED_PRECONDITION unless the daemon was started to allow it."""
 
@@ -109,6 +115,12 @@ class TmemAdminAsyncStub(TmemAdminStub):
     ResizeExport: _aio.UnaryUnaryMultiCallable[_admin_pb2.ResizeExportRequest, _admin_pb2.ResizeExportResponse]  # type: ignore[assignment]
     DrainExport: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainExportRequest, _admin_pb2.DrainExportResponse]  # type: ignore[assignment]
     AllowExport: _aio.UnaryUnaryMultiCallable[_admin_pb2.AllowExportRequest, _admin_pb2.AllowExportResponse]  # type: ignore[assignment]
+    OpenSnapshot: _aio.UnaryUnaryMultiCallable[_admin_pb2.OpenSnapshotRequest, _admin_pb2.OpenSnapshotResponse]  # type: ignore[assignment]
+    """Snapshots of exports. For administrators."""
+    ScanSnapshot: _aio.UnaryUnaryMultiCallable[_admin_pb2.ScanSnapshotRequest, _admin_pb2.ScanSnapshotResponse]  # type: ignore[assignment]
+    ReadSnapshot: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReadSnapshotRequest, _admin_pb2.ReadSnapshotResponse]  # type: ignore[assignment]
+    CloseSnapshot: _aio.UnaryUnaryMultiCallable[_admin_pb2.CloseSnapshotRequest, _admin_pb2.CloseSnapshotResponse]  # type: ignore[assignment]
+    """FAILED_PRECONDITION where it had ended before: then what was read of it is no image of one instant."""
     Inject: _aio.UnaryUnaryMultiCallable[_admin_pb2.InjectRequest, _admin_pb2.InjectResponse]  # type: ignore[assignment]
     """Delay or fail calls. Refused with FAILED_PRECONDITION unless the daemon was started to allow it."""
 
@@ -284,6 +296,36 @@ class TmemAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.AllowExportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.AllowExportResponse, _abc.Awaitable[_admin_pb2.AllowExportResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def OpenSnapshot(
+        self,
+        request: _admin_pb2.OpenSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.OpenSnapshotResponse, _abc.Awaitable[_admin_pb2.OpenSnapshotResponse]]:
+        """Snapshots of exports. For administrators."""
+
+    @_abc_1.abstractmethod
+    def ScanSnapshot(
+        self,
+        request: _admin_pb2.ScanSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ScanSnapshotResponse, _abc.Awaitable[_admin_pb2.ScanSnapshotResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReadSnapshot(
+        self,
+        request: _admin_pb2.ReadSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ReadSnapshotResponse, _abc.Awaitable[_admin_pb2.ReadSnapshotResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CloseSnapshot(
+        self,
+        request: _admin_pb2.CloseSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CloseSnapshotResponse, _abc.Awaitable[_admin_pb2.CloseSnapshotResponse]]:
+        """FAILED_PRECONDITION where it had ended before: then what was read of it is no image of one instant."""
 
     @_abc_1.abstractmethod
     def Inject(

@@ -20,6 +20,12 @@ use crate::zsmalloc::Zsmalloc;
 /// its index or frame table may need some. Less than the buffers of a thread.
 const BEYOND: u64 = 2 * MAX_PAGE as u64;
 
+/// Of a copy that finds no room. It is not counted: nobody asked for it to be stored.
+const NOT_COPIED: Outcome = Outcome::Refused {
+    reason: Reason::Memory,
+    old_flushed: false,
+};
+
 type Stored = Result<(), Full>;
 
 impl<'a> Shard<'a> {
@@ -38,6 +44,9 @@ impl<'a> Shard<'a> {
             self.frames.prefetch_entry(place);
         }
         let replaced = older.is_some();
+        if item.law == Law::Copy && self.is_crowded(pool.slot) {
+            return Ok(NOT_COPIED);
+        }
         if let Some(reason) = self.admission(pool, item, !replaced) {
             let old_flushed = item.law == Law::Put && self.remove(key, item.index);
             return Ok(self.refused(pool, reason, old_flushed));
@@ -45,6 +54,7 @@ impl<'a> Shard<'a> {
         match self.store_with_room(pool, key, item, last && pool.persistent) {
             Ok(()) => Ok(Outcome::Stored { replaced }),
             Err(full) if !last && (full != Full::Quota || !pool.persistent) => Err(full),
+            Err(_) if item.law == Law::Copy => Ok(NOT_COPIED),
             Err(full) if item.law == Law::ReplaceOrKeep => {
                 Ok(self.pass_or_keep(pool, key, item, full, replaced))
             }
@@ -59,7 +69,8 @@ impl<'a> Shard<'a> {
         if pool.max_zpage != 0 && item.bytes.len() > pool.max_zpage as usize {
             return Some(Reason::PoorCompression);
         }
-        (new && pool.persistent && self.is_full(pool.slot)).then_some(Reason::Memory)
+        let asks = new && pool.persistent && item.law != Law::Copy;
+        (asks && self.is_full(pool.slot)).then_some(Reason::Memory)
     }
 
     /// Full for a pool, and not yet below the accept threshold again. Ephemeral pages do not count: they give way. What is
@@ -69,17 +80,23 @@ impl<'a> Shard<'a> {
         if sb.full.get() == 0 || promised_to(self.arena, pool) > 0 {
             return false;
         }
+        let full = self.is_crowded(pool) && sb.accept_threshold.get() < 100;
+        if !full {
+            sb.full.set(0);
+        }
+        full
+    }
+
+    /// Whether what does not give way, and is not the pool's for sure, is above the accept threshold.
+    fn is_crowded(&self, pool: u32) -> bool {
+        let sb = self.arena.superblock();
         let accept = sb.memory.get() / 100 * u64::from(sb.accept_threshold.get());
         let held = self
             .arena
             .used()
             .saturating_sub(pools::ephemeral_frames(self.arena) * FRAME as u64)
             .saturating_add(promised_beyond(self.arena, Some(pool)));
-        let full = held >= accept && sb.accept_threshold.get() < 100;
-        if !full {
-            sb.full.set(0);
-        }
-        full
+        held >= accept
     }
 
     /// There is no room beside the older page: let it go, and try in its place once more.

@@ -59,6 +59,8 @@ pub enum Law {
     Put,
     /// The older page as it was: to a block device a failed write has changed nothing.
     ReplaceOrKeep,
+    /// Nothing; and the store counts as no fuller for it. Of a page that is kept beside another pool's.
+    Copy,
 }
 
 impl ObjectKey {

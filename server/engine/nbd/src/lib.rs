@@ -3,7 +3,7 @@
 //! `server` speaks the NBD protocol to kernels, virtual machines and tools, and knows an export only as its backend.
 //! It knows no Python; what it serves is chosen by who starts it.
 //!
-//! Layers, lower first: `protocol <- backend <- exports <- server`, with `tls <- socket` under `backend`; `pool` is a backend and knows no server.
+//! Layers, lower first: `protocol <- backend <- exports <- server`, with `tls <- socket` under `backend`; `pool` is a backend and knows no server, `snapshot` what it keeps of blocks that change.
 //! `cache` opens ephemeral pools as exports; `client` is the other end of `protocol`, and knows `tls` beside it.
 
 #![deny(unsafe_code)]
@@ -17,6 +17,7 @@ mod pool;
 pub mod protocol;
 pub mod san;
 mod server;
+mod snapshot;
 mod socket;
 mod tcp;
 mod tls;
@@ -30,4 +31,5 @@ pub use exports::{Access, ExportError, ExportStatus, Exports};
 pub use pool::{PoolExport, PoolExportSettings};
 pub use protocol::Errno;
 pub use server::{Limits, Listen, Renewal, Reporter, Server, ServerCounters, Settings};
+pub use snapshot::{Saving, Snapshot};
 pub use tls::{Tls, of_certificate as client_name};

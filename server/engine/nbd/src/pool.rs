@@ -5,17 +5,21 @@
 //! old or the new one: pages are replaced or kept, never put. What is less than a page is read, changed and put again as a whole;
 //! a page of which zeros are left after a trim is removed.
 //! Once a connection's buffers are as large as its requests need, nothing here takes memory from the heap.
+//! While a snapshot of it is read, pages are kept before they change; where a write finds no room the snapshot goes, and then the
+//! write is tried again.
 //! Locking: a cluster's stripe is taken shared by those who write or remove whole pages, exclusively by those who change parts of
 //! one, which read it first, so that no acknowledged write of others is undone. Reads take none.
 
 use std::cell::RefCell;
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::time::Instant;
 
-use tmem_core::{CLUSTER, Fetch, LastPage, MAX_PAGE, Oid, Outcome, Pool};
+use tmem_core::{CLUSTER, Fetch, LastPage, MAX_PAGE, Oid, Outcome, Pool, Reason};
 
 use crate::backend::{Backend, Context, ExportInfo, Later, Refusal, Reply, Request, Served};
 use crate::protocol::{Errno, allocation};
+use crate::snapshot::{Pages, Saving, Snapshot};
 
 /// Locks that clusters share.
 const STRIPES: usize = 64;
@@ -41,8 +45,11 @@ pub struct PoolExport {
     page: u64,
     size: AtomicU64,
     settings: PoolExportSettings,
-    stripes: [RwLock<()>; STRIPES],
+    /// Each has the snapshot that is read, if one is.
+    stripes: [Stripe; STRIPES],
 }
+
+type Stripe = RwLock<Option<Arc<Snapshot>>>;
 
 /// One thread's buffers.
 #[derive(Default)]
@@ -131,6 +138,25 @@ impl PoolExport {
         &self.pool
     }
 
+    fn all_stripes(&self) -> Vec<RwLockWriteGuard<'_, Option<Arc<Snapshot>>>> {
+        let stripes = self.stripes.iter();
+        let taken = stripes.map(|it| it.write().unwrap_or_else(PoisonError::into_inner));
+        taken.collect()
+    }
+
+    /// Keep no more for a snapshot.
+    pub(crate) fn forget(&self, snapshot: &Arc<Snapshot>) {
+        for stripe in &self.stripes {
+            let mut held = stripe.write().unwrap_or_else(PoisonError::into_inner);
+            if held
+                .as_ref()
+                .is_some_and(|held| Arc::ptr_eq(held, snapshot))
+            {
+                *held = None;
+            }
+        }
+    }
+
     fn check_size(&self, size: u64) -> Result<(), Refusal> {
         let most = self.page << 32;
         if size == 0 || size > most {
@@ -146,32 +172,55 @@ impl PoolExport {
         (offset / self.page) as u32
     }
 
-    fn stripe(&self, offset: u64) -> &RwLock<()> {
+    fn stripe(&self, offset: u64) -> &Stripe {
         &self.stripes[(self.index(offset) / CLUSTER) as usize % STRIPES]
     }
 
-    /// Run `whole` on the whole pages of a span, `part` on what is less than a page, each with its stripe taken.
+    /// Run `whole` on the whole pages of a span, `part` on what is less than a page, each with its stripe taken. `removes`: what is
+    /// not there stays so.
     fn change(
         &self,
         span: Span,
-        whole: &dyn Fn(Span) -> Result<(), Errno>,
-        part: &dyn Fn(Span) -> Result<(), Errno>,
-    ) -> Result<(), Errno> {
+        removes: bool,
+        whole: &dyn Fn(Span) -> Result<(), Fault>,
+        part: &dyn Fn(Span) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
         for cluster in span.clusters(self.page) {
             let stripe = self.stripe(cluster.offset);
             let [before, pages, after] = cluster.parts(self.page);
             if pages.length > 0 {
-                let _shared = stripe.read().map_err(|_| Errno::Io)?;
+                let snapshot = stripe.read().map_err(|_| Errno::Io)?;
                 self.inside(pages)?;
-                whole(pages)?;
+                self.change_with(snapshot.as_deref(), pages, removes, whole)?;
             }
             for edge in [before, after].into_iter().filter(|edge| edge.length > 0) {
-                let _exclusive = stripe.write().map_err(|_| Errno::Io)?;
+                let snapshot = stripe.write().map_err(|_| Errno::Io)?;
                 self.inside(edge)?;
-                part(edge)?;
+                self.change_with(snapshot.as_deref(), edge, removes, part)?;
             }
         }
         Ok(())
+    }
+
+    /// Change pages of a cluster that a snapshot may want; it gives way where there is not room for both.
+    fn change_with(
+        &self,
+        snapshot: Option<&Snapshot>,
+        span: Span,
+        removes: bool,
+        change: &dyn Fn(Span) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let Some(snapshot) = snapshot else {
+            return change(span);
+        };
+        let end = span.end().div_ceil(self.page);
+        snapshot.keep(Pages::between(span.offset / self.page, end), removes);
+        let done = change(span);
+        if done == Err(Fault::NoMemory) && snapshot.end("a write needed the memory") {
+            self.pool.readmit();
+            return change(span);
+        }
+        done
     }
 
     /// The end may have moved since the server looked.
@@ -180,7 +229,7 @@ impl PoolExport {
         if inside { Ok(()) } else { Err(Errno::NoSpace) }
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Fault> {
         let all = Span {
             offset,
             length: data.len() as u64,
@@ -188,24 +237,24 @@ impl PoolExport {
         let whole = |span: Span| self.put(span.offset, &data[span.range(all)]);
         let part =
             |span: Span| self.patch(span, |bytes| bytes.copy_from_slice(&data[span.range(all)]));
-        self.change(all, &whole, &part)
+        self.change(all, false, &whole, &part)
     }
 
     /// Put whole pages.
-    fn put(&self, offset: u64, pages: &[u8]) -> Result<(), Errno> {
+    fn put(&self, offset: u64, pages: &[u8]) -> Result<(), Fault> {
         SCRATCH.with_borrow_mut(|Scratch { outcomes, .. }| {
             self.replace(self.index(offset), pages, outcomes)
         })
     }
 
-    fn replace(&self, first: u32, pages: &[u8], outcomes: &mut Vec<Outcome>) -> Result<(), Errno> {
+    fn replace(&self, first: u32, pages: &[u8], outcomes: &mut Vec<Outcome>) -> Result<(), Fault> {
         let replaced = self.pool.replace_pages(&self.oid, first, pages, outcomes);
         replaced.map_err(|_| Errno::Io)?;
         all_stored(outcomes)
     }
 
     /// Change a part of a page.
-    fn patch(&self, part: Span, change: impl FnOnce(&mut [u8])) -> Result<(), Errno> {
+    fn patch(&self, part: Span, change: impl FnOnce(&mut [u8])) -> Result<(), Fault> {
         SCRATCH.with_borrow_mut(|scratch| {
             let whole = self.whole(part);
             self.get_page(scratch, whole)?;
@@ -215,7 +264,7 @@ impl PoolExport {
     }
 
     /// Zero a part of a page; a page that is all zeros then is removed, unless it is to stay allocated.
-    fn blank(&self, part: Span, allocate: bool) -> Result<(), Errno> {
+    fn blank(&self, part: Span, allocate: bool) -> Result<(), Fault> {
         SCRATCH.with_borrow_mut(|scratch| {
             let whole = self.whole(part);
             if !self.get_page(scratch, whole)? && !allocate {
@@ -232,7 +281,7 @@ impl PoolExport {
     }
 
     /// Put the scratch's page, of which a part is new.
-    fn amend(&self, scratch: &mut Scratch, whole: Span) -> Result<(), Errno> {
+    fn amend(&self, scratch: &mut Scratch, whole: Span) -> Result<(), Fault> {
         let Scratch { page, outcomes, .. } = scratch;
         self.replace(self.index(whole.offset), page.bytes(), outcomes)
     }
@@ -312,18 +361,18 @@ impl PoolExport {
     }
 
     /// Have a span read as zeros: whole pages are removed, unless they are to stay allocated.
-    fn zero(&self, span: Span, allocate: bool) -> Result<(), Errno> {
+    fn zero(&self, span: Span, allocate: bool) -> Result<(), Fault> {
         let remove = |span: Span| self.remove(span);
         let fill = |span: Span| self.put_zeros(span);
         let part = |span: Span| self.blank(span, allocate);
         if allocate {
-            self.change(span, &fill, &part)
+            self.change(span, false, &fill, &part)
         } else {
-            self.change(span, &remove, &part)
+            self.change(span, true, &remove, &part)
         }
     }
 
-    fn put_zeros(&self, pages: Span) -> Result<(), Errno> {
+    fn put_zeros(&self, pages: Span) -> Result<(), Fault> {
         let mut pieces = (pages.offset..pages.end()).step_by(ZEROS.len());
         pieces.try_for_each(|at| {
             let length = (pages.end() - at).min(ZEROS.len() as u64);
@@ -331,7 +380,7 @@ impl PoolExport {
         })
     }
 
-    fn remove(&self, pages: Span) -> Result<(), Errno> {
+    fn remove(&self, pages: Span) -> Result<(), Fault> {
         let (mut index, end) = (pages.offset / self.page, pages.end() / self.page);
         while index < end {
             let count = (end - index).min(PAGES_AT_ONCE);
@@ -375,10 +424,38 @@ impl PoolExport {
     }
 }
 
-fn all_stored(outcomes: &[Outcome]) -> Result<(), Errno> {
-    let stored = |outcome: &Outcome| matches!(outcome, Outcome::Stored { .. });
-    let all = outcomes.iter().all(stored);
-    if all { Ok(()) } else { Err(Errno::NoSpace) }
+/// Why blocks were not changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// The store is full.
+    NoMemory,
+    Errno(Errno),
+}
+
+impl From<Errno> for Fault {
+    fn from(errno: Errno) -> Fault {
+        Fault::Errno(errno)
+    }
+}
+
+impl From<Fault> for Errno {
+    fn from(fault: Fault) -> Errno {
+        match fault {
+            Fault::NoMemory => Errno::NoSpace,
+            Fault::Errno(errno) => errno,
+        }
+    }
+}
+
+fn all_stored(outcomes: &[Outcome]) -> Result<(), Fault> {
+    let fault = |outcome: &Outcome| match outcome {
+        Outcome::Stored { .. } => None,
+        Outcome::Refused { reason, .. } => Some(match reason {
+            Reason::Memory | Reason::NoSpace => Fault::NoMemory,
+            Reason::Quota | Reason::Frozen | Reason::PoorCompression => Errno::NoSpace.into(),
+        }),
+    };
+    outcomes.iter().find_map(fault).map_or(Ok(()), Err)
 }
 
 /// Pages that turned out to be no pages, one run of them after the other.
@@ -430,14 +507,18 @@ impl Backend for PoolExport {
         };
         Served::Now(match request {
             Request::Read { offset, length } => self.read(span(offset, length), reply),
-            Request::Write { offset, data, .. } => self.write(offset, data),
-            Request::Trim { offset, length, .. } => self.zero(span(offset, length), false),
+            Request::Write { offset, data, .. } => self.write(offset, data).map_err(Errno::from),
+            Request::Trim { offset, length, .. } => {
+                self.zero(span(offset, length), false).map_err(Errno::from)
+            }
             Request::WriteZeroes {
                 offset,
                 length,
                 no_hole,
                 ..
-            } => self.zero(span(offset, length), no_hole),
+            } => self
+                .zero(span(offset, length), no_hole)
+                .map_err(Errno::from),
             Request::Flush | Request::Cache { .. } => Ok(()),
             Request::BlockStatus { offset, length, .. } => {
                 self.extents(span(offset, length), reply)
@@ -445,9 +526,35 @@ impl Backend for PoolExport {
         })
     }
 
+    /// What is under way of each cluster is done, and nothing more begun, before the snapshot is there for all of them.
+    fn snapshot(self: Arc<Self>, shadow: Pool) -> Result<Saving, Refusal> {
+        let begun = Instant::now();
+        let mut stripes = self.all_stripes();
+        if stripes[0].is_some() {
+            return Err(Refusal::Policy("it is being saved already".into()));
+        }
+        let pages = self.size().div_ceil(self.page);
+        let snapshot = Arc::new(Snapshot::new(self.pool.clone(), shadow, self.oid, pages));
+        for stripe in &mut stripes {
+            **stripe = Some(snapshot.clone());
+        }
+        drop(stripes);
+        Ok(Saving {
+            snapshot,
+            paused: begun.elapsed(),
+            export: self,
+        })
+    }
+
     /// What lies beyond a nearer end is removed.
     fn resize(&self, bytes: u64) -> Result<(), Refusal> {
         self.check_size(bytes)?;
+        let saved = self.stripe(0).read().is_ok_and(|it| it.is_some());
+        if bytes < self.size() && saved {
+            return Err(Refusal::Policy(
+                "it is being saved, and can only grow until that is done".into(),
+            ));
+        }
         let before = self.size.swap(bytes, Ordering::SeqCst);
         // Whoever looked at the old end is done once every stripe has been passed on.
         for stripe in &self.stripes {

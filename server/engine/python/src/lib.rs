@@ -16,6 +16,7 @@ mod nbd;
 mod packing;
 mod pool;
 mod san;
+mod snapshot;
 
 #[pyo3::pymodule(gil_used = true)]
 mod _native {
@@ -32,6 +33,8 @@ mod _native {
     use crate::pool::EnginePool;
     #[pymodule_export]
     use crate::san::SanGateway;
+    #[pymodule_export]
+    use crate::snapshot::NbdSnapshot;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -19,6 +19,7 @@ use tmem_nbd::{
 use crate::args;
 use crate::engine::Engine;
 use crate::pool::EnginePool;
+use crate::snapshot::NbdSnapshot;
 
 /// Certificate, key, and who vouches for clients.
 type Pem = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
@@ -174,6 +175,17 @@ impl NbdServer {
     fn remove(&self, py: Python<'_>, name: &str, force: bool) -> PyResult<()> {
         py.detach(|| self.exports.remove(name, force).map(drop))
             .map_err(raise)
+    }
+
+    /// An export's blocks as they are now; `shadow` keeps those that change, and goes with the snapshot.
+    fn snapshot(&self, py: Python<'_>, name: &str, shadow: &EnginePool) -> PyResult<NbdSnapshot> {
+        let shadow = shadow.core(py)?;
+        let saving = py.detach(|| {
+            let export = self.exports.backend(name)?;
+            let saving = export.snapshot(shadow);
+            saving.map_err(|why| ExportError::Invalid(format!("export {name:?}: {why}")))
+        });
+        saving.map(NbdSnapshot::new).map_err(raise)
     }
 
     fn resize(&self, py: Python<'_>, name: &str, size: &Bound<'_, PyAny>) -> PyResult<()> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
-use tmem_core::{Fetch, FetchedPage, Kind, Outcome, Pool, Result, ScanCursor};
+use tmem_core::{Fetch, Fetched, FetchedPage, Kind, Outcome, Pool, Result, ScanCursor};
 
 use crate::args;
 use crate::buffers::{FreshPages, Source, Target};
@@ -169,28 +169,7 @@ impl EnginePool {
         let oid = args::oid(oid)?;
         let indices = args::indices(indices)?;
         let found = self.run(py, |pool| pool.fetch(&oid, &indices, lz4))?;
-        let code = |page: &FetchedPage| match page.fetch {
-            Fetch::Hit => 1,
-            Fetch::Corrupt if self.kind == Kind::Persistent => 2,
-            Fetch::Miss | Fetch::Corrupt => 0,
-        };
-        let codes: Vec<u8> = found.pages.iter().map(code).collect();
-        let hits = || found.pages.iter().filter(|page| page.fetch == Fetch::Hit);
-        let bytes = PyBytes::new_with(py, found.bytes.len(), |mut rest| {
-            for page in hits() {
-                let (here, after) = rest.split_at_mut(page.len);
-                here.copy_from_slice(&found.bytes[page.start..page.start + page.len]);
-                rest = after;
-            }
-            Ok(())
-        })?;
-        Ok((
-            PyBytes::new(py, &codes),
-            hits().map(|page| page.len).collect(),
-            hits().map(|page| page.checksum).collect(),
-            hits().map(|page| page.seq).collect(),
-            bytes,
-        ))
+        fetched_parts(py, &found, self.kind)
     }
 
     fn flush_if(
@@ -330,13 +309,43 @@ impl EnginePool {
 type ScannedParts<'py> = (Bound<'py, PyBytes>, Vec<u32>, Vec<u32>);
 
 /// What became of each page; lengths, checksums and stamps of the hits; their bytes.
-type FetchedParts<'py> = (
+pub type FetchedParts<'py> = (
     Bound<'py, PyBytes>,
     Vec<usize>,
     Vec<u32>,
     Vec<u32>,
     Bound<'py, PyBytes>,
 );
+
+/// What was fetched, as Python has it.
+pub fn fetched_parts<'py>(
+    py: Python<'py>,
+    found: &Fetched,
+    kind: Kind,
+) -> PyResult<FetchedParts<'py>> {
+    let code = |page: &FetchedPage| match page.fetch {
+        Fetch::Hit => 1,
+        Fetch::Corrupt if kind == Kind::Persistent => 2,
+        Fetch::Miss | Fetch::Corrupt => 0,
+    };
+    let codes: Vec<u8> = found.pages.iter().map(code).collect();
+    let hits = || found.pages.iter().filter(|page| page.fetch == Fetch::Hit);
+    let bytes = PyBytes::new_with(py, found.bytes.len(), |mut rest| {
+        for page in hits() {
+            let (here, after) = rest.split_at_mut(page.len);
+            here.copy_from_slice(&found.bytes[page.start..page.start + page.len]);
+            rest = after;
+        }
+        Ok(())
+    })?;
+    Ok((
+        PyBytes::new(py, &codes),
+        hits().map(|page| page.len).collect(),
+        hits().map(|page| page.checksum).collect(),
+        hits().map(|page| page.seq).collect(),
+        bytes,
+    ))
+}
 
 type PutEach = fn(&Pool, &tmem_core::Oid, &[(u32, &[u8])]) -> Result<Vec<Outcome>>;
 

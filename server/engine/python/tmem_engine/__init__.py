@@ -3,6 +3,26 @@
 What everything does is written in `_native.pyi`.
 """
 
-from tmem_engine._native import Engine, EnginePool, NbdServer, SanGateway, __version__, client_name, pack, unpack
+from tmem_engine._native import (
+    Engine,
+    EnginePool,
+    NbdServer,
+    NbdSnapshot,
+    SanGateway,
+    __version__,
+    client_name,
+    pack,
+    unpack,
+)
 
-__all__ = ["Engine", "EnginePool", "NbdServer", "SanGateway", "__version__", "client_name", "pack", "unpack"]
+__all__ = [
+    "Engine",
+    "EnginePool",
+    "NbdServer",
+    "NbdSnapshot",
+    "SanGateway",
+    "__version__",
+    "client_name",
+    "pack",
+    "unpack",
+]

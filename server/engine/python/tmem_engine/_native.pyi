@@ -303,6 +303,11 @@ class NbdServer:
         """
     def remove(self, name: str, *, force: bool = False) -> None:
         """Serve it no more; clients that have it open are cut off, or are the reason to refuse."""
+    def snapshot(self, name: str, shadow: EnginePool) -> NbdSnapshot:
+        """Its blocks as they are now: requests wait for those under way, and go on.
+
+        What of them changes is kept in `shadow`, an empty pool of the same page size, which goes with the snapshot.
+        """
     def resize(self, name: str, size: int) -> None:
         """Be of another size from now on."""
     def drain(self, name: str, draining: bool) -> None:
@@ -315,6 +320,25 @@ class NbdServer:
         """Of the server: `connections`, `connected`, `turned_away`, `not_opened`, `broken`."""
     def stop(self, grace: float) -> bool:
         """Stop: no new connections, those there finish what was received; whether they did in `grace` seconds."""
+
+@final
+class NbdSnapshot:
+    """An export's blocks as they were at one instant. It ends when it is let go.
+
+    `RuntimeError`, with the reason, once it has ended: for want of memory for what it must keep, for one.
+    """
+
+    @property
+    def paused(self) -> float:
+        """Seconds for which requests were held up as it began."""
+    def held(self, first: int) -> tuple[list[int], int | None]:
+        """Some of the pages from `first` on that it has, and where to go on; None at the end."""
+    def fetch(self, indices: Sequence[int]) -> tuple[bytes, list[int], list[int], list[int], bytes]:
+        """As `EnginePool.fetch`, with LZ4 blocks."""
+    def release(self, page: int) -> None:
+        """Pages below are no more asked for."""
+    def end(self) -> str | None:
+        """End it, and give back what was kept; why it had ended before, if so."""
 
 @final
 class SanGateway:

@@ -3,6 +3,7 @@
 //! Pages are compressed before a lock is taken and decompressed after it is released; under it bytes are only copied. A
 //! cluster of 64 pages is one shard's, so each cluster of a batch takes one lock once.
 
+mod copy;
 mod fetch;
 mod get;
 mod last;
@@ -97,6 +98,11 @@ pub fn payload_limit(zbud: bool, page_size: usize) -> usize {
     }
 }
 
+/// Most pages of a stretch.
+fn most_of(page_size: usize) -> usize {
+    (STRETCH / page_size).max(1)
+}
+
 /// Positions of `count` items in the order of their indices, cut where the cluster changes or the bytes become many.
 /// Each stretch is handed to `body` with the scratch.
 fn stretches(
@@ -112,7 +118,7 @@ fn stretches(
     if !order.is_sorted_by_key(|&i| index(i)) {
         order.sort_by_key(|&i| index(i)); // stable: of two with one index the later stays later
     }
-    let most = (STRETCH / page_size).max(1);
+    let most = most_of(page_size);
     let mut clusters = order.chunk_by(|&a, &b| index(a) / CLUSTER == index(b) / CLUSTER);
     let done = clusters.try_for_each(|cluster| {
         let mut stretches = cluster.chunks(most);

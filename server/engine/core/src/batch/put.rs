@@ -12,11 +12,11 @@ use crate::types::{CLUSTER, Codec, Outcome};
 /// A page of a stretch, encoded and ready to be stored.
 pub struct Ready {
     /// In the caller's batch.
-    position: usize,
-    index: u32,
-    encoded: Encoded,
+    pub position: usize,
+    pub index: u32,
+    pub encoded: Encoded,
     /// Where its bytes start in the scratch's blocks.
-    start: usize,
+    pub start: usize,
 }
 
 impl Ready {
@@ -166,7 +166,7 @@ impl Target<'_> {
     }
 
     /// Store an encoded stretch, asking other shards for room twice before any page is refused for want of it.
-    fn store(
+    pub(super) fn store(
         &self,
         key: &ObjectKey,
         scratch: &Scratch,

@@ -214,6 +214,31 @@ impl Pool {
         self.target().flush_if(&self.key(oid), pages)
     }
 
+    /// Copy a cluster's pages that are there, as `map` has them, to the same keys of another pool of this store, as they are stored.
+    /// Which were there; None if one found no room, which is so above the accept threshold: copies never fill the store.
+    pub fn copy_cluster(
+        &self,
+        oid: &Oid,
+        cluster: u32,
+        map: u64,
+        into: &Pool,
+    ) -> Result<Option<u64>> {
+        if self.page_size != into.page_size || !std::sync::Arc::ptr_eq(&self.arena, &into.arena) {
+            let (of, to) = (&self.name, &into.name);
+            return Err(Error::Invalid(format!(
+                "pages of pool {of:?} cannot be copied to pool {to:?}: of another size or store"
+            )));
+        }
+        let (key, there) = (self.key(oid), into.key(oid));
+        self.target()
+            .copy(&key, cluster, map, &into.target(), &there)
+    }
+
+    /// Let new keys in again: room was made, whatever the accept threshold says of it.
+    pub fn readmit(&self) {
+        self.arena.superblock().full.set(0);
+    }
+
     /// About `limit` of the pool's keys after the cursor, and the next cursor: None at the end. A page that is there from
     /// the first call of a scan to the last is given, once; one that comes or goes meanwhile may be.
     pub fn scan(

@@ -18,7 +18,10 @@ pub use reply::Reply;
 
 use std::sync::Arc;
 
+use tmem_core::Pool;
+
 use crate::protocol::Errno;
+use crate::snapshot::Saving;
 
 /// What a client is told of an export when it opens it. Sizes in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,6 +193,12 @@ pub trait Backend: Send + Sync {
 
     /// A client that was let in is gone; all its requests have been answered, or their tickets dropped.
     fn detach(&self, _client: &Client) {}
+
+    /// Its blocks as they are at this instant, between two requests; what of them changes is kept in `shadow`, an empty pool, which
+    /// goes with the snapshot. Requests wait meanwhile for those under way.
+    fn snapshot(self: Arc<Self>, _shadow: Pool) -> Result<Saving, Refusal> {
+        Err(Refusal::Invalid("this export has no snapshots".into()))
+    }
 
     /// Be of another size from now on.
     fn resize(&self, _bytes: u64) -> Result<(), Refusal> {

@@ -1,0 +1,34 @@
+"""Calls made ahead of their turn, as small ones wait for latency."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+AHEAD = 8
+"""Calls under way at once, each of at most a megabyte of pages."""
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def ahead(jobs: Iterable[Job], work: Callable[[Job], Result]) -> Iterator[tuple[Job, Result]]:
+    """The jobs with what became of them, in their order, while the next are under way: small calls wait for latency."""
+    with ThreadPoolExecutor(AHEAD) as threads:
+        flying: deque[tuple[Job, Future[Result]]] = deque()
+        try:
+            for job in jobs:
+                flying.append((job, threads.submit(work, job)))
+                if len(flying) == AHEAD:
+                    first, future = flying.popleft()
+                    yield first, future.result()
+            while flying:
+                first, future = flying.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in flying:
+                future.cancel()
