@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import os
 import sys
+from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ from tmemd.descriptors import raise_limit
 from tmemd.errors import ConfigError, TmemdError, WorkerError
 from tmemd.logs import end_with, log, log_to_stderr
 from tmemd.notify import notify
+from tmemd.room import check, choose, in_mib, look
 from tmemd.streams import Outlet
 
 if TYPE_CHECKING:
@@ -45,10 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path, print_config = given.pop("config", None), given.pop("print_config", False)
 
     def read() -> Config:
-        return load(given, os.environ, path)
+        return _with_memory(load(given, os.environ, path))
 
     try:
-        config = read()
+        said = load(given, os.environ, path)
+        config = _with_memory(said)
         if print_config:
             sys.stdout.write(dump(config))
             sys.stdout.flush()
@@ -58,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.info("ignored %s: variables of a service that is called tmemd, not settings", ", ".join(links))
         if missing := [package for module, package in _PACKAGES.items() if find_spec(module) is None]:
             raise TmemdError(f"not installed: pip install {' '.join(missing)}")
+        _check_memory(config, chosen=not said.memory)
         raise_limit(config)
         return _run(config, read)
     except WorkerError as error:
@@ -66,6 +71,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, TmemdError, ValueError, OSError) as error:
         end_with(str(error))
         return 2
+
+
+def _with_memory(config: Config) -> Config:
+    return config if config.memory else replace(config, memory=_chosen(config.arena)[0])
+
+
+@cache
+def _chosen(arena: str | None) -> tuple[int, str]:
+    """How much memory to use where nobody says, and why: once, for reading the configuration again changes nothing."""
+    if arena is not None and os.path.exists(arena):
+        from tmemd.store import memory_of
+
+        if held := memory_of(arena):
+            return held, f"as {arena} was made with"
+    return choose(look(arena))
+
+
+def _check_memory(config: Config, chosen: bool) -> None:
+    """Say how much memory there is, and what of it there may not be."""
+    if config.store == "null":
+        return
+    if chosen:
+        memory, why = _chosen(config.arena)
+        log.info("memory is not set: %s, %s", in_mib(memory), why)
+    for warning in check(look(config.arena), config):
+        log.warning("%s", warning)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,6 +23,7 @@ from tmemd.values import (
     block_addresses,
     flag,
     is_loopback,
+    memory_size,
     names,
     number,
     one_of,
@@ -31,10 +32,6 @@ from tmemd.values import (
     split_address,
     text,
 )
-
-
-def _quarter_of_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 >> 20 << 20
 
 
 def _option(parse: Callable[[object], Any], about: str, default: Any = None, file_only: bool = False) -> Any:
@@ -90,7 +87,9 @@ class Config:
         "clients that may do everything; local unless given, with insecure network too, with tls_client_ca nobody",
     )
     insecure: bool = _option(flag, "serve without TLS on an address that other machines reach", False)
-    memory: int = _option(size, "bytes that the arena may use; a quarter of the machine's", _quarter_of_memory)
+    memory: int = _option(
+        memory_size, "bytes that the arena may use; chosen by what the machine and the container have, unless given", 0
+    )
     arena: str | None = _option(text, "path of the arena's file; private memory, gone with the daemon, unless given")
     store: str = _option(one_of("arena", "null"), "arena; or null, which keeps no page, to measure the rest", "arena")
     shards: int | None = _option(number(1, 1024), "separately locked parts, a power of two; chosen by memory")
@@ -237,7 +236,7 @@ def dump(config: Config) -> str:
     for name, option in OPTIONS.items():
         if option.metadata["file_only"]:
             continue
-        value = getattr(config, name)
+        value = getattr(config, name) or None if name == "memory" else getattr(config, name)
         lines += [f"# {option.metadata['about']}", f"# {name} =" if value is None else f"{name} = {_written(value)}"]
     about = OPTIONS["clients"].metadata["about"]
     return "\n".join([*lines, f"# {about}"]) + "\n" + dump_clients(config.clients)
@@ -297,8 +296,6 @@ def _agree(config: Config) -> None:
         raise ConfigError(f"store is 'null', which has no arena, but arena is {config.arena!r}: give one of the two")
     if config.nbd and config.store == "null":
         raise ConfigError("nbd is for a store in an arena: store 'null' keeps no page")
-    if config.memory < 1 << 20:
-        raise ConfigError(f"memory is {config.memory} bytes; it must be at least 1 MiB")
     if not 64 << 10 <= config.max_message <= 64 << 20:
         raise ConfigError(f"max_message is {config.max_message} bytes; it must be 64 KiB to 64 MiB")
     if config.shards is not None and config.shards & (config.shards - 1):

@@ -187,6 +187,17 @@ def _listed(names: Sequence[str] | None) -> list[str] | None:
     return None if names is None else list(names)
 
 
+def memory_of(arena: str) -> int | None:
+    """With how much memory an arena was made; None where it cannot be told."""
+    try:
+        engine = Engine.attach(arena, errors=errors)
+    except errors.TmemdError:
+        return None
+    memory: int = engine.info()["memory"]
+    engine.close()
+    return memory
+
+
 class EngineStore(Threaded):
     """A store in an arena."""
 

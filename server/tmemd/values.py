@@ -28,6 +28,14 @@ def size(value: object) -> int:
     return int(found)
 
 
+def memory_size(value: object) -> int:
+    """Bytes, enough for an arena."""
+    found = size(value)
+    if found < 1 << 20:
+        raise ValueError("it must be at least 1 MiB")
+    return found
+
+
 def seconds(low: int, high: int) -> Callable[[object], int]:
     """A whole number of seconds from `low` to `high`, or of minutes, hours or days: `90`, `90s`, `5m`, `1h`."""
     within = number(low, high)

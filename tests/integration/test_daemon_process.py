@@ -15,9 +15,9 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import grpc
 import pytest
 
 from tests.certificates import Authority
@@ -28,7 +28,6 @@ from tmem_proto.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "tmemd", "--listen=127.0.0.1:0", "--memory=16MiB"]
 WORKERS = pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
@@ -289,6 +288,67 @@ def test_too_few_files_are_named_at_the_start() -> None:
     assert re.fullmatch("tmemd: only 40 files can be open, .*LimitNOFILE.*\n", ended.stderr)
 
 
-def test_grpc_is_not_needed_to_say_its_version() -> None:
-    assert tmemd("--version").stdout.startswith("tmemd ")
-    assert grpc.__version__
+def test_a_file_of_settings_may_be_a_pipe() -> None:
+    shown = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m tmemd --print-config --config <(echo threads = 7)"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert "threads = 7\n" in shown.stdout
+
+
+SMALL = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=16m none "$0" && exec "$@"')
+
+
+def small(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """The daemon's command where the folder is a tmpfs of 16 MiB."""
+    command = [*SMALL, str(folder), sys.executable, "-m", "tmemd", "--listen=127.0.0.1:0", f"--arena={folder}/arena"]
+    return subprocess.run([*command, *flags], capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def test_memory_that_the_file_system_does_not_have(tmp_path: Path) -> None:
+    if subprocess.run([*SMALL, str(tmp_path), "true"], capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    refused = small(tmp_path, "--memory=2G")
+    assert refused.returncode == 2
+    assert f"memory is 2048 MiB, and the file system of {tmp_path}/arena has 16 MiB" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert "memory = 15728640\n" in small(tmp_path, "--print-config").stdout
+    fill = f"dd if=/dev/zero of={tmp_path}/full bs=1M count=12 status=none"
+    within = (*SMALL[:-1], SMALL[-1].replace("exec", f"{fill} && exec"), str(tmp_path))
+    with started(f"--arena={tmp_path}/arena", within=within) as process:
+        address_of(process)
+        process.terminate()
+        _, said = process.communicate(timeout=PATIENCE)
+    assert "memory is 16 MiB, of which 4 MiB are free" in said
+
+
+def test_an_arena_keeps_its_memory_unless_it_is_told(arena: Path) -> None:
+    assert tmemd(f"--arena={arena}", "--print-config").stdout.count("memory = ") == 2
+    with daemon(f"--arena={arena}", memory="24MiB"):
+        pass
+    assert "memory = 25165824\n" in tmemd(f"--arena={arena}", "--print-config").stdout
+
+
+def test_the_limit_of_a_real_cgroup() -> None:
+    """Of version 1 or 2, where one can be made."""
+    v1 = Path("/sys/fs/cgroup/memory")
+    group = (v1 if v1.is_dir() else Path("/sys/fs/cgroup")) / f"tmemd-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        limit = group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")
+        limit.write_text(str(512 << 20))
+    except OSError as error:
+        with suppress(OSError):
+            group.rmdir()
+        pytest.skip(f"no cgroup can be made here: {error}")
+    try:
+        shell = f'echo $$ > {group}/cgroup.procs && exec "$@"'
+        command = ["sh", "-c", shell, "sh", sys.executable, "-m", "tmemd", "--print-config"]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert f"memory = {256 << 20}\n" in shown.stdout, shown.stderr
+    finally:
+        until(lambda: not group.joinpath("cgroup.procs").read_text())
+        group.rmdir()

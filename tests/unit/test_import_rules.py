@@ -31,7 +31,8 @@ POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "term
 # with workers cli -> supervisor -> child, whose process is worker -> daemon. config, counts and errors are leaves.
 DAEMON_LAYERS = {
     "polling": set(),
-    "cli": {"polling", "descriptors", "supervisor", "daemon", "config", "errors", "logs", "notify", "streams"},
+    "cli": {"polling", "descriptors", "supervisor", "daemon", "config", "errors", "logs", "notify", "room"}
+    | {"store", "streams"},
     "supervisor": {"child", "shared_arena", "sole", "metrics", "store", "surface", "workers", "config", "counts"}
     | {"control", "early", "errors", "logs", "notify", "relay", "reload", "signals", "values"},
     "child": {"control", "workers", "counts", "errors", "logs"},
@@ -128,6 +129,7 @@ DAEMON_LAYERS = {
     "logs": {"streams"},
     "streams": set(),
     "reasons": {"values"},
+    "room": {"config", "errors"},
     "reload": {"config", "errors", "logs", "notify", "surface"},
     "threads": {"errors", "logs"},
     "config": {"clients", "inject", "logs", "reasons", "values", "errors"},
