@@ -4,17 +4,22 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import pytest
 import trustme
 
-from tests.daemon import daemon
+from tests.certificates import Authority
+from tests.daemon import Client, daemon
+from tests.integration.test_daemon_process import until
 from tests.support import PATIENCE
 
 
-def probe(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def probe(*arguments: str, **settings: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "tmemd.probe", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    environment = {**os.environ, **{f"TMEMD_{name.upper()}": str(value) for name, value in settings.items()}}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment)
 
 
 def test_a_daemon_that_serves_is_healthy() -> None:
@@ -27,6 +32,54 @@ def test_a_daemon_that_serves_is_healthy() -> None:
     gone = probe(running.address)
     assert (gone.returncode, "UNAVAILABLE" in gone.stderr) == (1, True)
     assert running.address in gone.stderr
+
+
+def test_the_daemon_of_this_machine_is_found_by_its_settings(tmp_path: Path) -> None:
+    with daemon("--drain=3600", "--inject=Put:delay=59s") as running, closing(Client(running.address)) as client:
+        listen, metrics = running.address, running.metrics_url.split("/")[2]
+        port = listen.rpartition(":")[2]
+        file = tmp_path / "tmemd.toml"
+        file.write_text(f'listen = "{listen}"\n')
+        assert probe(config=file).returncode == 0
+        assert probe(f"--config={file}").returncode == 0
+        assert probe(listen=f"0.0.0.0:{port}").returncode == 0
+        assert probe(listen="127.0.0.1:1", metrics=metrics).returncode == 0
+        client.open()
+        put = client.tmem.Put.future(client.put_request({1: b"7" * 4096}))
+        client.open()
+        running.process.terminate()
+        until(lambda: probe(metrics=metrics).returncode)
+        assert probe(metrics=metrics).stderr == f"tmemd.probe: {metrics}: not ready: stopping\n"
+        put.cancel()
+    assert "127.0.0.1:1: UNAVAILABLE: Connection refused" in probe(listen="127.0.0.1:1").stderr
+    file.write_text("listen = ")
+    assert f"{file}: Invalid" in probe(config=file).stderr
+
+
+def test_it_costs_next_to_nothing() -> None:
+    """No library is imported: each would cost more than all the rest."""
+    with daemon() as running:
+        told = "import sys; from tmemd.probe import main; main(sys.argv[1:]); print(*sys.modules)"
+        command = [sys.executable, "-c", told, running.address]
+        imported = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout.split()
+    assert "tmemd.probe" in imported
+    assert not {"grpc", "google.protobuf", "asyncio", "ssl", "tmemd.config"} & {*imported}
+
+
+@pytest.mark.parametrize("clients", [False, True])
+def test_tls_needs_no_arguments_where_the_settings_are_the_daemons(tmp_path: Path, clients: bool) -> None:
+    """It is known by its own certificate; where clients have theirs, the metrics on loopback answer in plain text."""
+    authority = Authority(tmp_path / "authority")
+    own, other = authority.server(), Authority(tmp_path / "other").server()
+    flags = authority.flags(own)[: 3 if clients else 2]
+    settings = {flag.split("=")[0].removeprefix("--").replace("-", "_"): flag.split("=")[1] for flag in flags}
+    with daemon(*flags) as running:
+        metrics = running.metrics_url.split("/")[2]
+        assert probe(**settings, listen=running.address, metrics=metrics).returncode == 0
+        asked = probe(**settings, listen=running.address)
+        assert (asked.returncode, asked.stderr) == (0, "")
+        forged = {**settings, "tls_cert": str(other.cert), "tls_key": str(other.key)}
+        assert "it shows another certificate than" in probe(**forged, listen=running.address).stderr
 
 
 def test_something_that_never_answers_is_not_healthy() -> None:

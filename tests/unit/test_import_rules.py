@@ -142,7 +142,8 @@ DAEMON_LAYERS = {
     "values": set(),
     "errors": set(),
     "notify": {"logs"},
-    "probe": set(),
+    "probe": {"health_call"},
+    "health_call": set(),
 }
 
 
