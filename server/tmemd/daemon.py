@@ -90,7 +90,7 @@ class Daemon:
             access=self._access,
             sessions=Sessions(config, self.counts),
         )
-        self._pages = TmemService(parts)
+        self._pages = TmemService(parts, self._must_be_unused)
         self._admin = admin = AdminService(parts, self.workers, self._look_out, self.exports)
         methods: Any = Methods(self._server)
         tmem_pb2_grpc.add_TmemServicer_to_server(self._pages, methods)
@@ -109,6 +109,11 @@ class Daemon:
         """The arena's file, if it has one."""
         arena: str | None = self._store.info()["arena"]
         return arena
+
+    async def _must_be_unused(self, export: str) -> None:
+        """Raise where an export is in use: the process that has the exports knows."""
+        answer = self.workers.first or self.exports.answer
+        await answer("CheckUnused", admin_pb2.RemoveExportRequest(name=export).SerializeToString())
 
     async def start(self) -> None:
         """Serve calls, then metrics: what those need is imported when calls are answered."""

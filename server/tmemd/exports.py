@@ -50,6 +50,7 @@ class Exports:
         self._readings: dict[str, tuple[Any, Callable[[Any], Any]]] = {
             "ScanSnapshot": (pb.ScanSnapshotRequest, self._snapshots.scan),
             "ReadSnapshot": (pb.ReadSnapshotRequest, self._snapshots.read),
+            "CheckUnused": (pb.RemoveExportRequest, self._check_unused),
         }
         self._lapsing: set[asyncio.Task[None]] = set()
 
@@ -195,6 +196,16 @@ class Exports:
         entry = self._catalogue.find(request.export)
         number, paused = self._snapshots.begin(entry, self._server)
         return pb.OpenSnapshotResponse(id=number, export=self._show(entry), paused=paused, lease_seconds=LEASE)
+
+    def _check_unused(self, request: pb.RemoveExportRequest) -> pb.RemoveExportResponse:
+        """Raise where an export is open or being saved, so that nobody else may change its pages."""
+        clients = len(self.served().get(request.name, _NOBODY).clients)
+        if clients:
+            raise BusyError(
+                f"export {request.name!r} is in use by {clients} client{'s' * (clients > 1)}, who alone may change it"
+            )
+        self._snapshots.check_none(request.name)
+        return pb.RemoveExportResponse()
 
     def _show(self, entry: Entry) -> pb.Export:
         return _shown(entry, self.served().get(entry.name, _NOBODY))

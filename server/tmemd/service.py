@@ -19,6 +19,7 @@ from tmem_proto.v1.tmem_pb2_grpc import TmemServicer
 from tmemd import cost, wire
 from tmemd.access import check_not_the_daemons
 from tmemd.calls import explain, fail, identify, rpc
+from tmemd.catalogue import PREFIX as EXPORTS
 from tmemd.errors import LimitError, OtherPoolError, UnknownPoolError
 from tmemd.idle import Idle
 from tmemd.methods import Malformed, Written
@@ -46,7 +47,9 @@ _ENCODINGS = {pb.ENCODING_RAW: "raw", pb.ENCODING_LZ4: "lz4"}
 class TmemService(TmemServicer):
     """Serves the pages of a store."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, unused: Callable[[str], Awaitable[None]]) -> None:
+        """`unused` raises for an export that somebody uses."""
+        self._unused = unused
         self.counts = parts.counts
         self.identities = parts.identities
         self.injections = parts.injections
@@ -186,6 +189,7 @@ class TmemService(TmemServicer):
         session = self._sessions.find(request.session.id, client)
         pool = session.pool
         batch = wire.batch(request, pool.page_size, self._limit(session))
+        await self._check_unused(session)
         if self._drop(session, request.session):
             return wire.stale_put(len(batch.indices))
         self.counts.bytes_in[_ENCODINGS[request.encoding]] += len(batch.pages)
@@ -196,14 +200,15 @@ class TmemService(TmemServicer):
         session = self._sessions.find(request.session.id, client)
         pool = session.pool
         lz4, oid, indices = wire.wants_lz4(request), wire.oid(request.oid), wire.indices(request, self._limit(session))
+        if request.exclusive:
+            check_not_the_daemons(pool.name)
+            await self._check_unused(session)
         if cost.of_get(len(indices), pool, lz4) <= self._config.inline_bytes:
             fetched = pool.fetch(oid, indices, lz4)
         else:
             fetched = await self._store.call(lambda: pool.fetch(oid, indices, lz4), client.name)
         self.counts.bytes_out["lz4" if lz4 else "raw"] += len(fetched.pages)
         acknowledgement = 0
-        if request.exclusive:
-            check_not_the_daemons(pool.name)
         if request.exclusive and pool.keeps and fetched.stamps:
             stamps = dict(zip(wire.positions(fetched.found, indices), fetched.stamps, strict=True))
             acknowledgement = session.take(Taken(oid, stamps))
@@ -214,6 +219,7 @@ class TmemService(TmemServicer):
         self, request: pb.AcknowledgeRequest, client: Client, held: Unacknowledged
     ) -> pb.AcknowledgeResponse:
         session = self._sessions.find(request.session.id, client)
+        await self._check_unused(session)
         if self._drop(session, request.session):
             return pb.AcknowledgeResponse(stale=True)
         taken = session.taken(request.acknowledgement)
@@ -232,6 +238,7 @@ class TmemService(TmemServicer):
     async def _flush(self, request: pb.FlushRequest, client: Client, held: Unacknowledged) -> pb.FlushResponse:
         session = self._sessions.find(request.session.id, client)
         oid, indices = wire.oid(request.oid), wire.indices(request, wire.FLUSH_MOST)
+        await self._check_unused(session)
         if self._drop(session, request.session):
             return pb.FlushResponse(stale=True)
         short = len(indices) <= cost.SHORT_FLUSH
@@ -244,6 +251,7 @@ class TmemService(TmemServicer):
     ) -> pb.FlushResponse:
         session = self._sessions.find(request.session.id, client)
         oid = wire.oid(request.oid)
+        await self._check_unused(session)
         if self._drop(session, request.session):
             return pb.FlushResponse(stale=True)
         return pb.FlushResponse(
@@ -261,6 +269,11 @@ class TmemService(TmemServicer):
         work = self._store.run(call, session.client)
         session.mutating(work.ended)
         return await work.result()
+
+    async def _check_unused(self, session: Session) -> None:
+        """Raise where the pool is an export's that is open or being saved: its clients alone change it then."""
+        if session.pool.name.startswith(EXPORTS):
+            await self._unused(session.pool.name.removeprefix(EXPORTS))
 
     def _drop(self, session: Session, given: pb.Session) -> bool:
         """Whether a mutation comes too late; if so it is counted."""

@@ -13,6 +13,7 @@ import pytest
 
 import tmem
 from tests.block.wire import opened
+from tests.block.words import Cmd, Err
 from tests.daemon import daemon
 from tests.integration.commands import Command
 from tests.retry import eventually
@@ -28,7 +29,7 @@ from tmemd.snapshots import Snapshots
 from tmemd.store import EngineStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.daemon import Daemon
@@ -168,6 +169,56 @@ def test_what_a_daemon_that_was_killed_kept_for_a_save_is_cleared_away(tmp_path:
         assert sorted(pool.name for pool in store.pools()) == [".exports", "export/disk"]
         cli("save", "export/disk", tmp_path / "saved")
         assert image(tmp_path / "saved", MIB)[:4096] == numbered(2, 4096)
+
+
+@pytest.mark.parametrize("flags", [(), ("--workers=2",)])
+def test_nobody_changes_the_pages_of_an_export_that_is_open_or_saved(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    with served(tmp_path, *flags) as (running, cli, _, address), tmem.connect(running.addresses[-1]) as store:
+        store.create_export("disk", MIB)
+        pool, blocks = store.find_pool("export/disk"), numbered(1, 4096) + numbered(2, 4096)
+
+        def refused(change: Callable[[], object]) -> None:
+            with pytest.raises(tmem.MismatchError, match=r"export 'disk' is (in use by 1 client, who|being saved)"):
+                change()
+
+        def all_refused() -> None:
+            refused(lambda: pool.put(0, {0: bytes(4096)}))
+            refused(lambda: pool.flush(0, [0]))
+            refused(lambda: pool.flush_object(0))
+            refused(lambda: pool.get(0, [0], exclusive=True))
+            assert pool.get(0, [0, 1]) == {0: blocks[:4096], 1: blocks[4096:]}
+
+        with opened(address, "disk") as client:
+            client.write(0, blocks)
+            all_refused()
+            store.compact()
+            store.relinquish(1 << 40)
+            assert "export" in cli.fails("pool", "rm", "export/disk", "--yes")
+            assert client.read(0, 8192) == blocks
+        eventually(lambda: not store.exports()[0].clients)
+        target = Target(store, running.address)
+        snapshot = target.ask(lambda link: _snapshots.begin(link, "disk"))
+        all_refused()
+        target.ask(lambda link: _snapshots.close(link, snapshot))
+        assert pool.put(0, {0: blocks[4096:]})[0].stored
+        assert pool.flush(0, [1]) == 1
+
+
+def test_a_quota_below_what_is_held_loses_no_block(tmp_path: Path) -> None:
+    with served(tmp_path) as (_, cli, store, address):
+        store.create_export("disk", MIB)
+        old = b"".join(numbered(number, 4096) for number in range(100))
+        with opened(address, "disk") as client:
+            client.write(0, old)
+            cli("pool", "quota", "export/disk", "100KiB")
+            for block in range(50):
+                assert (
+                    client.command(Cmd.WRITE, block * 4096, 4096, data=numbered(200 + block, 4096)).error == Err.NOSPC
+                )
+            assert client.read(0, len(old)) == old
+            client.do(Cmd.TRIM, 0, 95 * 4096)
+            client.write(0, numbered(7, 4096))
+            assert client.read(95 * 4096, 5 * 4096) == old[95 * 4096 :]
 
 
 def test_an_export_that_no_address_serves_is_saved_too(tmp_path: Path) -> None:

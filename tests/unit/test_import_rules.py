@@ -73,6 +73,7 @@ DAEMON_LAYERS = {
     "channelz": {"calls", "identity", "parts"},
     "service": {
         "access",
+        "catalogue",
         "parts",
         "sessions",
         "wire",

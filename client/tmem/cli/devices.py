@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 PREFIX = "export/"
 """What the names of exports' pools begin with."""
-CATALOGUE = ".exports"
-"""The pool in which a server keeps what it knows of exports: a saved export has that itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from urllib.parse import quote
 
 import tmem
 from tmem.cli import text
-from tmem.cli.devices import CATALOGUE
 from tmem.cli.failures import Failed
 from tmem.cli.outfile import PRIVATE, sync, writing
 
@@ -43,7 +42,9 @@ _SET = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z")
 def save_all(session: Session, folder: Path, keep: int | None, save: Callable[[PoolView, str], Saved]) -> None:
     """Save every persistent pool to a new set; one that cannot be saved keeps no other from it."""
     views = [
-        view for view in session.target.pools() if view.settings["kind"] == "persistent" and view.name != CATALOGUE
+        view
+        for view in session.target.pools()
+        if view.settings["kind"] == "persistent" and not view.name.startswith(".")
     ]
     with _alone(folder):
         made = folder / _name(time.time_ns() // 1_000_000)
