@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.stack import Stack, stack, why_not
+from tests.deploy.stack import IMAGE, Stack, docker, stack, why_not
 
 HERE = Path(__file__).parent
 
@@ -17,10 +17,12 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _engine() -> None:
+def _engine() -> Iterator[None]:
     """An engine that containers can be run on; without one the tests are skipped."""
     if reason := why_not():
         pytest.skip(reason)
+    yield
+    docker("image", "rm", IMAGE, check=False)
 
 
 @pytest.fixture(scope="module")
