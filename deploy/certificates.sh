@@ -31,7 +31,13 @@ issue() {
     mv "$work/pem" "$2/$3.pem"
 }
 
-[ -e ca.key ] || $new -x509 -days 3650 -subj "/CN=tmem clients and servers" -keyout ca.key -out ca.pem 2> /dev/null
+if [ ! -e ca.pem ]; then
+    $new -x509 -days 3650 -subj "/CN=tmem clients and servers" -keyout ca.key -out "$work/authority" 2> /dev/null
+    mv "$work/authority" ca.pem
+elif [ ! -e ca.key ]; then
+    echo "$0: $(pwd)/ca.key is not there; certificates of another authority would shut all clients out: put it back" >&2
+    exit 1
+fi
 # Its own health check asks with the daemon's certificate; tmemd is its name for the services beside it.
 issue 7717:7717 tmemd server \
     "subjectAltName=DNS:$host,DNS:tmemd,DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n"

@@ -29,6 +29,18 @@ def make(folder: Path) -> None:
     subprocess.run(command, env={**os.environ, "TMEM_TLS": str(folder)}, check=True, capture_output=True)
 
 
+def test_without_the_authoritys_key_nothing_is_renewed(made: Path) -> None:
+    """Of a new authority every client would be shut out."""
+    key, kept = made / "ca.key", made / "kept.key"
+    before = {path: path.read_bytes() for path in made.rglob("*.pem")}
+    key.rename(kept)
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        make(made)
+    kept.rename(key)
+    assert b"ca.key is not there" in failed.value.stderr
+    assert {path: path.read_bytes() for path in made.rglob("*.pem")} == before
+
+
 @pytest.fixture(scope="module")
 def secured(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack as operations.md brings it up over TLS."""
