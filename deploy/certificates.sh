@@ -38,7 +38,7 @@ elif [ ! -e ca.key ]; then
     echo "$0: $(pwd)/ca.key is not there; certificates of another authority would shut all clients out: put it back" >&2
     exit 1
 fi
-# Its own health check asks with the daemon's certificate; tmemd is its name for the services beside it.
+# The daemon's health check shows its certificate as a client's; tmemd is its name for the services beside it.
 issue 7717:7717 tmemd server \
     "subjectAltName=DNS:$host,DNS:tmemd,DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n"
 issue 65534:65534 prometheus prometheus 'extendedKeyUsage=clientAuth\n'

@@ -87,7 +87,7 @@ def test_the_daemon_gets_settings_that_it_takes_and_has_room_for() -> None:
     assert {name.removeprefix("TMEMD_").lower() for name in service["environment"]} <= OPTIONS.keys()
     config = load({}, service["environment"])
     assert service["ports"] == [f"127.0.0.1:{split_address(config.listen)[1]}:7717"]
-    assert service["healthcheck"]["test"][-1] == "127.0.0.1:7717"
+    assert service["healthcheck"]["test"] == ["CMD", "python", "-m", "tmemd.probe"]
     assert SERVICES["demo"]["entrypoint"][-1] == "tmemd:7717"
     mounts = dict(reversed(volume.split(":")) for volume in service["volumes"])
     assert mounts[str(Path(config.arena or "").parent)] == "/dev/shm", "the host's, which no container's end empties"
@@ -172,7 +172,7 @@ def test_the_image_runs_as_nobody_special_without_compilers() -> None:
     assert not re.search(r"gcc|cargo|rustup|pip install", final)
     assert "USER 7717:7717" in final
     assert "STOPSIGNAL SIGTERM" in final
-    assert re.search(r'HEALTHCHECK .* CMD \["python", "-m", "tmemd.probe"', final)
+    assert re.search(r'HEALTHCHECK .* CMD \["python", "-m", "tmemd.probe"\]', final)
 
 
 def test_all_that_is_installed_is_checked() -> None:
