@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from tmemd.errors import InjectedError, status_of
+from tmemd.logs import Faults
 from tmemd.methods import sound
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tmemd.identity import Client, Identities
     from tmemd.inject import Injections
 
-log = logging.getLogger("tmemd")
+_faults = Faults()
 
 
 class _Service(Protocol):
@@ -87,5 +87,5 @@ def explain(method: str, error: Exception) -> tuple[StatusCode, str]:
     """Status and text of an error. One that is a fault of ours goes to the log with its trace."""
     code, text = status_of(error)
     if code.name == "INTERNAL" and not isinstance(error, InjectedError):
-        log.error("%s failed", method, exc_info=error)
+        _faults.log(f"{method} failed", error)
     return code, text

@@ -28,6 +28,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import make_wsgi_app
 
+from tmemd.logs import Faults
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -89,6 +91,7 @@ class Exposition(ThreadingMixIn, WSGIServer):
         self._requests: dict[socket.socket, _Request] = {}
         """Each that is under way, the oldest first."""
         self._mine = threading.local()
+        self._faults = Faults()
         self._spare = -1
         self._keep_spare()
         super().__init__(address, _Handler)
@@ -211,6 +214,9 @@ class Exposition(ThreadingMixIn, WSGIServer):
         self._mine.request.working = True
         try:
             exposed: Iterable[bytes] = self._exposed(environ, start_response)
+        except Exception as error:
+            self._faults.log("the metrics cannot be read", error)
+            return _plain(start_response, "500 Internal Server Error", f"the metrics cannot be read: {error}")
         finally:
             self._mine.request.working = False
         return exposed

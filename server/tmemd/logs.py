@@ -159,11 +159,12 @@ class Seldom:
     What it is about this time is printable text of ours, not a client's.
     """
 
-    def __init__(self, message: str, every: float = 10.0) -> None:
+    def __init__(self, message: str, every: float = 10.0, begun: bool = False) -> None:
+        """`begun`: it was written just now."""
         self._message = message
         self._every = every
         self._due = 0
-        self._written_at = -every
+        self._written_at = time.monotonic() if begun else -every
 
     def warn(self, about: str = "") -> None:
         self._due += 1
@@ -172,3 +173,23 @@ class Seldom:
             times = f" ({self._due} times since this was said last)" if self._due > 1 else ""
             log.warning("%s%s%s", self._message, f": {about}" if about else "", times)
             self._written_at, self._due = now, 0
+
+
+class Faults:
+    """Faults that come again and again: each with its trace the first time, then seldom, with how often it came."""
+
+    _EVERY = 600.0
+    _MOST = 256
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Seldom] = {}
+
+    def log(self, what: str, error: Exception) -> None:
+        key = f"{what}: {type(error).__name__}: {error}"
+        if key in self._seen:
+            self._seen[key].warn()
+            return
+        if len(self._seen) >= self._MOST:
+            self._seen.clear()
+        self._seen[key] = Seldom(key, self._EVERY, begun=True)
+        log.error("%s", what, exc_info=error)

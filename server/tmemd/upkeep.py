@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from typing import TYPE_CHECKING
 
 from tmemd.errors import LimitError
+from tmemd.logs import Faults
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tmemd.surface import Store
-
-log = logging.getLogger(__name__)
 
 WORTH, MORE = 1 / 8, 1 / 16
 SMALLEST = 1 << 20
@@ -41,6 +39,7 @@ class Upkeep:
         self._store = store
         self._seconds = seconds
         self._left = 0.0
+        self._faults = Faults()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -61,8 +60,8 @@ class Upkeep:
                 await self._store.call(self._look)
             except LimitError:
                 continue  # there is more urgent work
-            except Exception:
-                log.exception("cannot compact the store")
+            except Exception as error:
+                self._faults.log("cannot compact the store", error)
 
     def _look(self) -> None:
         now = room(self._store.stats())

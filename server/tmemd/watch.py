@@ -8,7 +8,6 @@ loses the oldest events and is told how many. Lives on the event loop; the looks
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.catalogue import PREFIX
 from tmemd.errors import ClosedError, LimitError, UnknownPoolError
 from tmemd.events import ExportSeen, PoolSeen, Seen, counters, differences
+from tmemd.logs import Faults
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -33,8 +33,6 @@ INTERVAL = 0.25
 """Seconds between looks, at least."""
 REST = 15
 """Times as long as the last look took, at least: looks at very many pools are rarer."""
-
-log = logging.getLogger("tmemd")
 
 
 class Watcher:
@@ -134,14 +132,14 @@ class LookOut:
             self._seen = None
 
     async def _look_out(self) -> None:
-        spent = 0.0
+        spent, faults = 0.0, Faults()
         while not self._closed:
             await asyncio.sleep(max(INTERVAL, spent * REST))
             start = time.monotonic()
             try:
                 await self._look()
-            except Exception:
-                log.exception("cannot see what happens in the store")
+            except Exception as error:
+                faults.log("cannot see what happens in the store", error)
             spent = time.monotonic() - start
 
     async def _look(self) -> Seen:

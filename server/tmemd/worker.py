@@ -57,7 +57,7 @@ async def _work(end: socket.socket) -> int:
         log_to_stderr(f"tmemd worker {start['number']}", config.log_format, config.log_level)
         daemon = Daemon(config, first=start["number"] == 0)
         await daemon.start()
-    except (TmemdError, ValueError) as error:
+    except (TmemdError, ValueError, OSError) as error:
         control.send(failed=str(error))
         control.close()
         return 2

@@ -9,13 +9,17 @@ import urllib.request
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.registry import Collector
 
 from tests.support import PATIENCE
 from tmemd.exposition import Exposition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from prometheus_client.metrics_core import Metric
 
 HOUR = 3600.0
 
@@ -77,3 +81,23 @@ def test_health_is_told_for_next_to_nothing() -> None:
         unready.append("stopping")
         assert fetch(server, "/readyz") == (503, "stopping\n")
         assert fetch(server, "/livez") == (200, "ok\n")
+
+
+class Damaged(Collector):
+    """What cannot be read."""
+
+    def collect(self) -> Iterator[Metric]:
+        raise RuntimeError("shard 3 is damaged")
+
+
+def test_one_fault_is_logged_once_however_often_it_is_scraped(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Damaged())
+    with exposition(registry, []) as server:
+        for _ in range(3):
+            assert fetch(server, "/metrics") == (500, "the metrics cannot be read: shard 3 is damaged\n")
+    (told,) = caplog.records
+    assert told.exc_info is not None
+    assert capfd.readouterr().err == ""
