@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 from tmemd.config import OPTIONS, Config, load
+from tmemd.reload import LIVE
 
 SAMPLE = Path(__file__).parents[2] / "deploy" / "tmemd.toml"
 # Examples, for these have no default or one that follows the machine.
@@ -48,3 +49,11 @@ def test_examples_are_valid_and_the_rest_are_the_defaults(tmp_path: Path) -> Non
     config = load({}, {}, path)
     for name in OPTIONS.keys() - EXAMPLES:
         assert getattr(config, name) == getattr(Config(), name), name
+
+
+def test_what_changes_without_a_restart_is_told_alike_everywhere() -> None:
+    operations = (SAMPLE.parents[1] / "docs" / "operations.md").read_text()
+    told = operations.partition("**Reading the configuration again.**")[2].partition("change at once")[0]
+    assert set(re.findall(r"`([a-z_]+)`", told)) == LIVE
+    told = SAMPLE.read_text().partition("(`systemctl reload`)")[2].partition("change then")[0]
+    assert {name for name in re.findall(r"[a-z_]+", told) if name in OPTIONS} == LIVE
