@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -118,6 +119,40 @@ def test_an_interrupt_at_any_import_ends_it_without_a_word(server: str, tmp_path
         check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "closed", "status"),
+    [
+        ("pool ls", "0<&-", 0),
+        ("put swap empty -", "0<&-", 0),
+        ("pool ls", "2>&-", 0),
+        ("stat nowhere", "2>&-", 1),
+        ("pool ls", "1>&-", 1),
+        ("pool ls --json", "1>&-", 1),
+        ("save swap -", "1>&-", 1),
+        ("get swap nothing", "1>&-", 1),
+        ("--version", "0<&- 1>&- 2>&-", 1),
+    ],
+)
+def test_streams_that_are_closed_are_not_the_next_files(server: str, line: str, closed: str, status: int) -> None:
+    tool = shlex.join([*SCRIPT, "--server", server])
+    ended = subprocess.run(f"{tool} {line} {closed}", shell=True, capture_output=True, text=True, check=False)
+    assert ended.returncode == status, ended.stderr
+    assert "Traceback" not in ended.stderr
+    if closed == "1>&-" and "nothing" not in line:
+        assert "Bad file descriptor" in ended.stderr
+        assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", ["pool ls", "--version", "save swap -"])
+def test_a_standard_output_that_is_full_is_a_failure_that_says_so(server: str, line: str) -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [*TMEM, "--server", server, *line.split()], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert (ended.returncode, ended.stderr.count(b"\n")) == (1, 1)
+    assert b"No space left on device" in ended.stderr
 
 
 WRITER = """

@@ -1,7 +1,7 @@
 """The command `tmem`: look at a store and care for it, from a shell.
 
-    __main__, __init__ -> app -> commands (pools, clients, look, top, files, care, moving, happenings, bench)
-    commands -> stored, saving, restoring -> pagesfile, outfile
+    tmem_main, __main__ -> __init__ -> app -> commands (pools, clients, look, top, files, care, moving, happenings ...)
+    commands -> stored, sets, saving, restoring -> devices -> pagesfile; outfile -> ending
     commands -> session, target, output -> units, text, failures
 
 What it prints is for people, or one JSON document with `--json` (JSON lines where it goes on). Exit status 1 is a
@@ -13,13 +13,14 @@ from __future__ import annotations
 import os
 import sys
 
-from tmem.cli import ending
+from tmem.cli import ending, streams
 
 _PACKAGES = ("click", "rich")
 
 
 def main() -> None:
     """Run the command and exit."""
+    streams.fill()
     ending.prepare()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs is in the errors too
     try:

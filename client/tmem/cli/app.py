@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 import tmem
-from tmem.cli import bench, care, clients, ending, exports, files, happenings, look, moving, pools, san, top
+from tmem.cli import bench, care, clients, ending, exports, files, happenings, look, moving, pools, san, streams, top
 from tmem.cli.failures import Failed, Misused, explain
 from tmem.cli.outfile import STANDARD_OUTPUT
 from tmem.cli.session import DEFAULT_SERVER, Session, Tree, pass_session
@@ -49,6 +50,10 @@ class Root(Tree):
             return super().make_context(*arguments, **settings)
         except click.UsageError as error:
             raise _in_one_line(error) from error
+        except OSError as error:  # of `--help` and `--version`
+            if error.errno == errno.EPIPE:
+                raise
+            raise Failed(f"{STANDARD_OUTPUT}: {error.strerror}") from error
 
     def invoke(self, ctx: click.Context) -> Any:
         with ending.in_order():
@@ -143,4 +148,7 @@ def _names(session: Session) -> list[str]:
 
 def run() -> None:
     """The command, as a process."""
-    root(prog_name="tmem")
+    try:
+        root(prog_name="tmem")
+    except SystemExit as ended:
+        sys.exit(streams.end(ended.code) if isinstance(ended.code, int) else ended.code)

@@ -58,7 +58,7 @@ def explain(error: Exception, address: str, names: Callable[[], Sequence[str]]) 
     if isinstance(error, tmem.TmemError):
         return Failed(str(error))
     if isinstance(error, OSError):
-        return Failed(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return Failed(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
     return Misused(str(error))
 
 
