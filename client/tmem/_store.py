@@ -179,8 +179,9 @@ class Store:
             codec: As of a pool.
             multi_conn: Let several connections have it open at once; else a second client is refused, which keeps two
                 hosts from swapping to one device.
-            allow: Names of the clients that may open it: those in their certificates, `local` or `network`. None lets
-                anybody in whom the address lets in.
+            allow: Names of the clients that may open it: those in their certificates, `local` or `network`; `*` is
+                anybody whom the address lets in. None: the server's default, which is the creator, administrators and
+                `local` where clients have certificates, else anybody.
             block_size: Bytes that are compressed together, and read and written as a whole: a power of two from 4096 to
                 262144. Larger ones are denser; a request for a part of one costs as much as the whole.
 

@@ -11,6 +11,7 @@ from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1.admin_pb2_grpc import TmemAdminServicer
 from tmemd import __version__, wire
 from tmemd.calls import fail, identify, rpc
+from tmemd.catalogue import MOST_ALLOWED
 from tmemd.errors import UnknownPoolError
 from tmemd.methods import sound
 from tmemd.roster import clients
@@ -132,7 +133,7 @@ class AdminService(TmemAdminServicer):
         try:
             sound(request)
             with self.identities.flights.of(client.name):
-                async with self._look_out.watching(self._watched(client, request.pool)) as watcher:
+                async with self._look_out.watching(client, self._watched(client, request.pool)) as watcher:
                     await context.send_initial_metadata(())
                     while (event := await watcher.next()) is not None:
                         yield event
@@ -171,15 +172,17 @@ class AdminService(TmemAdminServicer):
         )
 
     @rpc
-    async def ListWorkers(self, _: pb.ListWorkersRequest, __: Client) -> pb.ListWorkersResponse:  # noqa: N802
-        workers = [
-            pb.Worker(number=each.number, port=each.port, process=each.process, replaced=each.replaced)
-            for each in self._workers.all
-        ]
+    async def ListWorkers(self, _: pb.ListWorkersRequest, client: Client) -> pb.ListWorkersResponse:  # noqa: N802
+        workers = [pb.Worker(number=each.number, port=each.port) for each in self._workers.all]
+        if client.administrator:
+            for shown, each in zip(workers, self._workers.all, strict=True):
+                shown.process, shown.replaced = each.process, each.replaced
         return pb.ListWorkersResponse(workers=workers, suggested_port=self._workers.suggest().port)
 
     @rpc
     async def CreateExport(self, request: pb.CreateExportRequest, client: Client) -> pb.CreateExportResponse:  # noqa: N802
+        if not request.HasField("allowed") and self._config.tls_client_ca is not None:
+            request.allowed.clients.extend(self._by_default(client))
         return await self._of_exports("CreateExport", request, client, pb.CreateExportResponse)
 
     @rpc
@@ -223,6 +226,14 @@ class AdminService(TmemAdminServicer):
         client.must_administer()
         answer = self._workers.first or self._exports.answer
         return response.FromString(await answer(method, request.SerializeToString()))
+
+    def _by_default(self, creator: Client) -> list[str]:
+        """Who may open an export that does not say, where certificates tell clients apart.
+
+        Who opens a Unix socket is `local`, whom its folder has let in.
+        """
+        local = ["local"] if any(address.startswith("unix:") for address in self._config.nbd) else []
+        return list(dict.fromkeys((creator.name, *local, *sorted(self._config.administrators))))[:MOST_ALLOWED]
 
     def _chosen(self, request: pb.FreezeRequest | pb.ThawRequest, client: Client) -> list[StorePool]:
         if bool(request.pool) == bool(request.client):

@@ -139,7 +139,10 @@ class Config:
     )
     session_idle: int = _option(seconds(1, 10**9), "seconds after which an unused session may be ended", 3600)
     max_unacknowledged: int = _option(number(1, 100_000), "exclusive gets of a session that await acknowledgement", 256)
-    max_watchers: int = _option(number(1, 10_000), "watchers of events at once", 16)
+    max_watchers: int = _option(
+        number(1, 10_000), "watchers of events at once; a quarter of them are for administrators alone", 16
+    )
+    max_client_watchers: int = _option(number(1, 10_000), "those of one client that is no administrator", 4)
     watch_events: int = _option(number(1, 1_000_000), "events that wait for a watcher; older ones are dropped", 4096)
     inject: tuple[Injection, ...] | None = _option(
         injections,

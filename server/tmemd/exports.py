@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _NOBODY = Served((), {})
 _LOOK_PAGES = 1 << 20
+EVERYBODY = "*"
+"""Stands for anybody among those who may open an export. No client has this name."""
 
 
 class Exports:
@@ -115,6 +117,9 @@ class Exports:
 
     def _create(self, request: pb.CreateExportRequest) -> pb.CreateExportResponse:
         allow = tuple(dict.fromkeys(request.allowed.clients)) if request.HasField("allowed") else None
+        if allow and EVERYBODY in allow:
+            _must_be_alone(allow)
+            allow = None
         settings = request.reserve, request.codec, request.multi_conn, allow, request.block_size or PAGE
         entry = self._catalogue.create(request.name, request.size, *settings)
         self._add(entry)
@@ -211,13 +216,21 @@ class Exports:
         return _shown(entry, self.served().get(entry.name, _NOBODY))
 
 
+def _must_be_alone(named: Sequence[str]) -> None:
+    """Raise where others are named besides everybody."""
+    if [name for name in named if name != EVERYBODY]:
+        raise ValueError(f"{EVERYBODY!r} is anyone: name it alone, or the clients that may open the export")
+
+
 def _allowed(entry: Entry, request: pb.AllowExportRequest) -> tuple[str, ...] | None:
     """Who may open an export, once the request is carried out."""
     if bool(request.clients) == request.anyone:
         raise ValueError("name the clients that may open the export, or say that anyone may: one of the two")
-    if request.anyone:
-        if request.undo:
-            raise ValueError("anyone and undo exclude each other: name the clients that may open the export")
+    anyone = request.anyone or EVERYBODY in request.clients
+    if anyone and request.undo:
+        raise ValueError("anyone and undo exclude each other: name the clients that may open the export")
+    if anyone:
+        _must_be_alone(request.clients)
         return None
     if not request.undo:
         allow = tuple(dict.fromkeys((*(entry.allow or ()), *request.clients)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tmemd.config import Config
     from tmemd.counts import Counts
     from tmemd.events import Happening
+    from tmemd.identity import Client
     from tmemd.surface import Store, StorePool
     from tmemd.workers import Worker, Workers
 
@@ -87,24 +88,40 @@ class LookOut:
         self._workers = workers
         self._config = config
         self._watchers: set[Watcher] = set()
-        self._joining = 0
+        self._by_client: Counter[Client] = Counter()
+        """Those who watch, and those about to."""
         self._looking = asyncio.Lock()
         self._seen: Seen | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
     @asynccontextmanager
-    async def watching(self, pool: StorePool | None) -> AsyncIterator[Watcher]:
+    async def watching(self, client: Client, pool: StorePool | None) -> AsyncIterator[Watcher]:
         """A watcher of what happens from now on, to a pool or to all."""
-        if len(self._watchers) + self._joining >= self._config.max_watchers:
-            raise LimitError(f"{self._config.max_watchers} watch already, which is the limit")
-        self._joining += 1
+        self._check_room(client)
+        self._by_client[client] += 1
         try:
-            seen = await self._look()  # what happened before is for those who watched already
-            gone = pool is not None and pool.id not in seen.pools
-            del seen  # which would be kept, pools and all, as long as this one watches
+            async with self._joined(pool) as watcher:
+                yield watcher
         finally:
-            self._joining -= 1
+            self._by_client[client] -= 1
+            self._by_client += Counter()  # without those who have none
+
+    def _check_room(self, client: Client) -> None:
+        """Raise where a client may have no watcher more. A quarter of all are kept for administrators."""
+        most, of_one = self._config.max_watchers, self._config.max_client_watchers
+        if not client.administrator and self._by_client[client] >= of_one:
+            raise LimitError(f"client {client.name!r} has {of_one} watchers, which is the limit")
+        tenants = sum(count for one, count in self._by_client.items() if not one.administrator)
+        full = self._by_client.total() >= most
+        if full or (not client.administrator and tenants >= max(1, most - most // 4)):
+            raise LimitError(f"{self._by_client.total()} watch already, which is the limit")
+
+    @asynccontextmanager
+    async def _joined(self, pool: StorePool | None) -> AsyncIterator[Watcher]:
+        seen = await self._look()  # what happened before is for those who watched already
+        gone = pool is not None and pool.id not in seen.pools
+        del seen  # which would be kept, pools and all, as long as this one watches
         if self._closed:
             raise ClosedError("the daemon is stopping")
         if pool is not None and gone:

@@ -100,7 +100,7 @@ def store(site: Site) -> Iterator[tmem.Store]:
 
 
 def test_an_export_is_seen_and_opened_by_those_it_names(site: Site, store: tmem.Store) -> None:
-    assert store.create_export("everybodys", MIB, multi_conn=True).allowed is None
+    assert store.create_export("everybodys", MIB, allow=["*"], multi_conn=True).allowed is None
     assert store.create_export("hers", MIB, allow=["alice"], multi_conn=True).allowed == ["alice"]
     store.create_export("the-machines", MIB, allow=["local"])
     store.create_export("nobodys", MIB, allow=[])
@@ -131,8 +131,26 @@ def test_an_export_is_seen_and_opened_by_those_it_names(site: Site, store: tmem.
         here.go("the-machines").close()
 
 
+def test_an_export_that_names_nobody_is_its_creators_and_the_administrators(site: Site, store: tmem.Store) -> None:
+    """And of those here: the folder of a Unix socket has let them in."""
+    made = store.create_export("mine", MIB, multi_conn=True)
+    assert made.allowed == ["ops", "local"]
+    assert "ops, local" in site.command("export", "ls")
+    site.opened("ops", "mine").close()
+    opened(site.unix, "mine").close()
+    with site.wire("alice") as alice:
+        assert alice.names() == {}
+        assert alice.refused(Opt.GO, info_query("mine")) == Rep.ERR_UNKNOWN
+    assert store.allow_export("mine", "*").allowed is None
+    site.opened("alice", "mine").close()
+    with pytest.raises(ValueError, match="name it alone"):
+        store.allow_export("mine", "*", "alice")
+    with pytest.raises(ValueError, match="name it alone"):
+        store.create_export("more", MIB, allow=["*", "alice"])
+
+
 def test_a_right_that_is_taken_away_ends_connections(site: Site, store: tmem.Store) -> None:
-    store.create_export("disk", MIB, multi_conn=True)
+    store.create_export("disk", MIB, allow=["*"], multi_conn=True)
     with site.opened("alice", "disk") as alice, site.opened("bob", "disk") as bob, opened(site.unix, "disk") as here:
         bob.write(0, b"\1" * 4096)
         assert store.allow_export("disk", "alice", "bob").allowed == ["alice", "bob"]
@@ -155,7 +173,7 @@ def test_rights_outlive_the_daemon(tmp_path: Path) -> None:
     site = Site(tmp_path)
     with site.store("ops") as store:
         store.create_export("made", MIB, allow=["alice", "é\U0001f600"])
-        store.create_export("changed", MIB)
+        store.create_export("changed", MIB, allow=["*"])
         store.allow_export("changed", "bob")
     for end in (Daemon.kill, Daemon.stop):
         end(site.daemon)
@@ -262,7 +280,7 @@ def test_certificates_change_while_exports_are_in_use(tmp_path: Path) -> None:
         address = running._said(r"exports on (.*)")
         ops = old.client("was")
         with tmem.connect(running.address, tls=tmem.Tls(ca=old.file, cert=ops.cert, key=ops.key)) as store:
-            store.create_export("disk", MIB, multi_conn=True)
+            store.create_export("disk", MIB, allow=["*"], multi_conn=True)
 
         def disk(using: ssl.SSLContext) -> Client:
             return stack.enter_context(Wire(address).begin().encrypt(using).use_structured().go("disk"))
@@ -289,7 +307,7 @@ def test_certificates_change_while_exports_are_in_use(tmp_path: Path) -> None:
 
 
 def test_clients_are_told_apart_in_lists(site: Site, store: tmem.Store) -> None:
-    store.create_export("disk", MIB, multi_conn=True)
+    store.create_export("disk", MIB, allow=["*"], multi_conn=True)
     with site.opened("alice", "disk"), opened(site.unix, "disk"):
         (found,) = store.exports()
         assert sorted((one.identity, one.tls) for one in found.clients) == [("", False), ("alice", True)]

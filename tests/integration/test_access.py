@@ -11,6 +11,7 @@ import pytest
 
 from tests.certificates import Authority
 from tests.daemon import OID, Client, daemon
+from tests.retry import eventually
 from tests.support import PATIENCE, page
 from tmem_proto.v1 import admin_pb2 as admin
 from tmem_proto.v1 import tmem_pb2 as pb
@@ -306,6 +307,31 @@ def test_a_client_may_watch_its_own_pools_and_no_others(tenants: Tenants) -> Non
     frozen = next(own)
     assert (frozen.kind, frozen.pool, frozen.client) == (admin.EVENT_KIND_POOL_FROZEN, "hers", "alice")
     assert {next(everything).pool, next(everything).pool} == {"his", "hers"}
+
+
+def test_no_client_takes_all_watchers(tenants: Tenants) -> None:
+    """Of 16, 4 are a client's at most, and 12 all clients' but the administrators'."""
+    streams = []
+    for client, name in ((tenants.alice, "hers"), (tenants.bob, "his"), (tenants.carol, "theirs")):
+        client.open(name, quota=MIB)
+        streams += [watch(client, name) for _ in range(4)]
+        code, why = refused(lambda client=client, name=name: next(watch(client, name)))  # type: ignore[misc]
+        assert (code, "4 watchers" in why) == (EXHAUSTED, True)
+    dave = tenants.another("dave")
+    dave.open("fourth")
+    assert refused(lambda: next(watch(dave, "fourth"))) == (EXHAUSTED, "12 watch already, which is the limit")
+    streams += [watch(tenants.ops) for _ in range(4)]
+    assert status(lambda: next(watch(tenants.ops))) == EXHAUSTED
+    for stream in streams:
+        stream.cancel()  # type: ignore[attr-defined]
+    eventually(lambda: watch(dave, "fourth"))
+
+
+def test_what_the_host_runs_is_told_to_administrators(tenants: Tenants) -> None:
+    for client, tells in ((tenants.alice, False), (tenants.ops, True)):
+        told = client.admin.ListWorkers(admin.ListWorkersRequest(), timeout=PATIENCE)
+        assert [(worker.port > 0, worker.process > 0) for worker in told.workers] == [(True, tells)]
+        assert told.suggested_port == told.workers[0].port
 
 
 def test_a_watch_does_not_pass_to_the_next_owner_of_a_name(tenants: Tenants) -> None:

@@ -86,6 +86,7 @@ DAEMON_LAYERS = {
         "errors",
     },
     "admin": {
+        "catalogue",
         "parts",
         "config",
         "exports",
@@ -100,7 +101,7 @@ DAEMON_LAYERS = {
         "errors",
     },
     "upkeep": {"surface", "errors", "logs"},
-    "watch": {"catalogue", "counts", "events", "workers", "surface", "config", "errors", "logs"},
+    "watch": {"catalogue", "counts", "events", "identity", "workers", "surface", "config", "errors", "logs"},
     "events": set(),
     "access": {"catalogue", "clients", "identity", "surface", "errors"},
     "roster": {"clients", "config", "surface", "errors"},

@@ -54,7 +54,7 @@ def export() -> None:
     help="Compressed together: to 256KiB; larger is denser, and slower for requests smaller than it.",
 )
 @click.option("--multi-conn", is_flag=True, help="Let several connections have it open at once; else one.")
-@click.option("--allow", multiple=True, metavar="IDENTITY", help="Who may open it, and may be repeated; else anyone.")
+@click.option("--allow", multiple=True, metavar="IDENTITY", help="Who may open it, and may be repeated; '*': anyone.")
 @pass_session
 def create(
     session: Session,

@@ -791,6 +791,7 @@ class Worker(_message.Message):
     port: _builtins.int
     """On the host that the client knows the server by."""
     process: _builtins.int
+    """For administrators, as the next; 0 for others."""
     replaced: _builtins.int
     """Times that it was replaced after it had died."""
     def __init__(
@@ -1163,7 +1164,9 @@ Global___Export: _TypeAlias = Export  # noqa: Y015
 
 @_typing.final
 class Allowed(_message.Message):
-    """Clients that may open an export, by their names: those in certificates, `local` or `network`. None: nobody may."""
+    """Clients that may open an export, by their names: those in certificates, `local` or `network`. None: nobody may. `*` alone,
+    in a request: anybody whom the address lets in.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1236,7 +1239,9 @@ class CreateExportRequest(_message.Message):
     """4096, 8192, 16384, 32768, 65536, 131072 or 262144; 0 is 4096. It stays."""
     @_builtins.property
     def allowed(self) -> Global___Allowed:
-        """Absent: anybody whom the address lets in may open it."""
+        """Absent: where certificates tell clients apart, the creator, the administrators, and `local` if there is a Unix socket for
+        NBD; elsewhere anybody whom the address lets in.
+        """
 
     def __init__(
         self,

@@ -453,7 +453,7 @@ impl Exports {
             let in_use = !info.multi_conn && closed < entry.seats.len();
             if in_use || Instant::now() >= deadline {
                 entry.counts.refused.fetch_add(1, Ordering::Relaxed);
-                return Err(entry.no_seat(&name, info.multi_conn));
+                return Err(entry.no_seat(&name, client, info.multi_conn));
             }
             table = self.wait(table, Duration::from_millis(100));
         }
@@ -538,8 +538,13 @@ impl Entry {
         closed.map(|seat| seat.link.socket.close()).count()
     }
 
-    fn no_seat(&self, name: &str, multi_conn: bool) -> Refusal {
-        let holder = &self.seats[0].client.address;
+    fn no_seat(&self, name: &str, client: &Client, multi_conn: bool) -> Refusal {
+        // Where others are is not told.
+        let holder = &self.seats[0].client;
+        let holder = match holder.name() == client.name() {
+            true => &holder.address,
+            false => "another client",
+        };
         Refusal::Policy(match multi_conn {
             true => format!(
                 "export {name:?} is busy with what was asked over a connection that was closed"
