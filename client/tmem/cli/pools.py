@@ -9,6 +9,7 @@ import click
 from tmem._settings import pool_settings
 from tmem.cli import text
 from tmem.cli.arguments import CODECS, POOL, QUOTA, SIZE
+from tmem.cli.devices import PREFIX as EXPORTS
 from tmem.cli.output import Column
 from tmem.cli.session import Session, Tree, pass_session
 
@@ -104,9 +105,15 @@ def rm(session: Session, name: str, yes: bool) -> None:
 @click.argument("name", metavar="POOL", type=POOL)
 @pass_session
 def freeze(session: Session, name: str) -> None:
-    """Refuse puts of a pool from now on; what they would replace is flushed."""
+    """Refuse puts of a pool from now on; what they would replace is flushed. Writes to an export wait.
+
+    A save needs no freeze: `tmem save export/NAME` is the device as it was at one instant.
+    """
     session.target.store.find_pool(name).freeze()
-    _done(session, name, {"frozen": True}, "is frozen: puts are refused, gets and flushes go on")
+    says = "is frozen: puts are refused, gets and flushes go on"
+    if name.startswith(EXPORTS):
+        says = f"is frozen: what its clients write and trim waits for `tmem pool thaw {name}`, reads go on"
+    _done(session, name, {"frozen": True}, says)
 
 
 @pool.command("thaw")

@@ -5,6 +5,7 @@
 //! old or the new one: pages are replaced or kept, never put. What is less than a page is read, changed and put again as a whole;
 //! a page of which zeros are left after a trim is removed.
 //! Once a connection's buffers are as large as its requests need, nothing here takes memory from the heap.
+//! What would change a frozen pool is to be tried again by the server until it is thawed (`Errno::Again`); reads go on.
 //! While a snapshot of it is read, pages are kept before they change; where a write finds no room the snapshot goes, and then the
 //! write is tried again.
 //! Locking: a cluster's stripe is taken shared by those who write or remove whole pages, exclusively by those who change parts of
@@ -185,6 +186,10 @@ impl PoolExport {
         whole: &dyn Fn(Span) -> Result<(), Fault>,
         part: &dyn Fn(Span) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
+        // Whoever waits for the thaw is counted as refused no more than once.
+        if self.pool.frozen().map_err(|_| Errno::Io)? {
+            return Err(Fault::Frozen);
+        }
         for cluster in span.clusters(self.page) {
             let stripe = self.stripe(cluster.offset);
             let [before, pages, after] = cluster.parts(self.page);
@@ -384,8 +389,12 @@ impl PoolExport {
         let (mut index, end) = (pages.offset / self.page, pages.end() / self.page);
         while index < end {
             let count = (end - index).min(PAGES_AT_ONCE);
-            let removed = self.pool.flush_pages(&self.oid, index as u32, count as u32);
-            removed.map_err(|_| Errno::Io)?;
+            let removed = self
+                .pool
+                .discard_pages(&self.oid, index as u32, count as u32);
+            if !removed.map_err(|_| Errno::Io)? {
+                return Err(Fault::Frozen);
+            }
             index += count;
         }
         Ok(())
@@ -429,6 +438,8 @@ impl PoolExport {
 enum Fault {
     /// The store is full.
     NoMemory,
+    /// The pool is frozen: the request waits until it is thawed.
+    Frozen,
     Errno(Errno),
 }
 
@@ -442,6 +453,7 @@ impl From<Fault> for Errno {
     fn from(fault: Fault) -> Errno {
         match fault {
             Fault::NoMemory => Errno::NoSpace,
+            Fault::Frozen => Errno::Again,
             Fault::Errno(errno) => errno,
         }
     }
@@ -452,7 +464,8 @@ fn all_stored(outcomes: &[Outcome]) -> Result<(), Fault> {
         Outcome::Stored { .. } => None,
         Outcome::Refused { reason, .. } => Some(match reason {
             Reason::Memory | Reason::NoSpace => Fault::NoMemory,
-            Reason::Quota | Reason::Frozen | Reason::PoorCompression => Errno::NoSpace.into(),
+            Reason::Frozen => Fault::Frozen,
+            Reason::Quota | Reason::PoorCompression => Errno::NoSpace.into(),
         }),
     };
     outcomes.iter().find_map(fault).map_or(Ok(()), Err)

@@ -167,12 +167,28 @@ impl Target<'_> {
         count: usize,
         index: impl Fn(usize) -> u32 + Copy,
     ) -> Result<u64> {
+        self.remove(key, count, index, false)
+            .map(|(found, _)| found)
+    }
+
+    /// Remove pages, in a frozen pool too unless told to spare those; the number found, and whether any were spared.
+    pub fn remove(
+        &self,
+        key: &ObjectKey,
+        count: usize,
+        index: impl Fn(usize) -> u32 + Copy,
+        spare_frozen: bool,
+    ) -> Result<(u64, bool)> {
         self.view()?;
-        let mut found = 0;
+        let (mut found, mut spared) = (0, false);
         SCRATCH.with_borrow_mut(|scratch| {
             stretches(scratch, count, self.page_size, index, |_, stretch| {
                 let home = key.shard(self.arena, index(stretch[0]) / CLUSTER);
                 found += self.with(home, |shard, view| {
+                    if view.frozen && spare_frozen {
+                        spared = true;
+                        return 0;
+                    }
                     let removed = stretch.iter().filter(|&&i| shard.remove(key, index(i)));
                     let removed = removed.count() as u64;
                     shard.count(view.slot, Counter::Flushes, stretch.len() as u64);
@@ -182,6 +198,6 @@ impl Target<'_> {
                 Ok(())
             })
         })?;
-        Ok(found)
+        Ok((found, spared))
     }
 }

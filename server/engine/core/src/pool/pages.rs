@@ -287,4 +287,15 @@ impl Pool {
         let index = |i: usize| first + i as u32;
         self.target().flush(&self.key(oid), count as usize, index)
     }
+
+    /// Remove neighbouring pages as a block device does: not those of a frozen pool, which changes by nothing. Whether all went.
+    pub fn discard_pages(&self, oid: &Oid, first: u32, count: u32) -> Result<bool> {
+        let bytes = count as usize * self.page_size;
+        self.indices(first, bytes)?;
+        let index = |i: usize| first + i as u32;
+        let (_, spared) = self
+            .target()
+            .remove(&self.key(oid), count as usize, index, true)?;
+        Ok(!spared)
+    }
 }

@@ -125,7 +125,8 @@ impl Contexts {
 /// How a backend left a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
-    /// Answered: what was read is in the reply. After an error what is in the reply is dropped.
+    /// Answered: what was read is in the reply. After an error what is in the reply is dropped. After [`Errno::Again`] the
+    /// request is served anew, by and by, from its beginning.
     Now(Result<(), Errno>),
     /// A ticket was taken, and will be answered through.
     Later,

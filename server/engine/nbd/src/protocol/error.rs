@@ -11,6 +11,8 @@ pub enum Errno {
     Overflow,
     NotSupported,
     Shutdown,
+    /// No answer, and never sent: the request cannot be carried out now, and is to be tried again. Nothing is kept meanwhile.
+    Again,
 }
 
 impl Errno {

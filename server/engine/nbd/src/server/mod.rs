@@ -9,6 +9,7 @@ mod handshake;
 mod input;
 mod listen;
 mod options;
+mod parked;
 mod polling;
 mod seats;
 mod transmission;

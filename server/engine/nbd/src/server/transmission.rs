@@ -3,15 +3,18 @@
 //! One receive brings as many requests as are there; their replies leave together. No more is held of a connection than one
 //! piece of a read or write, or one whole request where the backend takes no pieces; what is large comes out of the server's budget.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::Shared;
 use super::check::{Checks, is_write};
 use super::connection::nonsense;
 use super::handshake::Session;
 use super::input::Input;
+use super::parked::Parked;
 use super::polling::Polling;
 use crate::backend::{Backend, Head, Hold, Later, Link, Out, Reply, Request, Served};
 use crate::exports::Others;
@@ -24,6 +27,26 @@ const HOLD_AT: usize = 1 << 20;
 /// Bytes of a write handed over at once, at most: they are compressed while the next are on their way, and while the
 /// processor's cache still has them.
 const WRITTEN_AT_ONCE: u32 = 128 << 10;
+
+/// Pauses between tries of a request that the backend cannot carry out now.
+struct Pauses(Duration);
+
+impl Default for Pauses {
+    fn default() -> Pauses {
+        Pauses(Duration::from_micros(500))
+    }
+}
+
+impl Pauses {
+    fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(Duration::from_millis(20));
+        pause
+    }
+}
+
+/// Most requests of a connection that wait aside for the backend; one more holds up what comes after it.
+const MOST_PARKED: usize = 64;
 
 /// How a transmission ends.
 pub enum End {
@@ -47,6 +70,8 @@ pub struct Transmission<'c> {
     polling: Polling,
     /// A ticket was taken once: other threads may be sending.
     late: bool,
+    /// In their order.
+    parked: VecDeque<Parked>,
 }
 
 impl<'c> Transmission<'c> {
@@ -68,6 +93,7 @@ impl<'c> Transmission<'c> {
             out: Out::default(),
             polling: Polling::new(shared.settings.poll),
             late: false,
+            parked: VecDeque::new(),
         }
     }
 
@@ -90,6 +116,7 @@ impl<'c> Transmission<'c> {
                 return Ok(End::Farewell);
             }
             self.make_way()?;
+            self.retry()?;
             self.request(&header)?;
             self.push()?;
         }
@@ -133,10 +160,13 @@ impl<'c> Transmission<'c> {
         match (checked, header.command) {
             (Ok(()), command::WRITE) => self.write(header, head),
             (Ok(()), command::READ) => self.read(head),
-            (Ok(()), _) => {
-                let request = request_of(header, &head);
+            (Ok(()), command) => {
                 let hold = self.hold(0)?;
-                self.serve(request, head, hold, true);
+                if is_write(command) && self.parked.len() < MOST_PARKED {
+                    self.parked.push_back(Parked::new(header, head, &[], hold));
+                    return self.retry();
+                }
+                self.serve(request_of(header, &head), head, hold, true)?;
                 Ok(())
             }
             (Err(errno), command) => {
@@ -163,7 +193,7 @@ impl<'c> Transmission<'c> {
         loop {
             let block = self.session.info.preferred_block;
             let length = self.piece(offset, left, WRITTEN_AT_ONCE.max(block));
-            let hold = self.hold(length)?;
+            let mut hold = self.hold(length)?;
             self.link.expects.store(true, Ordering::SeqCst);
             let whole = self.need(length as usize);
             self.link.expects.store(false, Ordering::SeqCst);
@@ -171,20 +201,33 @@ impl<'c> Transmission<'c> {
                 return Err(nonsense());
             }
             let last = length == left;
-            if result.is_ok() {
+            let mut pauses = Pauses::default();
+            while result.is_ok() {
                 let data = self.input.peek(length as usize).unwrap_or_default();
                 let fua = header.flags & flag::FUA != 0;
                 let request = Request::Write { offset, data, fua };
                 let mut reply = Reply::new(&mut self.out, head);
                 let later = Later::new(self.link, head, hold);
                 match self.backend.serve(request, &mut reply, &later) {
-                    Served::Now(done) => result = done,
+                    Served::Now(Err(Errno::Again)) => {}
+                    Served::Now(done) => {
+                        result = done;
+                        break;
+                    }
                     Served::Later => {
                         self.late = true;
                         self.input.consume(length as usize);
                         return Ok(());
                     }
                 }
+                let _ = reply.finish_piece(Err(Errno::Again));
+                hold = later.hold().ok_or_else(nonsense)?;
+                if length == header.length && self.parked.len() < MOST_PARKED {
+                    self.parked.push_back(Parked::new(header, head, data, hold));
+                    self.input.consume(length as usize);
+                    return Ok(());
+                }
+                self.pause(&mut pauses)?;
             }
             self.input.consume(length as usize);
             (offset, left) = (offset + u64::from(length), left - length);
@@ -212,7 +255,7 @@ impl<'c> Transmission<'c> {
             let last = length == left;
             let hold = self.hold(length)?;
             let request = Request::Read { offset, length };
-            let (done, hold) = self.serve(request, part, hold, last);
+            let (done, hold) = self.serve(request, part, hold, last)?;
             if hold.is_some() && self.out.len() >= HOLD_AT {
                 self.send_held()?;
             }
@@ -231,30 +274,73 @@ impl<'c> Transmission<'c> {
         &mut self,
         request: Request<'_>,
         head: Head,
-        hold: Hold,
+        mut hold: Hold,
         last: bool,
-    ) -> (bool, Option<Hold>) {
-        let mut reply = Reply::new(&mut self.out, head);
-        let later = Later::new(self.link, head, hold);
-        let served = self.backend.serve(request, &mut reply, &later);
-        let done = match served {
-            Served::Later => {
-                self.late = true;
-                true
-            }
-            Served::Now(result) if last => {
-                self.link.count_error(reply.finish(result));
-                result.is_ok()
-            }
-            Served::Now(result) => {
-                let result = reply.finish_piece(result);
-                if result.is_err() {
-                    self.answer(head, result);
+    ) -> io::Result<(bool, Option<Hold>)> {
+        let mut pauses = Pauses::default();
+        loop {
+            let mut reply = Reply::new(&mut self.out, head);
+            let later = Later::new(self.link, head, hold);
+            let served = self.backend.serve(request, &mut reply, &later);
+            let done = match served {
+                Served::Later => {
+                    self.late = true;
+                    true
                 }
-                result.is_ok()
+                Served::Now(Err(Errno::Again)) => {
+                    let _ = reply.finish_piece(Err(Errno::Again));
+                    hold = later.hold().ok_or_else(nonsense)?;
+                    self.pause(&mut pauses)?;
+                    continue;
+                }
+                Served::Now(result) if last => {
+                    self.link.count_error(reply.finish(result));
+                    result.is_ok()
+                }
+                Served::Now(result) => {
+                    let result = reply.finish_piece(result);
+                    if result.is_err() {
+                        self.answer(head, result);
+                    }
+                    result.is_ok()
+                }
+            };
+            return Ok((done, later.hold()));
+        }
+    }
+
+    /// Carry out what waits aside, as far as the backend can.
+    fn retry(&mut self) -> io::Result<()> {
+        while let Some(mut parked) = self.parked.pop_front() {
+            if !self.others.settle() {
+                return Err(nonsense());
             }
-        };
-        (done, later.hold())
+            let mut reply = Reply::new(&mut self.out, parked.head);
+            let hold = parked.hold.take().ok_or_else(nonsense)?;
+            let later = Later::new(self.link, parked.head, hold);
+            match self.backend.serve(parked.request(), &mut reply, &later) {
+                Served::Later => self.late = true,
+                Served::Now(Err(Errno::Again)) => {
+                    let _ = reply.finish_piece(Err(Errno::Again));
+                    parked.hold = later.hold();
+                    self.parked.push_front(parked);
+                    return Ok(());
+                }
+                Served::Now(result) => self.link.count_error(reply.finish(result)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The backend cannot now: wait a little, until the connection ends. What is answered goes out before.
+    fn pause(&mut self, pauses: &mut Pauses) -> io::Result<()> {
+        self.flush()?;
+        let socket = &self.link.socket;
+        if socket.is_closed() || socket.is_hung_up() || self.is_stopping() {
+            return Err(nonsense());
+        }
+        let drained = !self.late || self.link.send(None);
+        socket.wait(!drained, false, Some(pauses.next()))
     }
 
     /// Have memory for so many bytes; waits in line where the server has no more.
@@ -337,7 +423,7 @@ impl<'c> Transmission<'c> {
         }
         while self.input.len() < count {
             self.flush()?;
-            if self.shared.stopping.load(Ordering::Relaxed) && self.input.len() == 0 {
+            if self.is_stopping() && self.input.len() == 0 {
                 return Ok(false);
             }
             if self.receive(count)? == 0 {
@@ -347,8 +433,34 @@ impl<'c> Transmission<'c> {
         Ok(true)
     }
 
+    fn is_stopping(&self) -> bool {
+        self.shared.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Receive while requests wait aside, and try those again; they end with the connection, unanswered.
+    fn receive_beside(&mut self, count: usize) -> io::Result<Option<usize>> {
+        let mut pauses = Pauses::default();
+        while !self.parked.is_empty() {
+            if let Some(received) = self.input.receive(&self.link.socket, count, false)? {
+                return Ok(Some(received));
+            }
+            if self.is_stopping() {
+                return Ok(Some(0));
+            }
+            self.retry()?;
+            self.flush()?;
+            let drained = !self.late || self.link.send(None);
+            let pause = Some(pauses.next());
+            self.link.socket.wait(!drained, true, pause)?;
+        }
+        Ok(None)
+    }
+
     fn receive(&mut self, count: usize) -> io::Result<usize> {
         self.settled = false;
+        if let Some(received) = self.receive_beside(count)? {
+            return Ok(received);
+        }
         let (link, input) = (self.link, &mut self.input);
         if !self.late {
             let mut receive = |wait| input.receive(&link.socket, count, wait);
@@ -421,7 +533,7 @@ impl<'c> Transmission<'c> {
 }
 
 /// A request that carries no data and is no read.
-fn request_of<'a>(header: &RequestHeader, head: &Head) -> Request<'a> {
+pub fn request_of<'a>(header: &RequestHeader, head: &Head) -> Request<'a> {
     let (offset, length) = (header.offset, header.length);
     let fua = header.flags & flag::FUA != 0;
     match header.command {
