@@ -29,10 +29,10 @@ _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, loggin
 
 # As absl has it: E0000 00:00:1764543600.123456  4242 ssl_transport_security.cc:1857] Handshake failed ...
 _OF_GRPC = re.compile(r"([IWEF])\d{4} [\d:. ]+ +(\d+) ([\w./-]+:\d+)\] (.*)")
-_GRPC_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 _NO_NEWS = "All log messages before absl::InitializeLog()"
 _TOLD = "Failed to add port"
 """What the daemon says in its own words."""
+_HANDSHAKES = "TLS handshakes failed"
 _HANDSHAKE = re.compile(r"[Hh]andshake (?:failed|error)|SSL_ERROR|WRONG_VERSION_NUMBER")
 
 
@@ -73,7 +73,8 @@ class Handler(logging.Handler):
         self._journal = reads_journal(environment)
         self.style("text")
         self._captured = Captured(self._heard, self._dropped)
-        self._handshakes = Seldom("TLS handshakes of gRPC failed")
+        self._of_grpc: dict[str, Seldom] = {}
+        """By the place in its sources: whoever reaches the port can have it say the same again and again."""
         faulthandler.enable(self.outlet.descriptor)
         atexit.register(self._captured.close)
 
@@ -109,11 +110,11 @@ class Handler(logging.Handler):
         found = _OF_GRPC.match(line)
         if found is None:
             log.warning("%s", line)
-        elif _HANDSHAKE.search(found[4]):
-            self._handshakes.warn(found[4])
+        elif _TOLD in found[4]:
+            log.debug("gRPC: %s (%s)", found[4], found[3])
         else:
-            level = logging.DEBUG if _TOLD in found[4] else _GRPC_LEVELS[found[1]]
-            log.log(level, "gRPC: %s (%s)", found[4], found[3])
+            what = _HANDSHAKES if _HANDSHAKE.search(found[4]) else f"gRPC says at {found[3]}"
+            self._of_grpc.setdefault(what, Seldom(what)).warn(found[4])
 
 
 _handler: Handler | None = None

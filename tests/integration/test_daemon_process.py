@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from tests.certificates import Authority
 from tests.daemon import Client, daemon
@@ -267,16 +269,16 @@ def health(url: str, path: str) -> tuple[int, str]:
 
 @WORKERS
 def test_ready_until_it_stops(workers: str) -> None:
-    with daemon(workers, "--drain=3600", "--inject=Put:delay=59s") as running:
+    with daemon(workers, "--drain=3600") as running:
         assert health(running.metrics_url, "/readyz") == health(running.metrics_url, "/livez") == (200, "ok")
         with closing(Client(running.address)) as client:
-            client.open()
-            put = client.tmem.Put.future(client.put_request({1: b"7" * 4096}))
-            client.open()
+            stub: Any = HealthStub(client.channel)
+            watch = stub.Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
             running.process.terminate()
             until(lambda: health(running.metrics_url, "/readyz") == (503, "stopping"))
             assert health(running.metrics_url, "/livez") == (200, "ok")
-            put.cancel()
+            watch.cancel()
         assert running.stop() == 0
 
 

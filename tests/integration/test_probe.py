@@ -6,9 +6,12 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from tests.certificates import Authority
 from tests.daemon import Client, daemon
@@ -35,7 +38,7 @@ def test_a_daemon_that_serves_is_healthy() -> None:
 
 
 def test_the_daemon_of_this_machine_is_found_by_its_settings(tmp_path: Path) -> None:
-    with daemon("--drain=3600", "--inject=Put:delay=59s") as running, closing(Client(running.address)) as client:
+    with daemon("--drain=3600") as running, closing(Client(running.address)) as client:
         listen, metrics = running.address, running.metrics_url.split("/")[2]
         port = listen.rpartition(":")[2]
         file = tmp_path / "tmemd.toml"
@@ -44,13 +47,13 @@ def test_the_daemon_of_this_machine_is_found_by_its_settings(tmp_path: Path) -> 
         assert probe(f"--config={file}").returncode == 0
         assert probe(listen=f"0.0.0.0:{port}").returncode == 0
         assert probe(listen="127.0.0.1:1", metrics=metrics).returncode == 0
-        client.open()
-        put = client.tmem.Put.future(client.put_request({1: b"7" * 4096}))
-        client.open()
+        stub: Any = HealthStub(client.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         running.process.terminate()
         until(lambda: probe(metrics=metrics).returncode)
         assert probe(metrics=metrics).stderr == f"tmemd.probe: {metrics}: not ready: stopping\n"
-        put.cancel()
+        watch.cancel()
     assert "127.0.0.1:1: UNAVAILABLE: Connection refused" in probe(listen="127.0.0.1:1").stderr
     file.write_text("listen = ")
     assert f"{file}: Invalid" in probe(config=file).stderr
