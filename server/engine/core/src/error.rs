@@ -30,7 +30,46 @@ pub enum Error {
         what: &'static str,
         source: io::Error,
     },
+    /// Another process holds a lock and did not let go in time. Under this lock nothing was changed.
+    #[error("{}", busy(lock, holder))]
+    Busy {
+        lock: Lock,
+        /// Who holds it, by what it said of itself.
+        holder: Option<u32>,
+        /// It was waited for as long as anybody waits.
+        waited: bool,
+    },
     /// A shard of the arena is damaged beyond what its slots can rebuild.
     #[error("shard {shard} of the arena is damaged: {why}")]
     Damaged { shard: u32, why: String },
+}
+
+/// None where a lock was held, for those who can do without.
+pub fn unless_busy<T>(done: Result<T>) -> Result<Option<T>> {
+    match done {
+        Err(Error::Busy { .. }) => Ok(None),
+        done => done.map(Some),
+    }
+}
+
+/// A lock of the arena.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lock {
+    /// Of the file, held while attaching.
+    Attaching,
+    Admin,
+    Shard(u32),
+}
+
+fn busy(lock: &Lock, holder: &Option<u32>) -> String {
+    let who = match holder {
+        Some(process) => format!("process {process} holds"),
+        None => "another process holds".into(),
+    };
+    let what = match lock {
+        Lock::Attaching => "the lock that is held while attaching".into(),
+        Lock::Admin => "the lock of the pool table".into(),
+        Lock::Shard(shard) => format!("the lock of shard {shard}"),
+    };
+    format!("{who} {what} of the arena, and does not let go")
 }

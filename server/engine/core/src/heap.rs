@@ -10,7 +10,7 @@ use crate::arena::{
 use crate::codec::Form;
 use crate::frames::{Frames, Run, RunKind};
 use crate::slot::{Slot, Zhandle};
-use crate::types::{FRAME, MAX_POOLS};
+use crate::types::{FRAME, MAX_PAGE, MAX_POOLS};
 
 const PAGE: u64 = FRAME as u64;
 
@@ -58,7 +58,7 @@ impl<'a> Heap<'a> {
             arena,
             at,
             pool,
-            page_size: arena.pool(pool).page_size.get(),
+            page_size: arena.pool(pool).page_size.get().min(MAX_PAGE as u32), // whatever a neighbour wrote
         })
     }
 

@@ -30,11 +30,12 @@ mod types;
 mod zbud;
 mod zsmalloc;
 
+pub use arena::waiting_at_most;
 #[cfg(feature = "crash-points")]
 pub use arena::{Crash, arm, disarm};
 pub use batch::{Fetched, FetchedPage, LastPage, ScanCursor, ScannedCluster};
 pub use codec::{Compressor, Encoded, Form, checksum, same_filled};
-pub use error::{Error, Result};
+pub use error::{Error, Lock, Result};
 pub use pool::Pool;
 pub use stats::{ClassStats, PoolStats, StoreStats};
 pub use store::{Compaction, Store, StoreInfo};

@@ -50,6 +50,20 @@ impl PoolView {
     }
 }
 
+/// Why there is no such pool: none of that name, or no arena to look in.
+pub fn unknown(arena: &Arena, name: &str) -> Error {
+    let missing = || Error::UnknownPool(name.to_owned());
+    arena.whole().map_or_else(|broken| broken, |()| missing())
+}
+
+/// A pool's record is not what we wrote.
+pub fn damaged(arena: &Arena, slot: u32) -> Error {
+    Error::Arena {
+        path: arena.name(),
+        why: format!("damaged: the record of pool {slot} makes no sense"),
+    }
+}
+
 /// Whether a slot of the table holds a pool whose pages count; for rebuilding and for checking.
 pub fn is_live(arena: &Arena, slot: u32) -> bool {
     slot < arena.pool_slots() && {
@@ -214,7 +228,7 @@ pub fn settings(arena: &Arena, slot: u32) -> PoolSettings {
 }
 
 /// Why a record cannot have been written by us; a damaged arena's may say anything.
-pub fn fault(arena: &Arena, slot: u32) -> Option<String> {
+pub fn fault(arena: &Arena, slot: u32) -> Option<Error> {
     let record = arena.pool(slot);
     let known = record.kind.get() <= 1
         && record.allocator.get() <= 1
@@ -223,7 +237,7 @@ pub fn fault(arena: &Arena, slot: u32) -> Option<String> {
         && record.owner_len.get() as usize <= MAX_NAME
         && record.reserve.get() <= arena.superblock().memory.get()
         && settings(arena, slot).validate().is_ok();
-    (!known).then(|| format!("damaged: the record of pool {slot} makes no sense"))
+    (!known).then(|| damaged(arena, slot))
 }
 
 fn encode_codec(codec: Codec) -> (u32, u32) {

@@ -10,7 +10,7 @@ use crate::arena::{
 };
 use crate::backing;
 use crate::batch::shrink;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, unless_busy};
 use crate::heap::Heap;
 use crate::pool::Pool;
 use crate::pools;
@@ -139,9 +139,10 @@ impl Pool {
         for shard in 0..self.arena.shards() {
             let used = self.arena.used();
             let target = used.saturating_sub(PIECE);
-            more |= with_shard(&self.arena, shard, |shard| {
+            let shrunk = with_shard(&self.arena, shard, |shard| {
                 shrink(shard, target, Cause::Memory)
-            })?;
+            });
+            more |= unless_busy(shrunk)?.unwrap_or(false);
             more |= self.arena.used() < used;
             if self.fits() {
                 return Ok(true);

@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::arena::{Acquired, Arena, Budget, Counter, DIRTY, Level, SUSPECT, ShardHeader, TableId};
 use crate::codec::Form;
-use crate::error::{Error, Result};
+use crate::error::{Error, Lock, Result};
 use crate::frames::{Frames, Run, RunKind};
 use crate::heap::{Allocator, Heap, Owner};
 use crate::index::{NodeCells, NodeId, Nodes, ObjectCells, Objects, cluster_hash, object_hash};
@@ -106,7 +106,7 @@ fn within<T>(
 ) -> Result<T> {
     let held = Held::acquire(arena, id)?;
     let shard = Shard::new(arena, id, budget);
-    catch_unwind(AssertUnwindSafe(|| {
+    let done = catch_unwind(AssertUnwindSafe(|| {
         if held.must_rebuild {
             recovery::rebuild(arena, id, held.deep)?;
         }
@@ -114,7 +114,8 @@ fn within<T>(
         Ok(body(&shard))
     }))
     .unwrap_or_else(|panic| damaged(id, panic))
-    .inspect(|_| held.finish())
+    .inspect(|_| held.finish());
+    arena.whole().and(done)
 }
 
 struct Held<'a> {
@@ -125,14 +126,8 @@ struct Held<'a> {
 
 impl<'a> Held<'a> {
     fn acquire(arena: &'a Arena, id: u32) -> Result<Held<'a>> {
+        let Acquired { owner_died, waited } = arena.take(Lock::Shard(id))?;
         let head = arena.shard(id);
-        let Acquired { owner_died, waited } =
-            head.lock
-                .acquire(Level::Shard)
-                .map_err(|e| Error::Damaged {
-                    shard: id,
-                    why: format!("its lock is unusable ({e})"),
-                })?;
         let dirty = head.dirty.get();
         let held = Held {
             head,

@@ -1,9 +1,12 @@
 //! Statistics, read from the arena's own counters without taking a lock: sums of words, each of them whole.
 
+use std::time::Duration;
+
 use crate::arena::{
     Arena, COUNTER_NAMES, COUNTERS, Counter, HeapHead, heap_head, promised, promised_to,
+    waiting_at_most,
 };
-use crate::error::Result;
+use crate::error::{Result, unless_busy};
 use crate::frames::Frames;
 use crate::heap::{Heap, heap_bytes};
 use crate::pools;
@@ -11,6 +14,9 @@ use crate::shard::with_shard;
 use crate::slot::HEADER;
 use crate::types::FRAME;
 use crate::zsmalloc::{CLASSES, Zsmalloc};
+
+/// The longest wait for one shard's lock.
+const GLANCE: Duration = Duration::from_millis(10);
 
 /// What one pool holds and has done.
 #[derive(Clone, Debug)]
@@ -208,7 +214,11 @@ struct ShardSums {
 impl ShardSums {
     fn add(&mut self, arena: &Arena, id: u32) -> Result<()> {
         let head = arena.shard(id);
-        let tables = with_shard(arena, id, |shard| shard.frames.table_bytes())?;
+        // A shard that is held is left out: who looks at the store must not wait for it.
+        let before = waiting_at_most(Some(GLANCE));
+        let tables = with_shard(arena, id, |shard| shard.frames.table_bytes());
+        waiting_at_most(before);
+        let tables = unless_busy(tables)?.unwrap_or(0);
         let segments = crate::arena::TableId::Segments as usize;
         let derived: u64 = head.tables[..segments]
             .iter()

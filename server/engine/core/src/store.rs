@@ -2,18 +2,19 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::arena::{Arena, Attach, Counter, Geometry};
 use crate::backing;
 use crate::batch::shrink;
 use crate::check;
-use crate::error::{Error, Result};
+use crate::error::{Error, Lock, Result, unless_busy};
 use crate::heap::Allocator;
 use crate::pool::Pool;
 use crate::pools;
 use crate::shard::with_shard;
 use crate::stats::StoreStats;
-use crate::types::{Cause, PoolSettings, StoreOptions};
+use crate::types::{Cause, LOCK_WAIT, PoolSettings, StoreOptions};
 use crate::zsmalloc::Zsmalloc;
 
 /// Times a shard is asked for memory in vain: the hand has then been all the way round the largest.
@@ -71,7 +72,12 @@ impl Store {
 
     /// The arena at `path`, which exists.
     pub fn attach(path: &Path, mlock: bool) -> Result<Store> {
-        let (arena, how) = Arena::attach(path)?;
+        Store::attach_waiting(path, mlock, LOCK_WAIT)
+    }
+
+    /// The same; locks that other processes hold are waited for so long.
+    pub fn attach_waiting(path: &Path, mlock: bool, lock_wait: Duration) -> Result<Store> {
+        let (arena, how) = Arena::attach(path, lock_wait)?;
         Store::begin(arena, how, mlock, false)
     }
 
@@ -101,25 +107,24 @@ impl Store {
 
     fn recover(&self) -> Result<()> {
         for slot in (0..self.arena.pool_slots()).filter(|&slot| pools::is_live(&self.arena, slot)) {
-            if let Some(why) = pools::fault(&self.arena, slot) {
-                return Err(Error::Arena {
-                    path: self.arena.name(),
-                    why,
-                });
+            if let Some(fault) = pools::fault(&self.arena, slot) {
+                return Err(fault);
             }
         }
         self.arena.with_admin(|| {
             let reserves = pools::reserves(&self.arena, None);
             self.arena.superblock().reserves.publish(reserves);
         })?;
-        (0..self.arena.shards()).try_for_each(|shard| with_shard(&self.arena, shard, |_| ()))?;
-        self.finish_destroys()
+        // A shard that is held is in use, and is made whole by its next taker if it must be.
+        let made_whole = |shard| unless_busy(with_shard(&self.arena, shard, |_| ())).map(drop);
+        (0..self.arena.shards()).try_for_each(made_whole)?;
+        unless_busy(self.finish_destroys()).map(drop)
     }
 
     /// Purge the pools that somebody began to destroy. To help one who is still at it does no harm.
     fn finish_destroys(&self) -> Result<()> {
         for (id, name) in pools::list(&self.arena, true) {
-            Pool::new(self.arena.clone(), id, &name).purge()?;
+            Pool::new(self.arena.clone(), id, &name)?.purge()?;
         }
         Ok(())
     }
@@ -183,21 +188,42 @@ impl Store {
                     }
                 }
             })??;
-        Ok(Pool::new(self.arena.clone(), id, name))
+        Pool::new(self.arena.clone(), id, name)
     }
 
     /// The pool of a name, where there is one.
     pub fn find_pool(&self, name: &str) -> Result<Option<Pool>> {
         let id = self.arena.with_admin(|| pools::find(&self.arena, name))?;
-        Ok(id.map(|id| Pool::new(self.arena.clone(), id, name)))
+        id.map(|id| Pool::new(self.arena.clone(), id, name))
+            .transpose()
     }
 
     pub fn pools(&self) -> Result<Vec<Pool>> {
         let list = self.arena.with_admin(|| pools::list(&self.arena, false))?;
-        Ok(list
-            .into_iter()
+        list.into_iter()
             .map(|(id, name)| Pool::new(self.arena.clone(), id, &name))
-            .collect())
+            .collect()
+    }
+
+    /// An error where the arena is lost to this process: a part of it could not be read.
+    pub fn whole(&self) -> Result<()> {
+        self.arena.whole()
+    }
+
+    /// The locks for which this process waited in vain and that are held still, each with the process that says it holds it.
+    pub fn stuck(&self) -> Vec<(Lock, Option<u32>)> {
+        self.arena.stuck()
+    }
+
+    /// Take a lock and release it: wait until it is free, as long as anybody waits.
+    pub fn wait_for(&self, lock: Lock) -> Result<()> {
+        match lock {
+            Lock::Shard(shard) if shard < self.arena.shards() => {
+                with_shard(&self.arena, shard, |_| ())
+            }
+            Lock::Shard(_) | Lock::Attaching => Ok(()),
+            Lock::Admin => self.arena.with_admin(|| ()),
+        }
     }
 
     pub fn stats(&self) -> Result<StoreStats> {
@@ -221,13 +247,13 @@ impl Store {
         let mut moved_pages = 0;
         for id in 0..self.arena.shards() {
             for (pool, _) in pools::list(&self.arena, false) {
-                moved_pages += self.compact_heap(id, pool.slot)?;
+                moved_pages += unless_busy(self.compact_heap(id, pool.slot))?.unwrap_or(0);
             }
-            with_shard(&self.arena, id, |shard| {
+            unless_busy(with_shard(&self.arena, id, |shard| {
                 shard.frames.trim_reserve();
                 shard.nodes.trim();
                 shard.objects.trim();
-            })?;
+            }))?;
         }
         Ok(Compaction {
             moved_pages,
@@ -274,9 +300,10 @@ impl Store {
         let (mut idle, mut more) = (0, true);
         while more && idle < IDLE {
             let used = self.arena.used();
-            more = with_shard(&self.arena, id, |shard| {
+            let shrunk = with_shard(&self.arena, id, |shard| {
                 shrink(shard, target, Cause::Relinquish)
-            })?;
+            });
+            more = unless_busy(shrunk)?.unwrap_or(false);
             idle = if self.arena.used() < used {
                 0
             } else {

@@ -1,9 +1,12 @@
 //! The words of the engine's interface: object ids, settings, outcomes, statistics.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
+/// How long a lock is waited for that another process holds, unless it is said otherwise.
+pub const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// Bytes in a frame, the unit in which the arena grows and shrinks.
 pub const FRAME: usize = 4096;
 /// Largest page a pool may have, in bytes.
@@ -59,6 +62,8 @@ pub struct StoreOptions {
     pub huge_pages: bool,
     /// Per cent of `memory` below which a store that was full takes new pages again; 100 turns the hysteresis off.
     pub accept_threshold: u32,
+    /// How long a lock is waited for that another process holds.
+    pub lock_wait: Duration,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -162,6 +167,7 @@ impl Default for StoreOptions {
             mlock: false,
             huge_pages: false,
             accept_threshold: 90,
+            lock_wait: LOCK_WAIT,
         }
     }
 }

@@ -2,8 +2,9 @@
 
 mod support;
 
-use std::fs::File;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::fs::{File, Permissions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -56,6 +57,7 @@ fn a_file_that_is_no_arena_is_refused_and_left_as_it_is() {
         std::fs::read("/proc/self/exe").unwrap(),
     ] {
         std::fs::write(&file.0, &bytes).unwrap();
+        std::fs::set_permissions(&file.0, Permissions::from_mode(0o600)).unwrap();
         assert!(refusal(&file.0).contains("arena"), "{}", refusal(&file.0));
         assert!(matches!(
             Store::open(&file.options(4 << 20, 1)),
@@ -129,7 +131,7 @@ fn a_missing_arena_and_a_directory_are_errors_of_the_system() {
 #[test]
 fn a_read_only_arena_is_an_error_and_keeps_its_pages() {
     let file = arena("read-only");
-    std::fs::set_permissions(&file.0, std::fs::Permissions::from_mode(0o400)).unwrap();
+    std::fs::set_permissions(&file.0, Permissions::from_mode(0o400)).unwrap();
     match Store::attach(&file.0, false) {
         Err(Error::Io { source, .. }) => {
             assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied)
@@ -142,7 +144,7 @@ fn a_read_only_arena_is_an_error_and_keeps_its_pages() {
         file.0.display()
     );
     in_a_mount_namespace(&program, "read_only_child", &file.0);
-    std::fs::set_permissions(&file.0, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(&file.0, Permissions::from_mode(0o600)).unwrap();
     let store = Store::attach(&file.0, false).unwrap();
     assert_eq!(
         version(&store.find_pool("p").unwrap().unwrap(), 1, 1, 1),
@@ -160,6 +162,203 @@ fn read_only_child() {
             assert_eq!(source.kind(), std::io::ErrorKind::ReadOnlyFilesystem)
         }
         other => panic!("{:?}", other.err()),
+    }
+}
+
+// --- doors ---
+
+fn allow(file: &Scratch, mode: u32) {
+    std::fs::set_permissions(&file.0, Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_file_that_lets_others_in_is_refused_with_what_mends_it() {
+    let file = arena("mode");
+    for mode in [0o620, 0o602, 0o604, 0o640, 0o666, 0o777, 0o601] {
+        allow(&file, mode);
+        for why in [refusal(&file.0), opening(&file)] {
+            assert!(
+                why.contains(&format!("{mode:03o}")) && why.contains("chmod 600"),
+                "{why}"
+            );
+        }
+    }
+    allow(&file, 0o600);
+    Store::attach(&file.0, false).unwrap();
+}
+
+/// Why `open` refused it.
+#[track_caller]
+fn opening(file: &Scratch) -> String {
+    match Store::open(&file.options(4 << 20, 1)) {
+        Err(Error::Arena { why, .. }) => why,
+        other => panic!("{:?}", other.err()),
+    }
+}
+
+#[test]
+fn a_link_to_an_arena_is_refused() {
+    let (file, link) = (arena("linked"), Scratch::new("link"));
+    std::os::unix::fs::symlink(&file.0, &link.0).unwrap();
+    assert!(refusal(&link.0).contains("symbolic link"));
+    assert!(opening(&link).contains("symbolic link"));
+    std::fs::remove_file(&link.0).unwrap();
+    std::fs::hard_link(&file.0, &link.0).unwrap();
+    for file in [&file, &link] {
+        assert!(refusal(&file.0).contains("2 names"), "{}", refusal(&file.0));
+    }
+    std::fs::remove_file(&link.0).unwrap();
+    Store::attach(&file.0, false).unwrap();
+}
+
+#[test]
+fn what_is_no_file_is_refused_and_not_waited_for() {
+    let file = Scratch::new("fifo");
+    let made = Command::new("mkfifo").arg("-m600").arg(&file.0).status();
+    assert!(made.is_ok_and(|made| made.success()));
+    assert!(refusal(&file.0).contains("no regular file"));
+}
+
+/// Whoever made the file first would own every page.
+#[test]
+fn a_file_or_a_folder_of_another_user_is_refused() {
+    let (file, folder) = (arena("owner"), Scratch::new("folder"));
+    std::fs::create_dir(&folder.0).unwrap();
+    let inside = Scratch(folder.0.join("arena"));
+    if let Err(e) = std::os::unix::fs::chown(&file.0, Some(12345), None) {
+        return println!("skipped: only root gives files away ({e})");
+    }
+    for why in [refusal(&file.0), opening(&file)] {
+        assert!(why.contains("belongs to user 12345"), "{why}");
+    }
+    std::os::unix::fs::chown(&folder.0, Some(12345), None).unwrap();
+    std::fs::set_permissions(&folder.0, Permissions::from_mode(0o777)).unwrap();
+    let why = opening(&inside);
+    assert!(why.contains("chmod +t") && !inside.0.exists(), "{why}");
+    std::fs::set_permissions(&folder.0, Permissions::from_mode(0o1777)).unwrap();
+    drop(Store::open(&inside.options(4 << 20, 1)).unwrap());
+    std::fs::set_permissions(&folder.0, Permissions::from_mode(0o777)).unwrap();
+    assert!(refusal(&inside.0).contains("chmod +t"));
+}
+
+#[test]
+fn memory_that_is_handed_down_needs_no_name() {
+    let file = Scratch::new("memory");
+    let mut fd = File::options();
+    fd.read(true).write(true).create_new(true).mode(0o600);
+    let fd = fd.open(&file.0).unwrap();
+    std::fs::remove_file(&file.0).unwrap();
+    let options = StoreOptions {
+        arena: Some(format!("/proc/self/fd/{}", fd.as_raw_fd()).into()),
+        ..file.options(4 << 20, 1)
+    };
+    let first = Store::open(&options).unwrap();
+    put(
+        &first.pool("p", &persistent()).unwrap(),
+        1,
+        1,
+        &page(Fill::Text, 1, 1, 4096),
+    );
+    let second = Store::open(&options).unwrap();
+    assert_eq!(
+        version(&second.find_pool("p").unwrap().unwrap(), 1, 1, 1),
+        Some(1)
+    );
+}
+
+// --- a file that is cut short while it is attached ---
+
+#[test]
+fn a_file_that_is_cut_short_is_an_error_of_its_arena_alone() {
+    let (file, other) = (arena("cut"), arena("whole"));
+    let (store, neighbour) = (
+        Store::attach(&file.0, false).unwrap(),
+        Store::attach(&other.0, false).unwrap(),
+    );
+    let pool = store.find_pool("p").unwrap().unwrap();
+    let open = File::options().write(true).open(&file.0).unwrap();
+    let length = open.metadata().unwrap().len();
+    open.set_len(4096).unwrap();
+    let broken = |error: Option<Error>| match error {
+        Some(Error::Arena { why, .. }) => assert!(why.contains("cut short"), "{why}"),
+        other => panic!("{other:?}"),
+    };
+    for _ in 0..3 {
+        broken(pool.put(&support::oid(1), &[(1, &[1; 4096])]).err());
+        broken(
+            pool.get(&support::oid(1), &[1], &mut [&mut [0; 4096]], false)
+                .err(),
+        );
+        broken(pool.flush(&support::oid(1), &[1]).err());
+        broken(pool.flush_object(&support::oid(1)).err());
+        broken(store.find_pool("p").err());
+        broken(store.pools().err());
+        broken(store.stats().err());
+        broken(store.check().err());
+        broken(store.compact().err());
+        broken(store.whole().err());
+    }
+    open.set_len(length).unwrap();
+    broken(store.check().err()); // as it was cut off, it stays
+    drop((store, pool));
+    assert_eq!(
+        version(&neighbour.find_pool("p").unwrap().unwrap(), 1, 1, 1),
+        Some(1)
+    );
+    assert_sound(&neighbour);
+}
+
+/// It happens in the midst of the work of several threads.
+#[test]
+fn a_file_that_is_cut_short_under_work_ends_nobody() {
+    let file = Scratch::new("cut under work");
+    let store = Store::open(&file.options(16 << 20, 2)).unwrap();
+    let pool = store.pool("p", &persistent()).unwrap();
+    let begun = std::sync::Barrier::new(4);
+    std::thread::scope(|scope| {
+        for worker in 0..3 {
+            let (pool, begun) = (&pool, &begun);
+            scope.spawn(move || {
+                begun.wait();
+                let mut index = 0;
+                let page = page(Fill::Rough, 1, 1, 4096);
+                while pool
+                    .put(&support::oid(worker), &[(index % 500, &page)])
+                    .is_ok()
+                {
+                    index += 1;
+                }
+            });
+        }
+        begun.wait();
+        let open = File::options().write(true).open(&file.0).unwrap();
+        open.set_len(4096 * 3).unwrap();
+    });
+    assert!(matches!(store.whole(), Err(Error::Arena { .. })));
+}
+
+/// A SIGBUS that has nothing to do with an arena does what it always did.
+#[test]
+fn a_signal_of_another_kind_still_ends_the_process() {
+    use std::os::unix::process::ExitStatusExt;
+    let exe = std::env::current_exe().unwrap();
+    let mut child = Command::new(exe);
+    child
+        .args(["--exact", "signalled_child", "--nocapture"])
+        .env(CHILD, "signal");
+    let done = child.output().unwrap();
+    assert_eq!(done.status.signal(), Some(7), "{:?}", done.status);
+}
+
+#[test]
+fn signalled_child() {
+    if std::env::var(CHILD).as_deref() == Ok("signal") {
+        let _file = arena("signalled");
+        let own = std::process::id().to_string();
+        // Rust's own handler lets the first pass, as a fault would come again by itself.
+        for _ in 0..2 {
+            let _ = Command::new("kill").args(["-BUS", &own]).status();
+        }
     }
 }
 

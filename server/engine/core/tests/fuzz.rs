@@ -7,9 +7,10 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -76,6 +77,7 @@ fn child() {
     let end = Instant::now() + Duration::from_secs(setting("TMEM_FUZZ_SECONDS", 10));
     let mut case: Box<dyn FnMut(u64)> = match fuzzer.as_str() {
         "attach" => Box::new(attach_fuzzer()),
+        "hostile" => Box::new(hostile_fuzzer()),
         "blocks" => Box::new(blocks),
         _ => Box::new(calls),
     };
@@ -94,6 +96,12 @@ fn child() {
 #[test]
 fn a_damaged_arena_is_refused_or_works() {
     drive("attach");
+}
+
+/// A neighbour that writes anything anywhere, locks and lists included, while a store is used, spoils pages and nothing else.
+#[test]
+fn a_hostile_neighbour_cannot_steer_a_store() {
+    drive("hostile");
 }
 
 /// Whatever is handed in as a block decodes to the page that was checked, or to an error.
@@ -115,7 +123,9 @@ const PAGES: u32 = 40;
 /// Where the superblock keeps the boot id and the hash seed, and where the first shard's dirty word lies (docs/design.md).
 const BOOT: u64 = 56;
 const SEED: u64 = 104;
-const DIRTY: u64 = 4096 + 1024 * 256 + 64;
+const SHARDS: u64 = 4096 + 1024 * 256;
+const DIRTY: u64 = SHARDS + 64;
+const ADMIN: u64 = 128;
 
 fn key(pool: usize, object: u64, index: u32) -> u64 {
     (pool as u64) << 20 | object << 12 | u64::from(index)
@@ -183,14 +193,27 @@ impl Template {
         Template { len, frames }
     }
 
+    /// A word written where a neighbour can: into a lock as often as elsewhere.
+    fn tamper(&self, arena: &std::fs::File, random: &mut Random) {
+        let locks = [
+            ADMIN,
+            SHARDS,
+            SHARDS + (self.len - SHARDS) / 2, // of two
+        ];
+        let at = locks[random.below(3) as usize];
+        let word = match random.below(5) {
+            0 => 0,
+            1 => random.word() as u32,
+            2 => random.below(8) as u32,
+            3 => 1 << 31 | random.below(8) as u32,
+            _ => return drop(self.damage(arena, random)),
+        };
+        arena.write_all_at(&word.to_le_bytes(), at).unwrap();
+    }
+
     /// A file with the template's bytes, damaged.
     fn write(&self, file: &Scratch, random: &mut Random) -> Vec<String> {
-        let _ = std::fs::remove_file(&file.0);
-        let arena = std::fs::File::create_new(&file.0).unwrap();
-        arena.set_len(self.len).unwrap();
-        self.frames
-            .iter()
-            .for_each(|(at, bytes)| arena.write_all_at(bytes, *at).unwrap());
+        let arena = self.write_whole(file);
         match random.below(3) {
             0 => arena.write_all_at(&[0; 16], BOOT).unwrap(),
             1 => arena.write_all_at(&1u32.to_le_bytes(), DIRTY).unwrap(),
@@ -199,6 +222,19 @@ impl Template {
         (0..1 + random.below(6))
             .map(|_| self.damage(&arena, random))
             .collect()
+    }
+
+    /// A file with the template's bytes.
+    fn write_whole(&self, file: &Scratch) -> std::fs::File {
+        let _ = std::fs::remove_file(&file.0);
+        let mut options = std::fs::File::options();
+        options.write(true).create_new(true).mode(0o600);
+        let arena = options.open(&file.0).unwrap();
+        arena.set_len(self.len).unwrap();
+        self.frames
+            .iter()
+            .for_each(|(at, bytes)| arena.write_all_at(bytes, *at).unwrap());
+        arena
     }
 
     fn damage(&self, arena: &std::fs::File, random: &mut Random) -> String {
@@ -252,6 +288,52 @@ fn attach_fuzzer() -> impl FnMut(u64) {
         }));
         assert!(tried.is_ok(), "seed {seed}: {damage:#?}");
     }
+}
+
+fn hostile_fuzzer() -> impl FnMut(u64) {
+    let template = Template::make(&Scratch::new("fuzz-hostile-template"));
+    let file = Scratch::new("fuzz-hostile");
+    move |seed| {
+        let mut random = Random::new(seed);
+        template.write_whole(&file);
+        let store = Store::attach_waiting(&file.0, false, Duration::from_millis(1)).unwrap();
+        let arena = std::fs::File::options().write(true).open(&file.0).unwrap();
+        let (done, mut own) = (AtomicBool::new(false), random.clone());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(SeqCst) {
+                    template.tamper(&arena, &mut own);
+                }
+            });
+            let _done = support::Finish(&done);
+            use_hostile(&store, &mut random);
+        });
+        drop(store);
+        let _ = Store::attach_waiting(&file.0, false, Duration::from_millis(1));
+    }
+}
+
+/// Every operation, whatever comes of it.
+fn use_hostile(store: &Store, random: &mut Random) {
+    for _ in 0..30 {
+        let name = format!("pool {}", random.below(5));
+        let (object, index) = (oid(random.below(OBJECTS)), random.below(360) as u32);
+        let Ok(Some(pool)) = store.find_pool(&name) else {
+            continue;
+        };
+        let mut pages = vec![3; pool.page_size() * 4];
+        for _ in 0..30 {
+            _ = match random.below(6) {
+                0 | 1 => pool.put_range(&object, index, &pages).is_ok(),
+                2 | 3 => pool
+                    .get_range(&object, index, &mut pages, random.chance(4))
+                    .is_ok(),
+                4 => pool.flush(&object, &[index, index + 70]).is_ok(),
+                _ => pool.flush_object(&object).is_ok(),
+            };
+        }
+    }
+    let _ = (store.compact(), store.check(), store.stats());
 }
 
 /// Every operation, with no result but a page that was put under that very key.

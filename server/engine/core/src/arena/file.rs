@@ -4,23 +4,31 @@
 //! Attaching is serialised by an open-file-description lock on byte 0, and everyone attached holds byte 1 shared: who
 //! can have byte 1 alone is the only one there. Only then may stale locks of an earlier boot be made anew.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::budget::Budget;
+use super::door::{self, io_error, refusal};
+use super::header::{self, Header};
 use super::layout::*;
-use super::lock::Level;
+use super::lock::{Acquired, Level, LockWord, Missed};
 use super::map::Map;
+use super::owner::{self, Owner};
+use super::patience::Patience;
+use super::range::{self, ATTACHED, ATTACHING};
 use super::table::Table;
-use crate::error::{Error, Result};
+use crate::error::{Error, Lock, Result};
 use crate::types::{FRAME, MAX_POOLS, StoreOptions};
 
 /// An attached arena.
 pub struct Arena {
+    owner: Owner, // gone before what it is mapped in
+    patience: Patience,
     map: Map,
     path: Option<PathBuf>,
     geometry: Geometry,
@@ -43,35 +51,43 @@ impl Arena {
     /// A private arena, which goes with its last user.
     pub fn private(options: &StoreOptions) -> Result<Arena> {
         let path = PathBuf::from("(private)");
-        let file = memfd().map_err(|e| io_error(&path, "cannot create", e))?;
+        let file = door::memfd().map_err(|e| io_error(&path, "cannot create", e))?;
         Arena::create(file, &path, None, options)
     }
 
     /// Create the arena at `path`, or attach it where it exists.
     pub fn open(path: &Path, options: &StoreOptions) -> Result<(Arena, Attach)> {
-        match Arena::attach(path) {
+        if door::is_descriptor(path) {
+            Arena::fill(path, options)?;
+        }
+        match Arena::attach(path, options.lock_wait) {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             other => return other,
         }
-        let parent = match path.parent() {
-            Some(p) if !p.as_os_str().is_empty() => p,
-            _ => Path::new("."),
-        };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .custom_flags(libc::O_TMPFILE)
-            .open(parent)
-            .map_err(|e| io_error(path, "cannot create", e))?;
-        let arena = Arena::create(file, path, Some(path.to_owned()), options)?;
-        range_lock(arena.map.file(), 1, libc::F_RDLCK, true)
-            .map_err(|e| io_error(path, "cannot lock", e))?;
-        match link(arena.map.file(), path) {
+        let arena = Arena::create(door::unnamed(path)?, path, Some(path.to_owned()), options)?;
+        match door::link(arena.map.file(), path) {
             Ok(()) => Ok((arena, Attach::Created)),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Arena::attach(path),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                Arena::attach(path, options.lock_wait)
+            }
             Err(e) => Err(io_error(path, "cannot create", e)),
         }
+    }
+
+    /// Make an arena of memory that was handed down, where it is none yet: nobody has it attached, and it has no magic.
+    fn fill(path: &Path, options: &StoreOptions) -> Result<()> {
+        let file = door::open(path)?;
+        let locks = owner::open_again(&file).map_err(|e| io_error(path, "cannot open", e))?;
+        lock_attaching(&locks, path, options.lock_wait)?;
+        let mut magic = [0; 8];
+        let read = std::os::unix::fs::FileExt::read_at(&file, &mut magic, 0);
+        read.map_err(|e| io_error(path, "cannot read", e))?;
+        let alone = range::lock(locks.as_raw_fd(), ATTACHED, libc::F_WRLCK).is_ok();
+        if magic != [0; 8] || !alone {
+            return Ok(());
+        }
+        let _ = range::lock(locks.as_raw_fd(), ATTACHED, libc::F_UNLCK);
+        Arena::create(file, path, None, options).map(drop)
     }
 
     fn create(
@@ -87,74 +103,48 @@ impl Arena {
         let len = geometry.file_len();
         file.set_len(len)
             .map_err(|e| io_error(path, "cannot size", e))?;
+        door::seal(&file);
+        let locks = owner::open_again(&file).map_err(|e| io_error(path, "cannot open", e))?;
         let map = Map::new(file, len).map_err(|e| io_error(path, "cannot map", e))?;
-        let arena = Arena {
-            map,
-            path: name,
-            geometry,
-            shard_map: ShardMap::new(geometry.shard_capacity),
-        };
-        arena
-            .format(options)
-            .map_err(|e| io_error(path, "cannot initialise", e))?;
-        Ok(arena)
+        format(&map, geometry, options).map_err(|e| io_error(path, "cannot initialise", e))?;
+        let owner = Owner::new(&map, locks).map_err(|e| io_error(path, "cannot lock", e))?;
+        Ok(Arena::of(owner, map, name, geometry, options.lock_wait))
     }
 
-    /// Write the superblock and the shards' headers, the magic last.
-    fn format(&self, options: &StoreOptions) -> io::Result<()> {
-        let full = |_| io::Error::from_raw_os_error(libc::ENOSPC);
-        let frame = FRAME as u64;
-        self.map.populate(0, frame).map_err(full)?;
-        let sb = self.superblock();
-        sb.admin.init()?;
-        sb.version.set(VERSION);
-        sb.frame.set(FRAME as u32);
-        sb.ceiling.set(self.geometry.ceiling);
-        sb.shard_capacity.set(self.geometry.shard_capacity);
-        sb.shards.set(self.geometry.shards);
-        sb.geometry_crc.set(self.geometry.crc());
-        sb.memory.set(options.memory);
-        sb.accept_threshold.set(options.accept_threshold);
-        sb.generation.set(1);
-        sb.seed.set(RandomState::new().build_hasher().finish());
-        sb.committed.set(frame);
-        self.set_boot();
-        for shard in 0..self.geometry.shards {
-            self.map
-                .populate(self.shard_at(shard), frame)
-                .map_err(full)?;
-            let head = self.shard(shard);
-            head.lock.init()?;
-            head.committed.set(frame);
+    fn of(
+        owner: Owner,
+        map: Map,
+        path: Option<PathBuf>,
+        geometry: Geometry,
+        limit: Duration,
+    ) -> Arena {
+        Arena {
+            owner,
+            patience: Patience::new(limit, geometry.shards as usize + 1),
+            map,
+            path,
+            geometry,
+            shard_map: ShardMap::new(geometry.shard_capacity),
         }
-        sb.magic.set(MAGIC);
-        Ok(())
     }
 
     /// Attach the arena at `path`.
-    pub fn attach(path: &Path) -> Result<(Arena, Attach)> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(|e| io_error(path, "cannot open", e))?;
-        let refuse = |why: String| {
-            Err(Error::Arena {
-                path: path.display().to_string(),
-                why,
-            })
-        };
+    pub fn attach(path: &Path, limit: Duration) -> Result<(Arena, Attach)> {
+        let file = door::open(path)?;
+        let refuse = |why: String| Err(refusal(path, why));
         let meta = file
             .metadata()
             .map_err(|e| io_error(path, "cannot stat", e))?;
-        if !meta.is_file() || meta.len() < FRAME as u64 {
+        if meta.len() < FRAME as u64 {
             return refuse(format!("it is {} bytes long and no arena", meta.len()));
         }
-        range_lock(&file, 0, libc::F_WRLCK, true).map_err(|e| io_error(path, "cannot lock", e))?;
-        let geometry = match read_geometry(&file).map_err(|e| io_error(path, "cannot read", e))? {
-            Ok(geometry) => geometry,
+        let locks = owner::open_again(&file).map_err(|e| io_error(path, "cannot open", e))?;
+        lock_attaching(&locks, path, limit)?;
+        let header = match header::read(&file).map_err(|e| io_error(path, "cannot read", e))? {
+            Ok(header) => header,
             Err(why) => return refuse(why),
         };
+        let geometry = header.geometry;
         if meta.len() != geometry.file_len() {
             let (is, should) = (meta.len(), geometry.file_len());
             return refuse(format!(
@@ -162,89 +152,28 @@ impl Arena {
             ));
         }
         let map = Map::new(file, meta.len()).map_err(|e| io_error(path, "cannot map", e))?;
-        let shard_map = ShardMap::new(geometry.shard_capacity);
-        let arena = Arena {
-            map,
-            path: Some(path.to_owned()),
-            geometry,
-            shard_map,
-        };
-        if let Some(why) = arena.fault() {
+        if let Some(why) = fault(map.view(0), geometry) {
             return refuse(why);
         }
-        let how = arena.join().map_err(|e| io_error(path, "cannot lock", e))?;
-        range_lock(arena.map.file(), 0, libc::F_UNLCK, true)
+        let alone = range::lock(locks.as_raw_fd(), ATTACHED, libc::F_WRLCK).is_ok();
+        if header.older && !alone {
+            return refuse(
+                "its layout is the one before this build's, and a process of an earlier build has it attached: it is \
+                 migrated by the first that attaches it when that has ended"
+                    .into(),
+            );
+        }
+        let how = if alone {
+            renew(&map, &header)
+        } else {
+            Attach::Shared
+        };
+        let owner = Owner::new(&map, locks).map_err(|e| io_error(path, "cannot lock", e))?;
+        range::lock(owner.locks(), ATTACHING, libc::F_UNLCK)
             .map_err(|e| io_error(path, "cannot lock", e))?;
+        let arena = Arena::of(owner, map, Some(path.to_owned()), geometry, limit);
+        arena.whole()?;
         Ok((arena, how))
-    }
-
-    /// What the mutable part of the superblock says that cannot be.
-    fn fault(&self) -> Option<String> {
-        let sb = self.superblock();
-        let (memory, accept) = (sb.memory.get(), sb.accept_threshold.get());
-        if memory < 1 << 20 || memory > self.geometry.ceiling {
-            return Some(format!("damaged: its memory limit reads as {memory} bytes"));
-        }
-        let pool_frames = (MAX_POOLS * size_of::<PoolRecord>() / FRAME) as u64;
-        let committed = sb.committed.get();
-        if !committed.is_multiple_of(FRAME as u64)
-            || !(1..=1 + pool_frames).contains(&(committed / FRAME as u64))
-        {
-            return Some(format!(
-                "damaged: its pool table reads as {committed} bytes long"
-            ));
-        }
-        if !(1..=100).contains(&accept) {
-            return Some(format!("damaged: its accept threshold reads as {accept} %"));
-        }
-        None
-    }
-
-    /// Become one of those attached. Byte 0 is held.
-    fn join(&self) -> io::Result<Attach> {
-        let alone = range_lock(self.map.file(), 1, libc::F_WRLCK, false).is_ok();
-        let mut how = Attach::Shared;
-        if alone {
-            how = Attach::Alone;
-            let sb = self.superblock();
-            sb.generation.add(1);
-            if boot_id() != [sb.boot[0].get(), sb.boot[1].get()] {
-                how = Attach::AfterReboot;
-            }
-            self.renew_locks(how)?;
-        }
-        range_lock(self.map.file(), 1, libc::F_RDLCK, true)?;
-        Ok(how)
-    }
-
-    /// Nobody else is here, so whatever the locks say is of the past: `dirty` alone tells what was left unfinished.
-    fn renew_locks(&self, how: Attach) -> io::Result<()> {
-        self.superblock().admin.init()?;
-        for shard in 0..self.geometry.shards {
-            let head = self.shard(shard);
-            head.lock.init()?;
-            if how == Attach::AfterReboot || !self.is_plausible(head) {
-                head.dirty.set(SUSPECT);
-            }
-        }
-        self.set_boot();
-        Ok(())
-    }
-
-    /// Whether a shard's totals can be true.
-    fn is_plausible(&self, head: &ShardHeader) -> bool {
-        let rooms = self.shard_map.tables.iter().map(|&(_, room)| room);
-        let tables = head.tables.iter().zip(rooms).all(|(table, room)| {
-            let committed = table.committed.get();
-            table.len.get() <= committed && committed <= room && committed % FRAME as u64 == 0
-        });
-        tables && head.segments.get() <= self.shard_map.segments && head.dirty.get() <= SUSPECT
-    }
-
-    fn set_boot(&self) {
-        let [a, b] = boot_id();
-        self.superblock().boot[0].set(a);
-        self.superblock().boot[1].set(b);
     }
 
     #[inline(always)]
@@ -334,120 +263,205 @@ impl Arena {
 
     /// Run `body` under the admin lock; the pool table needs no rebuild, as each record is published by one store.
     pub fn with_admin<T>(&self, body: impl FnOnce() -> T) -> Result<T> {
-        let lock = &self.superblock().admin;
-        lock.acquire(Level::Admin).map_err(|e| Error::Arena {
-            path: self.name(),
-            why: format!("damaged: its admin lock is unusable ({e})"),
-        })?;
-        struct Release<'a>(&'a super::lock::LockWord);
+        struct Release<'a>(&'a LockWord);
         impl Drop for Release<'_> {
             fn drop(&mut self) {
                 self.0.release(Level::Admin);
             }
         }
-        let _held = Release(lock);
-        Ok(body())
+        self.take(Lock::Admin)?;
+        let held = Release(&self.superblock().admin);
+        let done = body();
+        drop(held);
+        self.whole().map(|()| done)
     }
-}
 
-fn io_error(path: &Path, what: &'static str, source: io::Error) -> Error {
-    Error::Io {
-        path: path.to_owned(),
-        what,
-        source,
-    }
-}
-
-/// The geometry a file's superblock gives, or why it is none of ours. Read, not mapped: the file may be anything.
-fn read_geometry(file: &File) -> io::Result<std::result::Result<Geometry, String>> {
-    use std::os::unix::fs::FileExt;
-    let mut bytes = [0; 40];
-    file.read_exact_at(&mut bytes, 0)?;
-    let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8"));
-    let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4"));
-    if u64_at(0) != MAGIC {
-        return Ok(Err("it does not begin as an arena does".into()));
-    }
-    if u32_at(8) != VERSION {
-        let found = u32_at(8);
-        return Ok(Err(format!(
-            "its layout is version {found}; this build reads version {VERSION}"
-        )));
-    }
-    if u32_at(12) != FRAME as u32 {
-        return Ok(Err(format!(
-            "its frames are {} bytes; this build's are {FRAME}",
-            u32_at(12)
-        )));
-    }
-    let geometry = Geometry {
-        ceiling: u64_at(16),
-        shard_capacity: u64_at(24),
-        shards: u32_at(32),
-    };
-    if geometry.crc() != u32_at(36) || geometry.fault().is_some() {
-        return Ok(Err("damaged: its geometry fails its checksum".into()));
-    }
-    Ok(Ok(geometry))
-}
-
-#[allow(unsafe_code)]
-pub(super) fn memfd() -> io::Result<File> {
-    // SAFETY: a plain system call; the descriptor it returns is owned by nobody else.
-    unsafe {
-        match libc::memfd_create(c"tmem-arena".as_ptr(), libc::MFD_CLOEXEC) {
-            -1 => Err(io::Error::last_os_error()),
-            fd => Ok(File::from_raw_fd(fd)),
+    /// Take a lock, or say who has it.
+    #[inline]
+    pub fn take(&self, lock: Lock) -> Result<Acquired> {
+        self.whole()?;
+        let (word, level, number) = self.lock(lock);
+        let limit = || self.patience.limit(number);
+        match word.acquire(&self.owner, level, limit) {
+            Ok(acquired) => {
+                if acquired.waited {
+                    self.patience.got(number);
+                }
+                Ok(acquired)
+            }
+            Err(missed) => Err(self.missed(lock, missed)),
         }
     }
-}
 
-/// Give an unnamed file its name; fails where the name is taken.
-#[allow(unsafe_code)]
-fn link(file: &File, path: &Path) -> io::Result<()> {
-    use std::ffi::CString;
-    use std::os::unix::ffi::OsStrExt;
-    let from = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-    let to = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: both are NUL-terminated strings that outlive the call.
-    let done = unsafe {
-        libc::linkat(
-            libc::AT_FDCWD,
-            from.as_ptr(),
-            libc::AT_FDCWD,
-            to.as_ptr(),
-            libc::AT_SYMLINK_FOLLOW,
-        )
-    };
-    if done == 0 {
+    fn lock(&self, lock: Lock) -> (&LockWord, Level, usize) {
+        match lock {
+            Lock::Shard(shard) => (&self.shard(shard).lock, Level::Shard, shard as usize + 1),
+            _ => (&self.superblock().admin, Level::Admin, 0),
+        }
+    }
+
+    #[cold]
+    fn missed(&self, lock: Lock, missed: Missed) -> Error {
+        match missed {
+            Missed::Held(holder) => Error::Busy {
+                lock,
+                holder: owner::process_of(&self.map, holder),
+                waited: self.patience.missed(self.lock(lock).2, holder),
+            },
+            Missed::Nobody => Error::Arena {
+                path: self.name(),
+                why: "this process was forked, and could not attach the arena as one of its own (it needs /proc and a \
+                      descriptor)"
+                    .into(),
+            },
+        }
+    }
+
+    /// The locks for which this process waited in vain, and which their owners hold still; each with its owner's process.
+    pub fn stuck(&self) -> Vec<(Lock, Option<u32>)> {
+        let shards = (0..self.geometry.shards).map(Lock::Shard);
+        let stuck = |lock: &Lock| {
+            let (word, _, number) = self.lock(*lock);
+            let holder = self.patience.stuck(number)?;
+            if word.holder() != holder || !self.owner.is_alive(holder) {
+                self.patience.got(number);
+                return None;
+            }
+            Some((*lock, owner::process_of(&self.map, holder)))
+        };
+        [Lock::Admin]
+            .into_iter()
+            .chain(shards)
+            .filter_map(|lock| stuck(&lock))
+            .collect()
+    }
+
+    /// An error where bytes of the arena could not be had.
+    #[inline(always)]
+    pub fn whole(&self) -> Result<()> {
+        if self.map.is_broken() {
+            return Err(self.broken());
+        }
         Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+    }
+
+    #[cold]
+    fn broken(&self) -> Error {
+        Error::Arena {
+            path: self.name(),
+            why: "a part of it cannot be read: its file was cut short, or its disk or memory failed; nothing is served of it \
+                  until it is attached anew"
+                .into(),
+        }
     }
 }
 
-/// Lock one byte of the file for its open file description.
-#[allow(unsafe_code)]
-fn range_lock(file: &File, byte: i64, kind: libc::c_int, wait: bool) -> io::Result<()> {
-    let command = if wait {
-        libc::F_OFD_SETLKW
-    } else {
-        libc::F_OFD_SETLK
+fn lock_attaching(locks: &File, path: &Path, limit: Duration) -> Result<()> {
+    match range::lock_within(locks.as_raw_fd(), ATTACHING, limit) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::Busy {
+            lock: Lock::Attaching,
+            holder: None,
+            waited: true,
+        }),
+        Err(e) => Err(io_error(path, "cannot lock", e)),
+    }
+}
+
+fn shard_head<'m>(map: &'m Map, shard_map: &ShardMap, shard: u32) -> &'m ShardHeader {
+    map.view(SHARDS_AT + u64::from(shard) * shard_map.stride)
+}
+
+/// Write the superblock and the shards' headers, the magic last.
+fn format(map: &Map, geometry: Geometry, options: &StoreOptions) -> io::Result<()> {
+    let full = |_| io::Error::from_raw_os_error(libc::ENOSPC);
+    let (frame, shard_map) = (FRAME as u64, ShardMap::new(geometry.shard_capacity));
+    map.populate(0, frame).map_err(full)?;
+    let sb: &Superblock = map.view(0);
+    sb.admin.init();
+    sb.version.set(VERSION);
+    sb.frame.set(FRAME as u32);
+    sb.ceiling.set(geometry.ceiling);
+    sb.shard_capacity.set(geometry.shard_capacity);
+    sb.shards.set(geometry.shards);
+    sb.geometry_crc.set(geometry.crc(VERSION));
+    sb.memory.set(options.memory);
+    sb.accept_threshold.set(options.accept_threshold);
+    sb.generation.set(1);
+    sb.seed.set(RandomState::new().build_hasher().finish());
+    sb.committed.set(frame);
+    set_boot(sb);
+    for shard in 0..geometry.shards {
+        let at = SHARDS_AT + u64::from(shard) * shard_map.stride;
+        map.populate(at, frame).map_err(full)?;
+        let head = shard_head(map, &shard_map, shard);
+        head.lock.init();
+        head.committed.set(frame);
+    }
+    sb.magic.set(MAGIC);
+    Ok(())
+}
+
+/// What the mutable part of the superblock says that cannot be.
+fn fault(sb: &Superblock, geometry: Geometry) -> Option<String> {
+    let (memory, accept) = (sb.memory.get(), sb.accept_threshold.get());
+    if memory < 1 << 20 || memory > geometry.ceiling {
+        return Some(format!("damaged: its memory limit reads as {memory} bytes"));
+    }
+    let pool_frames = (MAX_POOLS * size_of::<PoolRecord>() / FRAME) as u64;
+    let committed = sb.committed.get();
+    if !committed.is_multiple_of(FRAME as u64)
+        || !(1..=1 + pool_frames).contains(&(committed / FRAME as u64))
+    {
+        return Some(format!(
+            "damaged: its pool table reads as {committed} bytes long"
+        ));
+    }
+    if !(1..=100).contains(&accept) {
+        return Some(format!("damaged: its accept threshold reads as {accept} %"));
+    }
+    None
+}
+
+/// Nobody else is here, so whatever the locks say is of the past: `dirty` alone tells what was left unfinished. Bytes 0 and 1
+/// are held.
+fn renew(map: &Map, header: &Header) -> Attach {
+    let (sb, geometry): (&Superblock, _) = (map.view(0), header.geometry);
+    sb.generation.add(1);
+    let how = match boot_id() == [sb.boot[0].get(), sb.boot[1].get()] {
+        true => Attach::Alone,
+        false => Attach::AfterReboot,
     };
-    // SAFETY: all-zero is a valid `flock`.
-    let mut range: libc::flock = unsafe { std::mem::zeroed() };
-    (range.l_type, range.l_whence) = (kind as _, libc::SEEK_SET as _);
-    (range.l_start, range.l_len) = (byte, 1);
-    loop {
-        // SAFETY: a plain system call; `range` outlives it.
-        if unsafe { libc::fcntl(file.as_raw_fd(), command, &raw const range) } == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
+    sb.admin.init();
+    let shard_map = ShardMap::new(geometry.shard_capacity);
+    for shard in 0..geometry.shards {
+        let head = shard_head(map, &shard_map, shard);
+        head.lock.init();
+        if how == Attach::AfterReboot || !is_plausible(&shard_map, head) {
+            head.dirty.set(SUSPECT);
         }
     }
+    set_boot(sb);
+    if header.older {
+        header::migrate(sb, geometry);
+    }
+    how
+}
+
+/// Whether a shard's totals can be true.
+fn is_plausible(shard_map: &ShardMap, head: &ShardHeader) -> bool {
+    let rooms = shard_map.tables.iter().map(|&(_, room)| room);
+    let tables = head.tables.iter().zip(rooms).all(|(table, room)| {
+        let committed = table.committed.get();
+        table.len.get() <= committed && committed <= room && committed % FRAME as u64 == 0
+    });
+    tables && head.segments.get() <= shard_map.segments && head.dirty.get() <= SUSPECT
+}
+
+fn set_boot(sb: &Superblock) {
+    let [a, b] = boot_id();
+    sb.boot[0].set(a);
+    sb.boot[1].set(b);
 }
 
 /// The running system's boot id; zeros where there is none to read.

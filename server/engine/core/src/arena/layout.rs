@@ -20,7 +20,15 @@ use crate::types::{FRAME, MAX_POOLS};
 /// "tmemarna" in a file's first eight bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"tmemarna");
 /// Bumped whenever any layout here changes.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
+/// The one before, whose arenas are migrated in place: it differs in what a lock is, and knew no owners.
+pub const BEFORE: u32 = 4;
+/// The bits of a lock's word that are its owner's number.
+pub const OWNER_MASK: u32 = (1 << 30) - 1;
+/// Where the superblock counts owners.
+pub const OWNERS_AT: u64 = 192;
+/// Owners whose processes are noted, the latest of each remainder.
+pub const KNOWN_OWNERS: u32 = 128;
 
 const PAGE: u64 = FRAME as u64;
 /// Frames to a segment.
@@ -83,6 +91,10 @@ pub struct Superblock {
     pub backed: W64,
     /// Guards the pool table and `memory`.
     pub admin: LockWord,
+    /// The last owner's number given out, which may have wrapped.
+    pub owners: W64,
+    /// By the remainder of its number an owner's number, then its process's as it was there: for messages alone.
+    pub processes: [W64; KNOWN_OWNERS as usize],
 }
 
 /// One pool of the table that follows the superblock.
@@ -195,11 +207,13 @@ unsafe impl Overlay for ShardHeader {}
 unsafe impl Overlay for HeapHead {}
 
 const _: () = {
-    assert!(size_of::<Superblock>() == 192);
+    assert!(size_of::<Superblock>() == 1280 && size_of::<Superblock>() <= FRAME);
     assert!(offset_of!(Superblock, memory) == 40);
     assert!(offset_of!(Superblock, reserves) == 112);
     assert!(offset_of!(Superblock, backed) == 120);
     assert!(offset_of!(Superblock, admin) == 128);
+    assert!(offset_of!(Superblock, owners) as u64 == OWNERS_AT);
+    assert!(offset_of!(Superblock, processes) == offset_of!(Superblock, owners) + 8);
     assert!(size_of::<PoolRecord>() == 256);
     assert!(offset_of!(PoolRecord, reserve) == 72);
     assert!(offset_of!(PoolRecord, name) == 128);
@@ -356,11 +370,12 @@ impl Geometry {
             .then(|| "memory is less than 1 MiB".into())
     }
 
-    pub fn crc(&self) -> u32 {
+    /// Covers the layout's version too.
+    pub fn crc(&self, version: u32) -> u32 {
         let mut bytes = Vec::from(self.ceiling.to_le_bytes());
         bytes.extend(self.shard_capacity.to_le_bytes());
         bytes.extend(self.shards.to_le_bytes());
-        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(version.to_le_bytes());
         crc32c::crc32c(&bytes)
     }
 

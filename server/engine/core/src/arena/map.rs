@@ -10,8 +10,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
+use std::sync::atomic::Ordering::SeqCst;
 
 use super::cell::{W32, W64, crash_point};
+use super::fault;
+use super::registry::Entry;
 use crate::types::FRAME;
 
 const MADV_POPULATE_WRITE: libc::c_int = 23;
@@ -35,6 +38,7 @@ pub struct Map {
     base: NonNull<u8>,
     len: u64,
     file: File,
+    entry: &'static Entry,
 }
 
 // SAFETY: all access goes through atomics or through byte copies guarded by a process-shared lock.
@@ -52,6 +56,23 @@ impl Map {
             return Err(io::Error::new(io::ErrorKind::Unsupported, why));
         }
         let size = usize::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+        fault::install();
+        let entry = Entry::claim()?;
+        let mapped = Map::map(&file, size).inspect_err(|_| entry.free())?;
+        entry.file.store(file.as_raw_fd(), SeqCst);
+        entry.len.store(size, SeqCst);
+        entry.base.store(mapped.as_ptr() as usize, SeqCst);
+        let map = Map {
+            base: mapped,
+            len,
+            file,
+            entry,
+        };
+        map.advise_all(libc::MADV_DONTDUMP).ok();
+        Ok(map)
+    }
+
+    fn map(file: &File, size: usize) -> io::Result<NonNull<u8>> {
         // SAFETY: a fresh mapping at an address of the kernel's choice; the result is checked.
         let base = unsafe {
             libc::mmap(
@@ -66,14 +87,21 @@ impl Map {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let base = NonNull::new(base.cast()).ok_or_else(io::Error::last_os_error)?;
-        let map = Map { base, len, file };
-        map.advise_all(libc::MADV_DONTDUMP).ok();
-        Ok(map)
+        NonNull::new(base.cast()).ok_or_else(io::Error::last_os_error)
     }
 
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    pub fn entry(&self) -> &'static Entry {
+        self.entry
+    }
+
+    /// Whether bytes of it could not be had: it is cut off from its file, and reads as zeros.
+    #[inline(always)]
+    pub fn is_broken(&self) -> bool {
+        self.entry.is_broken()
     }
 
     #[inline(always)]
@@ -166,6 +194,9 @@ impl Map {
     pub fn populate(&self, offset: u64, len: u64) -> Result<(), NoSpace> {
         debug_assert!(offset.is_multiple_of(FRAME as u64) && len.is_multiple_of(FRAME as u64));
         let at = self.at(offset, len as usize);
+        if self.is_broken() {
+            return Err(NoSpace);
+        }
         // SAFETY: the range is inside the mapping; populating changes no contents.
         if unsafe { libc::madvise(at.cast(), len as usize, MADV_POPULATE_WRITE) } == 0 {
             return Ok(());
@@ -201,7 +232,7 @@ impl Map {
     /// Give whole frames back to the system; they read as zeros when next populated.
     pub fn punch(&self, offset: u64, len: u64) {
         debug_assert!(offset.is_multiple_of(FRAME as u64) && len.is_multiple_of(FRAME as u64));
-        if len == 0 {
+        if len == 0 || self.is_broken() {
             return;
         }
         self.at(offset, len as usize);
@@ -245,8 +276,10 @@ impl Map {
 
 impl Drop for Map {
     fn drop(&mut self) {
+        self.entry.base.store(0, SeqCst);
         // SAFETY: the mapping is ours and no reference into it outlives `self`.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len as usize) };
+        self.entry.free();
     }
 }
 
@@ -263,7 +296,7 @@ mod tests {
     const LEN: u64 = FRAMES * FRAME as u64;
 
     fn map() -> Map {
-        let file = crate::arena::file::memfd().expect("a memory file");
+        let file = crate::arena::door::memfd().expect("a memory file");
         file.set_len(LEN).expect("some frames");
         Map::new(file, LEN).expect("a mapping")
     }

@@ -22,8 +22,8 @@ use std::cell::RefCell;
 
 use crate::arena::{Arena, Counter};
 use crate::codec::Compressor;
-use crate::error::{Error, Result};
-use crate::pools::{PoolId, PoolView};
+use crate::error::Result;
+use crate::pools::{PoolId, PoolView, damaged, unknown};
 use crate::shard::{ObjectKey, Shard, with_shard_for};
 use crate::slot::HEADER;
 use crate::types::{CLUSTER, Codec};
@@ -130,7 +130,12 @@ fn stretches(
 
 impl Target<'_> {
     fn view(&self) -> Result<PoolView> {
-        PoolView::read(self.arena, self.id).ok_or_else(|| Error::UnknownPool(self.name.to_owned()))
+        let view = PoolView::read(self.arena, self.id);
+        let view = view.ok_or_else(|| unknown(self.arena, self.name))?;
+        if view.page_size as usize != self.page_size {
+            return Err(damaged(self.arena, self.id.slot)); // a neighbour wrote there
+        }
+        Ok(view)
     }
 
     /// Run `body` on a shard with what it needs of the pool.

@@ -1,7 +1,7 @@
 //! Relief: room made in shards other than the one that needs it, one lock at a time.
 
 use crate::arena::{Arena, Budget, is_backed, pool_frames, promised_to};
-use crate::error::Result;
+use crate::error::{Result, unless_busy};
 use crate::evict::TRIES;
 use crate::frames::Frames;
 use crate::pools;
@@ -23,7 +23,8 @@ pub fn relieve(arena: &Arena, home: u32, bytes: u64, pool: u32, over_quota: bool
         if used() <= target {
             break;
         }
-        with_shard(
+        // A shard that is held gives nothing; others may.
+        unless_busy(with_shard(
             arena,
             (home + step) % arena.shards(),
             |shard| match over_quota {
@@ -32,7 +33,7 @@ pub fn relieve(arena: &Arena, home: u32, bytes: u64, pool: u32, over_quota: bool
                     .heap(pool)
                     .is_some_and(|heap| shard.evict(&heap, Cause::Quota, true)),
             },
-        )?;
+        ))?;
     }
     if !over_quota && is_backed(arena) && promised_to(arena, pool) > 0 {
         borrow(arena, home, pool, target)?;
@@ -47,9 +48,9 @@ fn borrow(arena: &Arena, home: u32, pool: u32, target: u64) -> Result<()> {
         if more == 0 {
             break;
         }
-        with_shard_for(arena, (home + step) % arena.shards(), pool, |shard| {
-            shard.frames.lend(more as u32)
-        })?;
+        let lend = |shard: &Shard<'_>| shard.frames.lend(more as u32);
+        let lender = (home + step) % arena.shards();
+        unless_busy(with_shard_for(arena, lender, pool, lend))?;
     }
     Ok(())
 }

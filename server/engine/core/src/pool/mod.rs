@@ -27,18 +27,22 @@ pub struct Pool {
 }
 
 impl Pool {
-    pub(crate) fn new(arena: Arc<Arena>, id: PoolId, name: &str) -> Pool {
+    pub(crate) fn new(arena: Arc<Arena>, id: PoolId, name: &str) -> Result<Pool> {
         let settings = pools::settings(&arena, id.slot);
+        arena.whole()?;
+        if settings.validate().is_err() {
+            return Err(pools::damaged(&arena, id.slot)); // a neighbour wrote there
+        }
         let page_size = settings.page_size as usize;
         let limit = payload_limit(settings.allocator == AllocatorKind::Zbud, page_size);
-        Pool {
+        Ok(Pool {
             arena,
             id,
             name: name.into(),
             page_size,
             codec: settings.codec,
             limit,
-        }
+        })
     }
 
     pub fn name(&self) -> &str {
@@ -76,14 +80,20 @@ impl Pool {
     }
 
     fn unknown(&self) -> Error {
-        Error::UnknownPool(self.name.to_string())
+        pools::unknown(&self.arena, &self.name)
     }
 
     /// From now on puts act as flushes and are refused; gets and flushes work.
     pub fn freeze(&self) -> Result<()> {
+        let was = self.frozen()?;
         self.set(|record| record.frozen.set(1))?;
         // A put that began before is done once every shard's lock has been passed on.
-        (0..self.arena.shards()).try_for_each(|shard| with_shard(&self.arena, shard, |_| ()))
+        let mut shards = 0..self.arena.shards();
+        let passed = shards.try_for_each(|shard| with_shard(&self.arena, shard, |_| ()));
+        if passed.is_err() && !was {
+            self.thaw()?;
+        }
+        passed
     }
 
     pub fn thaw(&self) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::Pool;
 use crate::arena::{Counter, SEGMENT_FRAMES};
 use crate::backing;
-use crate::error::Result;
+use crate::error::{Result, unless_busy};
 use crate::pools::{self, PoolId};
 use crate::shard::{ObjectKey, Shard, with_shard};
 use crate::types::Oid;
@@ -49,14 +49,22 @@ impl Pool {
         }
     }
 
-    /// Drop the pages of a pool being destroyed, and free its slot.
+    /// Drop the pages of a pool being destroyed, and free its slot; what is in shards that are held goes with the next
+    /// `compact`, and so does the slot.
     pub(crate) fn purge(&self) -> Result<u64> {
-        let mut dropped = 0;
+        let (mut dropped, mut whole) = (0, true);
         for shard in 0..self.arena.shards() {
-            let (mut cursor, mut passes) = (0, 0);
-            while with_shard(&self.arena, shard, |shard| {
-                purge_some(shard, self.id, &mut cursor, &mut passes, &mut dropped)
-            })? {}
+            let (mut cursor, mut passes, mut more) = (0, 0, true);
+            while more {
+                let purged = unless_busy(with_shard(&self.arena, shard, |shard| {
+                    purge_some(shard, self.id, &mut cursor, &mut passes, &mut dropped)
+                }))?;
+                whole &= purged.is_some();
+                more = purged.unwrap_or(false);
+            }
+        }
+        if !whole {
+            return Ok(dropped);
         }
         self.arena
             .with_admin(|| pools::end_destroy(&self.arena, self.id))?;

@@ -7,7 +7,10 @@
 #![cfg(feature = "crash-points")]
 
 mod backing;
+#[path = "../support/fixture.rs"]
+mod fixture;
 mod index;
+mod migration;
 mod put;
 mod removal;
 mod scene;

@@ -1,0 +1,75 @@
+//! What a file's first bytes say of it, read before it is mapped: whether it is an arena, of which layout, and how large.
+//!
+//! An arena of the layout before is migrated in place, by whoever attaches it alone: its locks are made anew, then the version is
+//! written, then the checksum that covers it. Killed in between, it has the new version and the older checksum, which
+//! nothing else has; the next to attach does it again. An older build refuses it from the version on.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::layout::{BEFORE, Geometry, MAGIC, OWNERS_AT, Superblock, VERSION};
+use crate::types::FRAME;
+
+/// What was read.
+pub struct Header {
+    pub geometry: Geometry,
+    /// It is of the layout before, or its migration was cut short.
+    pub older: bool,
+}
+
+/// The header of a file, or why it is none of ours. The file may be anything.
+pub fn read(file: &File) -> io::Result<Result<Header, String>> {
+    let mut bytes = [0; 40];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(parse(&bytes))
+}
+
+fn parse(bytes: &[u8; 40]) -> Result<Header, String> {
+    let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8"));
+    let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4"));
+    if u64_at(0) != MAGIC {
+        return Err("it does not begin as an arena does".into());
+    }
+    let version = u32_at(8);
+    if version > VERSION {
+        return Err(format!(
+            "its layout is version {version}, of a newer build; this build reads version {VERSION}, and {BEFORE} by migrating it"
+        ));
+    }
+    if version < BEFORE {
+        return Err(format!(
+            "its layout is version {version}; this build reads version {VERSION}, and {BEFORE} by migrating it: a build in between \
+             brings it there"
+        ));
+    }
+    if u32_at(12) != FRAME as u32 {
+        return Err(format!(
+            "its frames are {} bytes; this build's are {FRAME}",
+            u32_at(12)
+        ));
+    }
+    let geometry = Geometry {
+        ceiling: u64_at(16),
+        shard_capacity: u64_at(24),
+        shards: u32_at(32),
+    };
+    let older = u32_at(36) == geometry.crc(BEFORE);
+    let current = version == VERSION && u32_at(36) == geometry.crc(VERSION);
+    if !(older || current) || geometry.fault().is_some() {
+        return Err("damaged: its geometry fails its checksum".into());
+    }
+    Ok(Header { geometry, older })
+}
+
+/// Make an arena of the layout before one of this. Nobody else is attached, and its locks have been made anew.
+pub fn migrate(superblock: &Superblock, geometry: Geometry) {
+    debug_assert_eq!(std::mem::offset_of!(Superblock, owners) as u64, OWNERS_AT);
+    superblock.owners.set(0);
+    superblock
+        .processes
+        .iter()
+        .for_each(|process| process.set(0));
+    superblock.version.publish(VERSION);
+    superblock.geometry_crc.publish(geometry.crc(VERSION));
+}

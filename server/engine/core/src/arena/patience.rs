@@ -1,0 +1,66 @@
+//! How long a lock is waited for.
+//!
+//! An attachment has a limit. Where a wait for a lock has come to it, the lock is *stuck* until this process has it again,
+//! and others wait for it only briefly: callers do not pile up behind an owner that is frozen. A thread that has
+//! something better to do than to wait (an event loop, a connection that tries again by itself) has a limit of its own.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+/// The wait for a stuck lock.
+const BRIEF: Duration = Duration::from_millis(50);
+
+thread_local! {
+    static MOST: Cell<Option<Duration>> = const { Cell::new(None) };
+}
+
+/// From now on this thread waits for no lock longer than this; `None` is as long as anybody.
+pub fn waiting_at_most(limit: Option<Duration>) -> Option<Duration> {
+    MOST.replace(limit)
+}
+
+/// The patience of one attachment, for each of its locks.
+pub struct Patience {
+    limit: Duration,
+    /// By lock the owner for whom it was waited in vain; 0 is none.
+    stuck: Box<[AtomicU32]>,
+}
+
+impl Patience {
+    pub fn new(limit: Duration, locks: usize) -> Patience {
+        Patience {
+            limit,
+            stuck: (0..locks).map(|_| AtomicU32::new(0)).collect(),
+        }
+    }
+
+    /// How long to wait for a lock.
+    pub fn limit(&self, lock: usize) -> Duration {
+        let most = if self.stuck[lock].load(Relaxed) == 0 {
+            self.limit
+        } else {
+            BRIEF.min(self.limit)
+        };
+        MOST.get().map_or(most, |own| own.min(most))
+    }
+
+    /// A lock was waited for in vain, as this owner holds it; whether for as long as anybody waits.
+    pub fn missed(&self, lock: usize, holder: u32) -> bool {
+        let waited = MOST.get().is_none();
+        if waited {
+            self.stuck[lock].store(holder, Relaxed);
+        }
+        waited
+    }
+
+    /// A lock was got.
+    pub fn got(&self, lock: usize) {
+        self.stuck[lock].store(0, Relaxed);
+    }
+
+    /// For whom a lock is stuck, if it is.
+    pub fn stuck(&self, lock: usize) -> Option<u32> {
+        Some(self.stuck[lock].load(Relaxed)).filter(|&holder| holder != 0)
+    }
+}
