@@ -9,7 +9,8 @@ TmemError
 ├── ArenaError           not an arena, another version, damaged, or the operating system refused
 ├── CorruptPageError     a persistent page failed its checksum; carries the good pages of the batch
 ├── LostPageError        the only copy of a page is gone from the store (frontswap)
-├── UnavailableError     the server cannot be reached, or did not answer in time: what was asked may have happened
+├── UnavailableError     the server cannot be reached, or did not answer in time, or (shm://) a frozen process holds a
+│                        lock: what was asked may have happened
 ├── DeniedError          the server does not let this client do that
 ├── InternalError        a fault in the engine itself
 └── EngineMissingError   the native part is not installed (an ImportError too)
@@ -98,7 +99,10 @@ class LostPageError(TmemError):
 
 
 class UnavailableError(TmemError):
-    """The server cannot be reached, or did not answer in time. A put or flush that fails so may have been done."""
+    """The server cannot be reached, or did not answer in time; or (`shm://`) a process that is frozen holds a lock.
+
+    A put or flush that fails so may have been done, for some of its pages.
+    """
 
 
 class DeniedError(TmemError):

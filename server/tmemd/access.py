@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING
 
 from tmemd.catalogue import is_reserved, is_the_daemons
 from tmemd.clients import UNNAMED
-from tmemd.errors import DeniedError, LimitError, OtherPoolError, PoolExistsError, UnknownPoolError
+from tmemd.errors import (
+    DeniedError,
+    LimitError,
+    OtherPoolError,
+    PoolExistsError,
+    UnavailableError,
+    UnknownPoolError,
+)
+from tmemd.sole import open_arena
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +43,7 @@ class Access:
         self._store = store
         self._clients = clients
         arena = store.info()["arena"]
-        self._file = None if arena is None else os.open(arena, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = None if arena is None else open_arena(arena, os.O_RDONLY)
 
     def reconfigure(self, clients: Clients) -> None:
         self._clients = clients
@@ -169,7 +177,12 @@ class Access:
         if self._file is None:
             yield
             return
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = UnavailableError("another process of the arena makes a pool or changes a quota, and does not end")
+            held.waited = False
+            raise held from None
         try:
             yield
         finally:

@@ -42,6 +42,7 @@ class AdminService(TmemAdminServicer):
         self.counts = parts.counts
         self.identities = parts.identities
         self.injections = parts.injections
+        self.patience = parts.patience
         self._store = parts.store
         self._access = parts.access
         self._sessions = parts.sessions

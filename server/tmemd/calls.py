@@ -6,7 +6,7 @@ import functools
 import time
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
-from tmemd.errors import InjectedError, status_of
+from tmemd.errors import InjectedError, UnavailableError, status_of
 from tmemd.logs import Faults
 from tmemd.methods import sound
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tmemd.counts import Counts
     from tmemd.identity import Client, Identities
     from tmemd.inject import Injections
+    from tmemd.locks import Patience
 
 _faults = Faults()
 
@@ -30,6 +31,8 @@ class _Service(Protocol):
     def identities(self) -> Identities: ...
     @property
     def injections(self) -> Injections: ...
+    @property
+    def patience(self) -> Patience: ...
 
 
 S = TypeVar("S", bound=_Service)
@@ -56,6 +59,8 @@ def rpc(
                     response = await self.injections.around(method, lambda: handler(self, request, client))
                 else:
                     response = await handler(self, request, client)
+            except UnavailableError as error:
+                response = await self.patience.again(error, lambda: handler(self, request, client))
             finally:
                 flights.end(client.name)
         except Exception as error:

@@ -32,6 +32,7 @@ class Channelz:
         self.counts = parts.counts
         self.identities = parts.identities
         self.injections = parts.injections
+        self.patience = parts.patience
 
     def add_to(self, server: Server) -> None:
         """Serve it."""

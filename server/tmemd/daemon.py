@@ -22,6 +22,7 @@ from tmemd.errors import ConfigError, TmemdError
 from tmemd.exports import Exports
 from tmemd.identity import Identities
 from tmemd.inject import Injections
+from tmemd.locks import Patience, Watchman
 from tmemd.logs import log, log_to_stderr
 from tmemd.methods import Methods
 from tmemd.notify import notify
@@ -32,7 +33,7 @@ from tmemd.reload import Reload, resized
 from tmemd.service import TmemService
 from tmemd.sessions import Sessions
 from tmemd.signals import on_signals
-from tmemd.sole import GRACE, sole
+from tmemd.sole import GRACE, is_older, sole
 from tmemd.steady import be_io_flusher, lock_memory
 from tmemd.store import EngineStore, client_name
 from tmemd.tls import certificates
@@ -75,6 +76,7 @@ class Daemon:
         self._certificates = certificates(config)
         self._store = STORES[config.store](config)
         self._upkeep = Upkeep(self._store, config.compact_every)
+        self._watchman = Watchman(self._store, self._lost)
         self._look_out = LookOut(self._store, self.workers, config, self._counted_by_all)
         self._first = first
         self.exports = Exports(self._store)
@@ -89,6 +91,7 @@ class Daemon:
             injections=Injections(config.inject),
             access=self._access,
             sessions=Sessions(config, self.counts),
+            patience=Patience(self._store),
         )
         self._pages = TmemService(parts, self._must_be_unused)
         self._admin = admin = AdminService(parts, self.workers, self._look_out, self.exports)
@@ -117,6 +120,7 @@ class Daemon:
 
     async def start(self) -> None:
         """Serve calls, then metrics: what those need is imported when calls are answered."""
+        self._store.wait_never()
         host, _ = split_address(self._config.listen)
         credentials = None if self._certificates is None else self._certificates.credentials()
         try:
@@ -131,12 +135,19 @@ class Daemon:
         self.workers.alone(self.port)
         if self._first:
             await self.exports.start(self._config.nbd, self._config.nbd_poll, certificates(self._config))
-        for service in ("", *SERVICES, *([NBD] if self.exports.addresses else [])):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self._tell(health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
         self._upkeep.start()
+        self._watchman.start()
         if self._config.metrics is not None:
             self.metrics_url, self._exposition = await asyncio.to_thread(self._expose)
+
+    async def _tell(self, status: Any) -> None:
+        for service in ("", *SERVICES, *([NBD] if self.exports.addresses else [])):
+            await self._health.set(service, status)
+
+    async def _lost(self) -> None:
+        await self._tell(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def _expose(self) -> tuple[str, Any]:
         from tmemd.metrics import expose
@@ -147,10 +158,9 @@ class Daemon:
         if self._draining:
             return "stopping"
         try:
-            self._store.info()
+            return self._store.condition().lost
         except TmemdError as error:
             return str(error)
-        return ""
 
     async def reconfigure(self, config: Config) -> Config:
         """Go on with these settings, of which those in `reload.LIVE` may differ; what is in force then."""
@@ -185,6 +195,7 @@ class Daemon:
         self._draining = True
         await self._health.enter_graceful_shutdown()
         self._look_out.close()
+        self._watchman.stop()
         await self._upkeep.stop()
         stopped = asyncio.ensure_future(self._server.stop(self._config.drain))
         # The connections are told first, so that no client opens another stream here.
@@ -212,6 +223,9 @@ async def serve(config: Config, announce: Callable[[Daemon], None], read: Callab
     await asyncio.sleep(0)
     if stopping.is_set():
         return unserved_status(stopping.signum)
+    with sole(config.arena if is_older(config.arena) else None) as earlier:
+        if not await earlier.take(stopping, config.drain + GRACE):
+            return unserved_status(stopping.signum)
     daemon = Daemon(config)
     with sole(daemon.arena) as right:
         try:

@@ -17,6 +17,7 @@ TmemdError
 ├── ExhaustedError        a fixed table of the arena is full
 ├── LimitError            a limit of the daemon is reached
 ├── ArenaError            not an arena, another version, damaged, or the operating system refused
+├── UnavailableError      another process holds a lock of the arena and does not let go; nothing was changed under it
 ├── NotAllowedError       the daemon was not started to allow this
 ├── InjectedError         injected on purpose, with a status of its own
 ├── RelayedError          the answer of worker 0 to another worker, with a status of its own
@@ -125,6 +126,13 @@ class ArenaError(TmemdError):
         super().__init__(f"arena {path or '(private)'}: {why}")
 
 
+class UnavailableError(TmemdError):
+    """A lock of the arena was not to be had: its number, and whether it was waited for as long as anybody waits."""
+
+    lock = -1
+    waited = True
+
+
 class NotAllowedError(TmemdError):
     """The daemon was not started to allow this."""
 
@@ -189,6 +197,7 @@ STATUS: dict[type[Exception], StatusCode] = {
     ExhaustedError: StatusCode.RESOURCE_EXHAUSTED,
     LimitError: StatusCode.RESOURCE_EXHAUSTED,
     ArenaError: StatusCode.UNAVAILABLE,
+    UnavailableError: StatusCode.UNAVAILABLE,
     NotAllowedError: StatusCode.FAILED_PRECONDITION,
     CorruptPageError: StatusCode.DATA_LOSS,
     InternalError: StatusCode.INTERNAL,

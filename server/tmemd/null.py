@@ -14,7 +14,7 @@ import google_crc32c
 import lz4.block
 
 from tmemd.errors import ConfigError, ExhaustedError, MismatchError, PoolExistsError, UnknownPoolError
-from tmemd.surface import PAGE_SIZES, Fetched, Settings
+from tmemd.surface import PAGE_SIZES, Condition, Fetched, Settings
 from tmemd.threads import Threaded
 
 if TYPE_CHECKING:
@@ -176,6 +176,15 @@ class NullStore(Threaded):
 
     def block_server(self, listen: Sequence[str], poll: int, tls: Renewing | None) -> BlockServer:  # noqa: ARG002
         raise ConfigError("a store that keeps no page serves no NBD")
+
+    def wait_never(self) -> None:
+        """There are no locks."""
+
+    def wait_for(self, lock: int) -> None:
+        """There are no locks."""
+
+    def condition(self) -> Condition:
+        return Condition({}, "")
 
     def info(self) -> dict[str, Any]:
         return {"memory": self._memory, "shards": 0, "arena": None, "accept_threshold": self._accept_threshold}

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tmemd.counts import Counts
     from tmemd.identity import Identities
     from tmemd.inject import Injections
+    from tmemd.locks import Patience
     from tmemd.sessions import Sessions
     from tmemd.surface import Store
 
@@ -26,3 +27,4 @@ class Parts:
     injections: Injections
     access: Access
     sessions: Sessions
+    patience: Patience

@@ -20,7 +20,7 @@ from tmemd import cost, wire
 from tmemd.access import check_not_the_daemons
 from tmemd.calls import explain, fail, identify, rpc
 from tmemd.catalogue import PREFIX as EXPORTS
-from tmemd.errors import LimitError, OtherPoolError, UnknownPoolError
+from tmemd.errors import LimitError, OtherPoolError, UnavailableError, UnknownPoolError
 from tmemd.idle import Idle
 from tmemd.methods import Malformed, Written
 from tmemd.sessions import Session, Taken
@@ -53,6 +53,7 @@ class TmemService(TmemServicer):
         self.counts = parts.counts
         self.identities = parts.identities
         self.injections = parts.injections
+        self.patience = parts.patience
         self._store = parts.store
         self._config = parts.config
         self._access = parts.access
@@ -164,10 +165,10 @@ class TmemService(TmemServicer):
         try:
             if self.injections.active:
                 reply = await self.injections.around(
-                    f"Exchange.{body}", lambda: self._carry_out(body, command, client, held)
+                    f"Exchange.{body}", lambda: self._carried_out(body, command, client, held)
                 )
             else:
-                reply = await self._carry_out(body, command, client, held)
+                reply = await self._carried_out(body, command, client, held)
             code = "OK"
         except Exception as error:
             del held[known:]  # the client does not get the pages of this command
@@ -176,6 +177,15 @@ class TmemService(TmemServicer):
             reply = pb.Reply(id=command.id, code=status.value[0], error=text)
         self.counts.answered(_STREAMED.get(body or "", "Exchange"), code, time.perf_counter() - start)
         return reply
+
+    async def _carried_out(
+        self, body: str | None, command: pb.Command, client: Client, held: Unacknowledged
+    ) -> pb.Reply | Written:
+        """`_carry_out`, and anew where a lock was held."""
+        try:
+            return await self._carry_out(body, command, client, held)
+        except UnavailableError as error:
+            return await self.patience.again(error, lambda: self._carry_out(body, command, client, held))
 
     async def _carry_out(
         self, body: str | None, command: pb.Command, client: Client, held: Unacknowledged

@@ -1,62 +1,28 @@
-"""An arena for workers where none is named: a file in /dev/shm, of this process, gone with it.
+"""An arena for workers where none is named: memory without a name, handed down by its descriptor.
 
-Whoever dies without removing its file leaves it; the next daemon of the same user does. A file is left alone as long
-as its process runs, or anybody is attached to it (design.md, section 4.2): a process id alone says nothing across
-containers that share /dev/shm.
+It goes with the processes that have it. Nobody else can open it, put another in its place, or cut it short: the engine
+seals it when it makes an arena of it.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
-
-from tmemd.logs import log
-from tmemd.sole import ATTACHED, lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PLACE = Path("/dev/shm")
-_NAME = "tmemd-{}.arena"
-_PATTERN = re.compile(r"tmemd-(\d+)\.arena")
-
 
 @contextmanager
-def shared_arena(named: str | None) -> Iterator[str]:
-    """The path of the arena: the named one, or one of our own."""
+def shared_arena(named: str | None) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The path of the arena, the named one or our own, and the descriptors that workers must inherit to open it."""
     if named is not None:
-        yield named
+        yield named, ()
         return
-    _remove_stale()
-    path = _PLACE / _NAME.format(os.getpid())
+    memory = os.memfd_create("tmem-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        yield str(path)
+        os.fchmod(memory, 0o600)
+        yield f"/proc/self/fd/{memory}", (memory,)
     finally:
-        path.unlink(missing_ok=True)
-
-
-def _remove_stale() -> None:
-    for path in _PLACE.iterdir():
-        match = _PATTERN.fullmatch(path.name)
-        if match is None or _runs(int(match[1])):
-            continue
-        with suppress(OSError):  # another user's, or in use, or gone by now
-            _lock_attached(path)
-            path.unlink()
-            log.info("removed %s, which a daemon that died had left", path)
-
-
-def _runs(process: int) -> bool:
-    return process != os.getpid() and Path(f"/proc/{process}").exists()
-
-
-def _lock_attached(path: Path) -> None:
-    """Raise where somebody is attached."""
-    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        lock(descriptor, ATTACHED)
-    finally:
-        os.close(descriptor)
+        os.close(memory)

@@ -30,6 +30,13 @@ _STOPPING = 16
 """The first of as many bytes as the daemon that serves has seconds to stop, held by one that is stopping. Apart from
 the others, for the kernel makes one lock of neighbours."""
 
+_OWNERS = 1 << 32
+"""Each process that is attached holds a byte from here on."""
+_LAYOUT = 5
+_VERSION_AT = 8
+_DESCRIPTORS = "/proc/self/fd/"
+"""What the path of an arena without a name begins with, which this process was handed."""
+
 _FLOCK = struct.Struct("hhqqi4x")
 GRACE = 3.0
 """Seconds that a daemon has to end, beyond those of the calls under way."""
@@ -47,9 +54,32 @@ def lock(descriptor: int, byte: int, count: int = 1) -> None:
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, count, 0))
 
 
+def open_arena(path: str, access: int) -> int:
+    """A descriptor of an arena's file: of the file itself, never of what a link of that name leads to."""
+    follow = 0 if path.startswith(_DESCRIPTORS) else os.O_NOFOLLOW
+    return os.open(path, access | follow | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+
+
+def is_older(arena: str | None) -> bool:
+    """Whether there is an arena of an earlier layout, which its daemon may be serving."""
+    if arena is None:
+        return False
+    try:
+        descriptor = open_arena(arena, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        version = os.pread(descriptor, 4, _VERSION_AT)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return len(version) == 4 and int.from_bytes(version, "little") < _LAYOUT
+
+
 def _seconds_to_stop(descriptor: int) -> int:
     """What another daemon said it may take to stop; 0 where none is stopping."""
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _STOPPING, 0, 0)
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _STOPPING, _OWNERS - _STOPPING, 0)
     kind, _, first, count, _ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))
     return count if (kind, first) == (fcntl.F_WRLCK, _STOPPING) else 0
 
@@ -107,7 +137,7 @@ def sole(arena: str | None) -> Iterator[Sole]:
     if arena is None:
         yield Sole()  # nobody else finds it
         return
-    descriptor = os.open(arena, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = open_arena(arena, os.O_RDWR)
     try:
         yield Sole(arena, descriptor)
     finally:

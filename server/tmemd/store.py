@@ -8,13 +8,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tmem_engine import Engine, NbdServer
+from tmem_engine import Engine, NbdServer, set_lock_wait
 from tmem_engine import client_name as client_name
 from tmemd import errors
 from tmemd.catalogue import is_reserved
 from tmemd.clients import UNNAMED
 from tmemd.logs import Seldom, log
-from tmemd.surface import Batch, Block, BlockServer, Fetched, Scanned, Served, Settings
+from tmemd.surface import Batch, Block, BlockServer, Condition, Fetched, Scanned, Served, Settings
 from tmemd.threads import Threaded
 
 if TYPE_CHECKING:
@@ -281,6 +281,25 @@ class EngineStore(Threaded):
             return EngineBlockServer(server)
         except OSError as error:
             raise errors.ConfigError(f"cannot serve NBD on {', '.join(listen)}: {error}") from error
+
+    def wait_never(self) -> None:
+        set_lock_wait(0)
+
+    def wait_for(self, lock: int) -> None:
+        self._engine.wait_for(lock)
+
+    def condition(self) -> Condition:
+        held = {
+            f"the lock of shard {lock - 1}" if lock else "the lock of the pool table": (
+                "another process" if process is None else f"process {process}"
+            )
+            for lock, process in self._engine.stuck()
+        }
+        try:
+            self._engine.whole()
+        except errors.ArenaError as error:
+            return Condition(held, str(error))
+        return Condition(held, "")
 
     def info(self) -> dict[str, Any]:
         return self._engine.info()

@@ -23,7 +23,7 @@ from tmemd.relay import Relay
 from tmemd.reload import Reload, resized
 from tmemd.shared_arena import shared_arena
 from tmemd.signals import on_signals
-from tmemd.sole import GRACE, sole
+from tmemd.sole import GRACE, is_older, sole
 from tmemd.store import EngineStore, client_name
 from tmemd.values import join_address, split_address
 
@@ -47,8 +47,10 @@ _LONGEST = 5.0
 class Supervisor:
     """All workers and the one exporter."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, inherited: tuple[int, ...] = ()) -> None:
+        """`inherited`: descriptors that the workers need to open the arena."""
         self._config = config
+        self._inherited = inherited
         self._host, port = split_address(config.listen)
         ports = [int(port) + number if int(port) else 0 for number in range(config.workers)]
         self._children = [Child(number, port, config.worker_timeout, self._heard) for number, port in enumerate(ports)]
@@ -76,7 +78,7 @@ class Supervisor:
                 if not await right.take(stopping, self._config.drain + GRACE):
                     return unserved_status(stopping.signum)
                 for child in self._children:
-                    await child.spawn(*right.descriptors)
+                    await child.spawn(*right.descriptors, *self._inherited)
                 held = [self._task(child.hold(lambda: self._settings(store))) for child in self._children]
                 try:
                     await self._serve(store, announce, held, self._task(_until(stopping)), reload)
@@ -225,6 +227,9 @@ async def supervise(config: Config, announce: Callable[[Supervisor], None], read
     """
     reload = Reload(config, read)
     stopping = on_signals(signal.SIGTERM, signal.SIGINT, reload=reload)
-    with shared_arena(config.arena) as arena:
+    with sole(config.arena if is_older(config.arena) else None) as earlier:
+        if not await earlier.take(stopping, config.drain + GRACE):
+            return unserved_status(stopping.signum)
+    with shared_arena(config.arena) as (arena, inherited):
         reload.config = replace(config, arena=arena)
-        return await Supervisor(reload.config).serve(announce, stopping, reload)
+        return await Supervisor(reload.config, inherited).serve(announce, stopping, reload)

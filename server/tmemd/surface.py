@@ -227,8 +227,28 @@ class Work(Protocol[T_co]):
         """What came of it. Where its caller is cancelled, a call that has not begun never does."""
 
 
+class Condition(NamedTuple):
+    """What is wrong with a store: locks that others hold for long, each with its holder; why it is lost, or nothing."""
+
+    held: dict[str, str]
+    lost: str
+
+
 class Store(Protocol):
     """The daemon's store."""
+
+    def wait_never(self) -> None:
+        """Calls of this thread wait for no lock from now on: they raise an `UnavailableError` at once."""
+
+    def wait_for(self, lock: int) -> None:
+        """Wait until the lock of an `UnavailableError` is free.
+
+        Raises:
+            UnavailableError: It was not, in time.
+        """
+
+    def condition(self) -> Condition:
+        """What is wrong with it; waits for nothing."""
 
     def run(self, call: Callable[[], T], client: str | None = None) -> Work[T]:
         """Make a long call in a thread, for a client or the daemon itself."""

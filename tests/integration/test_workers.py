@@ -76,10 +76,6 @@ def bound(port: int) -> socket.socket:
             time.sleep(0.01)
 
 
-def private_arena(running: Daemon) -> Path:
-    return SHARED / f"tmemd-{running.process.pid}.arena"
-
-
 def test_workers_listen_on_ports_of_their_own_and_all_name_the_same(running: Daemon) -> None:
     listed = [workers(address).workers for address in running.addresses]
     assert listed[0] == listed[1]
@@ -292,16 +288,20 @@ def test_a_worker_that_hangs_is_killed_and_replaced() -> None:
     assert "worker 1 died: it gave no sign of life for 5 s and was killed; it is replaced" in said
 
 
-def test_a_private_arena_goes_with_the_daemon_and_a_left_one_with_the_next() -> None:
-    with daemon("--workers=2") as first:
-        assert private_arena(first).stat().st_mode & 0o777 == 0o600
-        first.kill()
-    assert private_arena(first).exists()
-    with daemon("--workers=2") as second:
-        assert not private_arena(first).exists()
-        with daemon("--workers=2"):
-            assert private_arena(second).exists()
-    assert not private_arena(second).exists()
+def test_workers_share_memory_that_has_no_name() -> None:
+    """Nobody can make it before they do, open it by a name, or find it when they are gone."""
+    before = set(SHARED.iterdir())
+    with daemon("--workers=2") as running:
+        mine = [path for path in SHARED.iterdir() if path not in before and f"{running.process.pid}" in path.name]
+        assert mine == []
+        processes = [running.process.pid, *(worker.process for worker in workers(running.address).workers)]
+        for process in processes:
+            maps = Path(f"/proc/{process}/maps").read_text()
+            assert "/memfd:tmem-arena (deleted)" in maps
+        with tmem.connect(running.addresses[0]) as one, tmem.connect(running.addresses[1]) as other:
+            one.pool("swap0").put(1, {7: page(7)})
+            assert other.pool("swap0").get(1, [7]) == {7: page(7)}
+        running.kill()
 
 
 def test_a_port_that_is_taken_is_named_at_the_start() -> None:

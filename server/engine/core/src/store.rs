@@ -207,7 +207,7 @@ impl Store {
 
     /// An error where the arena is lost to this process: a part of it could not be read.
     pub fn whole(&self) -> Result<()> {
-        self.arena.whole()
+        self.arena.look()
     }
 
     /// The locks for which this process waited in vain and that are held still, each with the process that says it holds it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 
 /// How long a lock is waited for that another process holds, unless it is said otherwise.
-pub const LOCK_WAIT: Duration = Duration::from_secs(5);
+pub const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// Bytes in a frame, the unit in which the arena grows and shrinks.
 pub const FRAME: usize = 4096;
 /// Largest page a pool may have, in bytes.

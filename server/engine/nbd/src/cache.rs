@@ -26,6 +26,7 @@ use tmem_core::{CLUSTER, Error, FRAME, Fetch, Kind, Oid, Outcome, Pool, PoolSett
 use crate::backend::{
     Backend, Client, Context, ExportInfo, Later, Refusal, Reply, Request, Resolver, Served,
 };
+use crate::pool::briefly;
 use crate::protocol::{Errno, allocation};
 
 /// The meta context that stands for holes being misses.
@@ -255,7 +256,7 @@ impl Backend for CacheExport {
         if owner.as_ref().is_some_and(|owner| owner.turn != turn) {
             return Served::Now(Err(Errno::Shutdown));
         }
-        Served::Now(self.carry_out(request, reply))
+        Served::Now(briefly(|| self.carry_out(request, reply)))
     }
 }
 
@@ -401,6 +402,7 @@ impl CacheExport {
 
 fn errno(error: Error) -> Errno {
     match error {
+        Error::Busy { .. } => Errno::Again,
         Error::UnknownPool(_) => Errno::Shutdown,
         Error::Invalid(_) => Errno::Invalid,
         Error::Exhausted(_) => Errno::NoSpace,

@@ -8,15 +8,19 @@
 //! What would change a frozen pool is to be tried again by the server until it is thawed (`Errno::Again`); reads go on.
 //! While a snapshot of it is read, pages are kept before they change; where a write finds no room the snapshot goes, and then the
 //! write is tried again.
+//! Where another process holds a lock of the arena and does not let go, a request is to be tried again (`Errno::Again`): it holds
+//! nothing while it waits.
 //! Locking: a cluster's stripe is taken shared by those who write or remove whole pages, exclusively by those who change parts of
 //! one, which read it first, so that no acknowledged write of others is undone. Reads take none.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tmem_core::{CLUSTER, Fetch, LastPage, MAX_PAGE, Oid, Outcome, Pool, Reason};
+use tmem_core::{
+    CLUSTER, Error, Fetch, LastPage, MAX_PAGE, Oid, Outcome, Pool, Reason, waiting_at_most,
+};
 
 use crate::backend::{Backend, Context, ExportInfo, Later, Refusal, Reply, Request, Served};
 use crate::protocol::{Errno, allocation};
@@ -254,7 +258,7 @@ impl PoolExport {
 
     fn replace(&self, first: u32, pages: &[u8], outcomes: &mut Vec<Outcome>) -> Result<(), Fault> {
         let replaced = self.pool.replace_pages(&self.oid, first, pages, outcomes);
-        replaced.map_err(|_| Errno::Io)?;
+        replaced.map_err(errno)?;
         all_stored(outcomes)
     }
 
@@ -308,7 +312,8 @@ impl PoolExport {
                 scratch.page.change().fill(0);
                 Ok(false)
             }
-            Ok(Fetch::Corrupt) | Err(_) => Err(Errno::Io),
+            Ok(Fetch::Corrupt) => Err(Errno::Io),
+            Err(error) => Err(errno(error)),
         }
     }
 
@@ -327,7 +332,7 @@ impl PoolExport {
                 let got = self
                     .pool
                     .get_pages(&self.oid, first, into, false, &mut scratch.fetched);
-                got.map_err(|_| Errno::Io)?;
+                got.map_err(errno)?;
                 if scratch.fetched.contains(&Fetch::Corrupt) {
                     return Err(Errno::Io);
                 }
@@ -392,7 +397,7 @@ impl PoolExport {
             let removed = self
                 .pool
                 .discard_pages(&self.oid, index as u32, count as u32);
-            if !removed.map_err(|_| Errno::Io)? {
+            if !removed.map_err(errno)? {
                 return Err(Fault::Frozen);
             }
             index += count;
@@ -418,7 +423,7 @@ impl PoolExport {
             let asked = self
                 .pool
                 .has_pages(&self.oid, index as u32, count as u32, held);
-            asked.map_err(|_| Errno::Io)?;
+            asked.map_err(errno)?;
             for run in held.chunk_by(|a, b| a == b) {
                 let hole = allocation::HOLE | allocation::ZERO;
                 let flags = if run[0] { 0 } else { hole };
@@ -430,6 +435,30 @@ impl PoolExport {
             index += count;
         }
         Ok(())
+    }
+}
+
+/// The wait for a lock of the arena while others wait for what is held here: the server tries a request again by itself.
+const BRIEF: Duration = Duration::from_millis(2);
+
+/// Carry out a request: where another process does not let go of a lock of the arena, it is to be tried again.
+pub fn briefly<T>(request: impl FnOnce() -> T) -> T {
+    waiting(BRIEF, request)
+}
+
+/// Do something, waiting for no lock of the arena longer than `limit`.
+pub fn waiting<T>(limit: Duration, body: impl FnOnce() -> T) -> T {
+    let before = waiting_at_most(Some(limit));
+    let done = body();
+    waiting_at_most(before);
+    done
+}
+
+/// What a store's error is to a client of an export.
+fn errno(error: Error) -> Errno {
+    match error {
+        Error::Busy { .. } => Errno::Again,
+        _ => Errno::Io,
     }
 }
 
@@ -518,7 +547,7 @@ impl Backend for PoolExport {
             offset,
             length: length.into(),
         };
-        Served::Now(match request {
+        Served::Now(briefly(|| match request {
             Request::Read { offset, length } => self.read(span(offset, length), reply),
             Request::Write { offset, data, .. } => self.write(offset, data).map_err(Errno::from),
             Request::Trim { offset, length, .. } => {
@@ -536,7 +565,7 @@ impl Backend for PoolExport {
             Request::BlockStatus { offset, length, .. } => {
                 self.extents(span(offset, length), reply)
             }
-        })
+        }))
     }
 
     /// What is under way of each cluster is done, and nothing more begun, before the snapshot is there for all of them.

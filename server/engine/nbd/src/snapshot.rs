@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tmem_core::{CLUSTER, Fetched, FetchedPage, Oid, Pool};
 
-use crate::pool::PoolExport;
+use crate::pool::{PoolExport, waiting};
 
 /// Locks that clusters share.
 const STRIPES: usize = 64;
@@ -69,6 +69,9 @@ pub struct Snapshot {
     ended: OnceLock<String>,
 }
 
+/// The wait for a lock of the arena for the sake of a snapshot: it gives way rather than hold up writes.
+const PATIENCE: Duration = Duration::from_millis(200);
+
 impl Snapshot {
     pub(crate) fn new(live: Pool, shadow: Pool, oid: Oid, pages: u64) -> Snapshot {
         Snapshot {
@@ -107,9 +110,10 @@ impl Snapshot {
         if map == 0 {
             return;
         }
-        let copied = self
-            .live
-            .copy_cluster(&self.oid, pages.cluster, map, &self.shadow);
+        let copied = waiting(PATIENCE, || {
+            self.live
+                .copy_cluster(&self.oid, pages.cluster, map, &self.shadow)
+        });
         match copied {
             Ok(Some(held)) => {
                 let now = if removed { held } else { map };

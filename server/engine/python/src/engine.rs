@@ -5,13 +5,15 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use tmem_core::{Pool, Store, StoreOptions};
+use tmem_core::{LOCK_WAIT, Pool, Store, StoreOptions, waiting_at_most};
 
 use crate::args::number;
-use crate::errors::Errors;
+use crate::errors::{Errors, lock_of, number_of};
 use crate::pool::{Cell, EnginePool};
 
 #[pyclass(frozen, module = "tmem_engine")]
@@ -29,7 +31,7 @@ struct Session {
 #[pymethods]
 impl Engine {
     #[staticmethod]
-    #[pyo3(signature = (*, errors, memory, accept_threshold, arena=None, shards=None, mlock=false, huge_pages=false))]
+    #[pyo3(signature = (*, errors, memory, accept_threshold, arena=None, shards=None, mlock=false, huge_pages=false, lock_wait=None))]
     #[allow(clippy::too_many_arguments)] // The signature Python sees: keywords only.
     fn open(
         py: Python<'_>,
@@ -40,6 +42,7 @@ impl Engine {
         shards: Option<&Bound<'_, PyAny>>,
         mlock: bool,
         huge_pages: bool,
+        lock_wait: Option<f64>,
     ) -> PyResult<Engine> {
         let memory = number(memory, "memory", 0, u64::MAX)?;
         let accept_threshold = number(accept_threshold, "accept_threshold", 1, 100)?;
@@ -53,6 +56,7 @@ impl Engine {
             mlock,
             huge_pages,
             accept_threshold,
+            lock_wait: lock_wait.map_or(Ok(LOCK_WAIT), seconds)?,
         };
         Engine::start(py, errors, || Store::open(&options))
     }
@@ -133,6 +137,23 @@ impl Engine {
         self.run(py, |store| store.commit_reserves(on))
     }
 
+    /// Take a lock and release it, waiting as long as anybody does.
+    fn wait_for(&self, py: Python<'_>, lock: i64) -> PyResult<()> {
+        self.run(py, move |store| store.wait_for(lock_of(lock)))
+    }
+
+    /// The locks that were waited for in vain and are held still, each with the process that says it holds it.
+    fn stuck(&self, py: Python<'_>) -> PyResult<Vec<(i64, Option<u32>)>> {
+        let stuck = self.run(py, |store| Ok(store.stuck()))?;
+        let number = |(lock, process)| (number_of(lock), process);
+        Ok(stuck.into_iter().map(number).collect())
+    }
+
+    /// Raises where a part of the arena cannot be read any more.
+    fn whole(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, |store| store.whole())
+    }
+
     fn check(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         self.run(py, |store| store.check())
     }
@@ -206,6 +227,19 @@ impl Engine {
     fn session(&self) -> MutexGuard<'_, Option<Session>> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// From now on calls of this thread wait for no lock longer than this; None is as long as anybody.
+#[pyfunction]
+#[pyo3(signature = (limit))]
+pub fn set_lock_wait(limit: Option<f64>) -> PyResult<()> {
+    waiting_at_most(limit.map(seconds).transpose()?);
+    Ok(())
+}
+
+fn seconds(number: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(number)
+        .map_err(|why| PyValueError::new_err(format!("lock_wait is {number}: {why}")))
 }
 
 /// Statistics as a flat dict.

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
-use tmem_core::{Error, Result};
+use tmem_core::{Error, Lock, Result};
 
 /// Exception classes by the attribute they are read from.
 pub struct Errors {
@@ -19,6 +19,7 @@ pub struct Errors {
     arena: Py<PyAny>,
     corrupt_page: Py<PyAny>,
     internal: Py<PyAny>,
+    unavailable: Py<PyAny>,
 }
 
 /// Why a call into the core gave nothing.
@@ -38,6 +39,7 @@ impl Errors {
             arena: class("ArenaError")?,
             corrupt_page: class("CorruptPageError")?,
             internal: class("InternalError")?,
+            unavailable: class("UnavailableError")?,
         })
     }
 
@@ -81,12 +83,36 @@ impl Errors {
             Error::Io { path, what, source } => {
                 instance(py, &self.arena, (path, format!("{what}: {source}")))
             }
+            Error::Busy { lock, waited, .. } => {
+                let held = instance(py, &self.unavailable, (error.to_string(),));
+                let told = held.value(py).setattr("lock", number_of(lock));
+                told.and_then(|()| held.value(py).setattr("waited", waited))
+                    .map_or_else(|error| error, |()| held)
+            }
             Error::Damaged { shard, why } => instance(
                 py,
                 &self.arena,
                 ("", format!("shard {shard} is damaged: {why}")),
             ),
         }
+    }
+}
+
+/// A lock as a number: 0 for the pool table's, then the shards', -1 for the one of attaching.
+pub fn number_of(lock: Lock) -> i64 {
+    match lock {
+        Lock::Attaching => -1,
+        Lock::Admin => 0,
+        Lock::Shard(shard) => i64::from(shard) + 1,
+    }
+}
+
+/// The lock of a number.
+pub fn lock_of(number: i64) -> Lock {
+    match number {
+        ..0 => Lock::Attaching,
+        0 => Lock::Admin,
+        _ => Lock::Shard((number - 1) as u32),
     }
 }
 

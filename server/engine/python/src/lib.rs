@@ -24,7 +24,7 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::engine::Engine;
+    use crate::engine::{Engine, set_lock_wait};
     #[pymodule_export]
     use crate::nbd::{NbdServer, client_name};
     #[pymodule_export]

@@ -12,6 +12,7 @@ from tmem_engine._native import (
     __version__,
     client_name,
     pack,
+    set_lock_wait,
     unpack,
 )
 
@@ -24,5 +25,6 @@ __all__ = [
     "__version__",
     "client_name",
     "pack",
+    "set_lock_wait",
     "unpack",
 ]

@@ -16,7 +16,7 @@ from typing import Any, Protocol, final, type_check_only
 
 from typing_extensions import Buffer
 
-__all__ = ["Engine", "EnginePool", "NbdServer", "SanGateway", "__version__", "pack", "unpack"]
+__all__ = ["Engine", "EnginePool", "NbdServer", "SanGateway", "__version__", "pack", "set_lock_wait", "unpack"]
 
 __version__: str
 
@@ -44,6 +44,13 @@ class _Errors(Protocol):
     @property
     def CorruptPageError(self) -> type[Exception]:
         """Called with the good pages (a dict by index) and a tuple of the indices of the bad ones."""
+    @property
+    def UnavailableError(self) -> type[Exception]:
+        """Called with a message: another process holds a lock and does not let go.
+
+        It gets two attributes: `lock`, a number as `wait_for` takes it, and `waited`, whether it was waited for as long
+        as anybody waits.
+        """
     @property
     def InternalError(self) -> type[Exception]:
         """Called with a message: a panic in the engine."""
@@ -83,6 +90,9 @@ class _Settings(Protocol):
     def owner(self) -> str:
         """The client the pool belongs to, at most 64 bytes of UTF-8."""
 
+def set_lock_wait(limit: float | None) -> None:
+    """From now on calls of this thread wait for no lock longer than so many seconds; None is as long as anybody."""
+
 def pack(pages: Sequence[Buffer], page_size: int) -> tuple[list[int], bytes]:
     """Pages as LZ4 blocks one after another, and the length of each; one that would not shrink is the page itself."""
 
@@ -103,6 +113,7 @@ class Engine:
         shards: int | None = None,
         mlock: bool = False,
         huge_pages: bool = False,
+        lock_wait: float | None = None,
     ) -> Engine:
         """Open a private arena, or create or attach the one at `arena`.
 
@@ -114,6 +125,7 @@ class Engine:
             shards: Separately locked parts, a power of two; None chooses by `memory`.
             mlock: Keep the arena from being swapped out.
             huge_pages: Ask for transparent huge pages.
+            lock_wait: Seconds that a lock is waited for which another process holds; None is 3.
         """
     @staticmethod
     def attach(path: str | PathLike[str], *, errors: _Errors, mlock: bool = False) -> Engine:
@@ -132,6 +144,12 @@ class Engine:
         """Compact every pool: `moved_pages` and `freed_bytes`."""
     def relinquish(self, size: int) -> int:
         """Evict ephemeral pages until `size` bytes are given back; returns how many were."""
+    def wait_for(self, lock: int) -> None:
+        """Take a lock and release it, waiting as long as anybody does: 0 is the pool table's, then the shards'."""
+    def stuck(self) -> list[tuple[int, int | None]]:
+        """Locks that were waited for in vain and are held still, each with the process that says it holds it."""
+    def whole(self) -> None:
+        """Raise `ArenaError` where a part of the arena cannot be read any more: all calls do so then."""
     def commit_reserves(self, on: bool) -> None:
         """Have the memory behind all reserves committed ahead, now and from now on, or no longer.
 

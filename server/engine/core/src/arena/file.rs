@@ -336,6 +336,12 @@ impl Arena {
             .collect()
     }
 
+    /// The same as `whole`, after a look at the file's length: nobody may have touched what is missing.
+    pub fn look(&self) -> Result<()> {
+        self.map.look();
+        self.whole()
+    }
+
     /// An error where bytes of the arena could not be had.
     #[inline(always)]
     pub fn whole(&self) -> Result<()> {

@@ -308,7 +308,7 @@ mod tests {
         let shared = Shared::new();
         for _ in 0..3 {
             assert!(!shared.owner_died());
-            in_a_killed_child(|| drop(shared.acquire(LONG)));
+            in_a_killed_child(|| _ = shared.acquire(LONG));
             assert!(shared.owner_died());
         }
     }
@@ -324,8 +324,8 @@ mod tests {
     #[test]
     fn an_heir_that_is_killed_leaves_the_same_news() {
         let shared = Shared::new();
-        in_a_killed_child(|| drop(shared.acquire(LONG)));
-        in_a_killed_child(|| drop(shared.acquire(LONG)));
+        in_a_killed_child(|| _ = shared.acquire(LONG));
+        in_a_killed_child(|| _ = shared.acquire(LONG));
         assert!(shared.owner_died());
     }
 
@@ -344,7 +344,7 @@ mod tests {
                 Err(Missed::Held(_))
             ));
         };
-        in_a_child(|| drop(shared.acquire(LONG)), meanwhile);
+        in_a_child(|| _ = shared.acquire(LONG), meanwhile);
         assert!(shared.owner_died());
     }
 
@@ -358,7 +358,7 @@ mod tests {
         let parent = unsafe {
             let parent = libc::fork();
             if parent == 0 {
-                drop(shared.acquire(LONG));
+                _ = shared.acquire(LONG);
                 cell(0).store(shared.owner.number(), SeqCst);
                 let child = libc::fork();
                 if child == 0 {

@@ -98,6 +98,14 @@ impl Map {
         self.entry
     }
 
+    /// Notice a file that was cut short, if nobody did so far.
+    pub fn look(&self) {
+        let short = |meta: std::fs::Metadata| meta.len() < self.len;
+        if self.file.metadata().is_ok_and(short) {
+            self.entry.broken.store(true, SeqCst);
+        }
+    }
+
     /// Whether bytes of it could not be had: it is cut off from its file, and reads as zeros.
     #[inline(always)]
     pub fn is_broken(&self) -> bool {
