@@ -91,7 +91,7 @@ class Daemon:
             injections=Injections(config.inject),
             access=self._access,
             sessions=Sessions(config, self.counts),
-            patience=Patience(self._store),
+            patience=Patience(self._store, self._watchman.look),
         )
         self._pages = TmemService(parts, self._must_be_unused)
         self._admin = admin = AdminService(parts, self.workers, self._look_out, self.exports)

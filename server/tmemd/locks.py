@@ -32,8 +32,10 @@ _EVERY = 1.0
 class Patience:
     """Carries calls out anew for which a lock was held."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, noticed: Callable[[], object]) -> None:
+        """`noticed` is called when a lock was waited for in vain."""
         self._store = store
+        self._noticed = noticed
         self._waits: dict[int, asyncio.Task[None]] = {}
 
     async def again(self, error: UnavailableError, call: Callable[[], Awaitable[T]]) -> T:
@@ -45,11 +47,12 @@ class Patience:
         for _ in range(_ROUNDS):
             if error.waited:
                 break
-            await self._until_free(error.lock)
             try:
+                await self._until_free(error.lock)
                 return await call()
             except UnavailableError as next_error:
                 error = next_error
+        self._noticed()
         raise error
 
     async def _until_free(self, lock: int) -> None:
@@ -84,18 +87,9 @@ class Watchman:
         if self._task is not None:
             self._task.cancel()
 
-    async def _watch(self) -> NoReturn:
-        told = False
-        while True:
-            condition = self._store.condition()
-            self._tell(condition.held)
-            if condition.lost and not told:
-                told = True
-                log.error("%s", condition.lost)
-                await self._lost()
-            await asyncio.sleep(_EVERY)
-
-    def _tell(self, held: dict[str, str]) -> None:
+    def look(self) -> str:
+        """Say what is new; why the store is lost, if it is."""
+        held, lost = self._store.condition()
         for what in held.keys() - self._held.keys():
             log.warning(
                 "%s holds %s and does not go on: calls that need it answer UNAVAILABLE, and requests to exports wait",
@@ -105,3 +99,14 @@ class Watchman:
         for what in self._held.keys() - held.keys():
             log.info("%s is free again", what)
         self._held = held
+        return lost
+
+    async def _watch(self) -> NoReturn:
+        told = False
+        while True:
+            lost = self.look()
+            if lost and not told:
+                told = True
+                log.error("%s", lost)
+                await self._lost()
+            await asyncio.sleep(_EVERY)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import struct
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,13 @@ from tmemd import errors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_WORK = "import sys, tmem\nwith tmem.connect(f'shm://{sys.argv[1]}') as store:\n    while True: store.check()"
+_WORK = """
+import sys, tmem
+with tmem.connect(f"shm://{sys.argv[1]}") as store:
+    print("attached", flush=True)
+    while True:
+        store.check()
+"""
 _SHARDS_AT = 4096 + 1024 * 256
 _DIRTY = 64
 _OWNER = (1 << 30) - 1
@@ -29,24 +37,23 @@ class Neighbour:
 
     def __init__(self, arena: Path, shards: int) -> None:
         self._arena, self._shards = arena, shards
-        self._process = subprocess.Popen([sys.executable, "-c", _WORK, str(arena)])
+        self._process = subprocess.Popen([sys.executable, "-c", _WORK, str(arena)], stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"attached\n"
         self.pid = self._process.pid
 
     def freeze(self) -> int:
         """Stop it while it holds a shard, and tell which."""
-
-        def held() -> int | None:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            time.sleep(random.uniform(0, 0.003))  # in which it works
             self._process.send_signal(signal.SIGSTOP)
             while ") T " not in Path(f"/proc/{self.pid}/stat").read_text():
                 os.sched_yield()
             shard = self._holds()
-            if shard is None:
-                self.go_on()
-            return shard
-
-        for _ in range(100_000):
-            if (shard := held()) is not None:
+            if shard is not None:
                 return shard
+            self.go_on()
         raise AssertionError("it is never found in a shard")
 
     def go_on(self) -> None:
@@ -54,7 +61,7 @@ class Neighbour:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait(PATIENCE)
+        self._process.communicate(timeout=PATIENCE)
 
     def _holds(self) -> int | None:
         stride = (self._arena.stat().st_size - _SHARDS_AT) // self._shards
