@@ -42,7 +42,7 @@ _AT_ONCE = 16
 _MOST_THREADS = 2 * _AT_ONCE
 """Those cut off that have not ended yet included."""
 _PAUSE = 0.1
-_READER = "tmemd.reader"
+_READER, _SHOWN = "tmemd.reader", "tmemd.certificate"
 
 
 class _Request:
@@ -209,6 +209,8 @@ class Exposition(ThreadingMixIn, WSGIServer):
         if path in ("/livez", "/readyz"):
             why = "" if path == "/livez" else self._unready()
             return _plain(start_response, "503 Service Unavailable" if why else "200 OK", why or "ok")
+        if self.readers is not None and not environ[_SHOWN]:
+            return _plain(start_response, "403 Forbidden", "the metrics are for those who show a certificate")
         if self.readers is not None and environ[_READER] not in self.readers:
             return _plain(start_response, "403 Forbidden", f"client {environ[_READER]!r} may not read the metrics")
         self._mine.request.working = True
@@ -231,7 +233,7 @@ class _Handler(WSGIRequestHandler):
     def get_environ(self) -> dict[str, Any]:
         shown = self.connection.getpeercert(True) if isinstance(self.connection, ssl.SSLSocket) else None
         assert isinstance(self.server, Exposition)
-        return {**super().get_environ(), _READER: self.server.name(shown)}
+        return {**super().get_environ(), _READER: self.server.name(shown), _SHOWN: bool(shown)}
 
     def address_string(self) -> str:
         return str(self.client_address[0])

@@ -61,7 +61,8 @@ def _asked(given: argparse.Namespace) -> tuple[str, str]:
     metrics = str(settings.get("metrics", ""))
     if metrics and _port(metrics) and given.service is None and not given.ca:
         secure = "tls_cert" in settings and not _is_loopback(metrics)
-        return metrics, _ask(given, metrics, settings if secure else {}, _readyz)
+        anybody = {name: settings[name] for name in ("tls_cert",) if secure}  # /readyz asks nobody for a certificate
+        return metrics, _ask(given, metrics, anybody, _readyz)
     address = given.address or str(settings.get("listen", _LISTEN))
     return address, _ask(given, address, settings, _health)
 

@@ -126,7 +126,7 @@ class Certificates:
             context.load_verify_locations(cadata=roots.decode())
         except (OSError, ValueError) as error:
             raise ValueError(f"{self._client_ca} has no good certificates: {_why(error)}") from error
-        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_mode = ssl.CERT_OPTIONAL  # who must show one is for the server to say
         configuration = grpc.ssl_server_certificate_configuration([(key, cert)], roots)
         return Sound(configuration, context, (cert, key, roots))
 

@@ -71,14 +71,15 @@ def test_it_costs_next_to_nothing() -> None:
 
 @pytest.mark.parametrize("clients", [False, True])
 def test_tls_needs_no_arguments_where_the_settings_are_the_daemons(tmp_path: Path, clients: bool) -> None:
-    """It is known by its own certificate; where clients have theirs, the metrics on loopback answer in plain text."""
+    """It is known by its own certificate, and asks nothing that takes another."""
     authority = Authority(tmp_path / "authority")
     own, other = authority.server(), Authority(tmp_path / "other").server()
     flags = authority.flags(own)[: 3 if clients else 2]
     settings = {flag.split("=")[0].removeprefix("--").replace("-", "_"): flag.split("=")[1] for flag in flags}
-    with daemon(*flags) as running:
+    with daemon(*flags, "--metrics=0.0.0.0:0") as running:
         metrics = running.metrics_url.split("/")[2]
-        assert probe(**settings, listen=running.address, metrics=metrics).returncode == 0
+        asked = probe(**settings, listen="127.0.0.1:1", metrics=metrics)
+        assert (asked.returncode, asked.stderr) == (0, "")
         asked = probe(**settings, listen=running.address)
         assert (asked.returncode, asked.stderr) == (0, "")
         forged = {**settings, "tls_cert": str(other.cert), "tls_key": str(other.key)}

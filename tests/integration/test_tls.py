@@ -250,8 +250,14 @@ def test_metrics_that_others_reach_are_for_those_who_are_named(tmp_path: Path) -
         (reader := context()).load_cert_chain(pair.cert, pair.key)
         with pytest.raises(urllib.error.HTTPError, match="403"):
             scrape(running.metrics_url, reader)
-        with pytest.raises(OSError, match=r"(?i)certificate|reset|eof"):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
             scrape(running.metrics_url, context())
+        stranger = Authority(tmp_path / "elsewhere").client("ops")
+        (reader := context()).load_cert_chain(stranger.cert, stranger.key)
+        with pytest.raises(OSError, match=r"(?i)certificate|reset|eof|unknown ca"):
+            scrape(running.metrics_url, reader)
+        for health in ("/livez", "/readyz"):
+            assert scrape(running.metrics_url.replace("/metrics", health), context()) == "ok\n"
         address = ("127.0.0.1", int(running.metrics_url.split("/")[2].rpartition(":")[2]))
         silent = [stack.enter_context(socket.create_connection(address)) for _ in range(10)]
         for one in silent:
