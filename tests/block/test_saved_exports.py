@@ -118,7 +118,7 @@ def test_a_saved_export_is_restored_as_one_by_another_daemon(file: Path, tmp_pat
 def test_who_may_open_it_is_restored_where_that_is_anyone(cli: Command, store: tmem.Store, tmp_path: Path) -> None:
     store.create_export("open", MIB)
     cli("save", "export/open", tmp_path / "saved")
-    cli("restore", tmp_path / "saved", "--as", "copy")
+    assert "anyone" in cli.run("restore", tmp_path / "saved", "--as", "copy").stderr
     assert found(store, "copy").allowed is None
 
 

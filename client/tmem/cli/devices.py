@@ -42,7 +42,7 @@ def described(target: Target, pool: str) -> dict[str, Any] | None:
     if not (pool.startswith(PREFIX) and target.served):
         return None
     found = find(target, pool.removeprefix(PREFIX))
-    if found is None:
+    if found is None or found.damaged:
         return None
     return {name: getattr(found, name) for name in Description.__slots__}
 
@@ -80,6 +80,11 @@ def restored(
             f"it (tmem export rm {name}); `tmem export drain {name} --undo` lets clients in as it is"
         )
         raise
+    if made and wanted is not None and wanted.allowed is None:
+        remark(
+            f"anyone whom the server's address lets in may open export {name!r}, as when it was saved: "
+            f"`tmem export allow {name} IDENTITY` names who may"
+        )
     if held_back:
         remark(f"export {name!r} lets nobody in, as before: `tmem export drain {name} --undo` ends that")
     else:
