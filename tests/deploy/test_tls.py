@@ -80,8 +80,9 @@ def test_a_client_with_a_certificate_gets_in_under_its_name(secured: Stack, made
 @pytest.mark.parametrize("tls", [None, "nobody's"])
 def test_without_a_certificate_nobody_gets_in(secured: Stack, made: Path, tls: str | None) -> None:
     given = tmem.Tls(ca=made / "clients/ca.pem") if tls else None
-    with pytest.raises(tmem.TmemError):
-        tmem.connect(f"localhost:{secured.environment['TMEM_PORT']}", tls=given)
+    address = f"localhost:{secured.environment['TMEM_PORT']}"
+    with pytest.raises(tmem.TmemError), tmem.connect(address, tls=given) as store:
+        store.pools()
 
 
 def test_prometheus_scrapes_over_tls(secured: Stack) -> None:

@@ -238,7 +238,7 @@ def test_the_unit_waits_longer_than_the_daemon_drains_and_lets_memory_be_locked(
     assert settings["LimitMEMLOCK"] == "infinity"
     assert settings["Type"] == "notify"
     assert settings["RemoveIPC"] == "no"
-    assert settings["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert settings["ExecReload"] == "/bin/sh -c 'kill -HUP $MAINPID'"
     # The group reaches the sockets, and nobody else does.
     assert (settings["RuntimeDirectoryMode"], settings["UMask"]) == ("0750", "0007")
     assert (DEPLOY / "tmemd.sysusers.conf").read_text().splitlines()[-1].split()[1] == settings["User"]
