@@ -51,6 +51,12 @@ class GatewaySettings:
     threads: int = 32
     tls: Tls | None = None
     san_timeout: float = 60.0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    insecure: bool = False
+    metrics: str | None = None
+    buffers: int = 256 << 20
 
 
 def open_gateway(settings: GatewaySettings) -> Gateway:
@@ -77,6 +83,10 @@ def open_gateway(settings: GatewaySettings) -> Gateway:
         threads=settings.threads,
         tls=_files(settings.tls),
         san_timeout=settings.san_timeout,
+        own_tls=_own_files(settings),
+        insecure=settings.insecure,
+        metrics=settings.metrics,
+        buffers=settings.buffers,
     )
 
 
@@ -87,6 +97,15 @@ def _files(tls: Tls | None) -> tuple[_Path, tuple[_Path, _Path] | None] | None:
     if ca is None:
         raise ValueError("the system names no authorities that it trusts: name one for the server")
     return ca, None if tls.cert is None or tls.key is None else (tls.cert, tls.key)
+
+
+def _own_files(settings: GatewaySettings) -> tuple[_Path, _Path, _Path | None] | None:
+    cert, key, client_ca = settings.tls_cert, settings.tls_key, settings.tls_client_ca
+    if cert is not None and key is not None:
+        return cert, key, client_ca
+    if cert is None and key is None and client_ca is None:
+        return None
+    raise ValueError("TLS for those who use the volume takes --tls-cert and --tls-key")
 
 
 def shared_object(backing: str, volume_id: str | None) -> bytes:

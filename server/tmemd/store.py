@@ -223,6 +223,7 @@ class EngineStore(Threaded):
             "handshakes": config.nbd_handshakes,
             "handshake_timeout": config.nbd_handshake_timeout,
             "buffers": config.nbd_buffers,
+            "insecure": config.insecure,
         }
         super().__init__(config.threads, config.max_waiting, config.max_client_waiting)
 

@@ -33,6 +33,19 @@ def _there() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def refused(folder: Path, backing: str, where: str, *flags: str, status: int = 1) -> str:
+    """What a gateway says that does not start."""
+    line = command(folder, backing, where, *flags)
+    running = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    said = running.stdout.readline()
+    if said:
+        running.kill()
+    _, told = running.communicate(timeout=PATIENCE)
+    assert (said, running.returncode) == ("", status), (said, told)
+    return told
+
+
 def need_gateway() -> None:
     """Skip the test where there is no gateway to be tested."""
     if not _there():

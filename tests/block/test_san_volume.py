@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.block.gateway import POOL, Cache, cache, command, gateway
+from tests.block.gateway import POOL, Cache, cache, gateway, refused
 from tests.block.servers import program
 from tests.block.stream import PATIENCE
 from tests.block.wire import opened
@@ -226,15 +226,6 @@ def test_what_another_program_has_locked_is_not_served(host: Host, tmp_path: Pat
     with volume.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "holds a lock" in refused(tmp_path, os.fspath(volume), host.cache.address)
-
-
-def refused(folder: Path, backing: str, where: str, *flags: str) -> str:
-    """What a gateway says that does not start."""
-    line = command(folder, backing, where, *flags)
-    ended = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert ended.returncode == 1, (ended.stdout, ended.stderr)
-    assert ended.stderr.startswith("tmem: the gateway does not start: "), ended.stderr
-    return ended.stderr
 
 
 def _node(folder: Path, device: str) -> str:

@@ -57,6 +57,7 @@ def _as_any(number: int, _frame: FrameType | None) -> None:
     _clear()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+    os._exit(128 + number)  # process 1 has no default action
 
 
 def _clear() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from tmem._san import GatewaySettings, open_gateway
-from tmem._san_metrics import MetricsServer, exposition
 from tmem.cli.arguments import SIZE
 from tmem.cli.failures import Failed, Misused
 from tmem.cli.session import DEFAULT_SERVER, Leaf, Session, pass_session
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tmem._san import Gateway
 
 _FIRST_LOOK = 2.0
+_MOMENT = 0.05
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_IGNORED = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGPOLL", "SIGPWR")
 
 
 @click.command("san", cls=Leaf)
@@ -55,8 +58,13 @@ _FIRST_LOOK = 2.0
 @click.option("--readahead", type=SIZE, default="1MiB", show_default=True, help="Most ahead of a stream; 0: none.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=32, show_default=True, help="Reads at once of a file.")
 @click.option("--metrics", metavar="HOST:PORT", help="Serve /metrics for Prometheus.")
+@click.option("--tls-cert", type=_FILE, help="TLS for those who use the volume over TCP: the gateway's certificate.")
+@click.option("--tls-key", type=_FILE, help="Its private key.")
+@click.option("--tls-client-ca", type=_FILE, help="Let in only whom these certificates vouch for.")
+@click.option("--insecure", is_flag=True, help="Serve without TLS where other machines reach it.")
+@click.option("--buffers", type=SIZE, default="256MiB", show_default=True, help="Memory for requests of all clients.")
 @pass_session
-def san(session: Session, /, metrics: str | None, listen: tuple[str, ...], page_size: int, **options: object) -> None:
+def san(session: Session, /, listen: tuple[str, ...], page_size: int, **options: object) -> None:
     """Serve a SAN's volume through a pool of a tmemd; --server is where its NBD front listens, over TLS with --ca.
 
     Reads come from the pool where it has them, and from the SAN where not; writes go to the SAN. Whatever happens to
@@ -71,44 +79,50 @@ def san(session: Session, /, metrics: str | None, listen: tuple[str, ...], page_
         tls=session.tls(),
         **options,  # type: ignore[arg-type]
     )
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    ended = _signalled()
     try:
         gateway = open_gateway(settings)
     except OSError as error:
         raise Failed(f"the gateway does not start: {error}") from error
-    server = None
     try:
-        if metrics:
-            server = MetricsServer(metrics, lambda: exposition(gateway.stats(), gateway.latencies()))
-        _tell(gateway, settings, server)
+        _tell(gateway, settings)
         _watch(gateway, ended)
     finally:
-        if server:
-            server.close()
         _end(gateway, settings)
 
 
-def _tell(gateway: Gateway, settings: GatewaySettings, server: MetricsServer | None) -> None:
+def _signalled() -> threading.Event:
+    """Set by what asks it to end. No other signal ends a process that others have a disk from."""
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    for name in _IGNORED:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    return ended
+
+
+def _tell(gateway: Gateway, settings: GatewaySettings) -> None:
     """One line when it is ready: reads and writes work from now on, whether the cache is there or not."""
     kind = "shared, read-only" if settings.shared else "exclusive, " + ("warm" if gateway.warm else "cold")
-    places = ", ".join(gateway.addresses) + (f"; metrics at {server.address}" if server else "")
-    click.echo(f"ready: {printable(settings.backing)} ({gateway.size:,} bytes, {kind}) at {places}")
+    places = ", ".join(gateway.addresses) + (f"; metrics at {gateway.metrics}" if gateway.metrics else "")
+    gateway.say(f"ready: {printable(settings.backing)} ({gateway.size:,} bytes, {kind}) at {places}", error=False)
 
 
 def _watch(gateway: Gateway, ended: threading.Event) -> None:
     """Say it whenever the cache or the SAN comes or goes, until the end."""
-    gateway.wait_cache(0 if ended.is_set() else _FIRST_LOOK)
+    first_look = time.monotonic() + _FIRST_LOOK
+    while not (ended.is_set() or gateway.wait_cache(_MOMENT) or time.monotonic() > first_look):
+        pass
     before: str | None = "?"
     away: str | None = None
     while True:
         if away != (gone := gateway.san_down):
             away = gone
-            click.echo("the SAN is back" if gone is None else f"the SAN is away: {printable(gone)}", err=True)
+            gateway.say("the SAN is back" if gone is None else f"the SAN is away: {printable(gone)}", error=True)
         why = gateway.cache_down
         if (why is None) != (before is None) or before == "?":
-            click.echo("the cache is used" if why is None else f"the cache is not used: {printable(why)}", err=True)
+            gateway.say("the cache is used" if why is None else f"the cache is not used: {printable(why)}", error=True)
             before = why
         if ended.wait(1.0):
             return
@@ -118,9 +132,10 @@ def _end(gateway: Gateway, settings: GatewaySettings) -> None:
     try:
         token = gateway.stop(True)
     except OSError as error:
-        raise Failed(f"the volume may lack what was written last: {error}") from error
+        gateway.say(f"tmem: the volume may lack what was written last: {error}", error=True)
+        raise click.exceptions.Exit(1) from error
     if not settings.shared:
-        click.echo("detached: the next start is warm" if token else "detached: the next start is cold", err=True)
+        gateway.say("detached: the next start is warm" if token else "detached: the next start is cold", error=True)
 
 
 COMMANDS = (san,)

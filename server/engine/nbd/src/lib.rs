@@ -19,6 +19,7 @@ pub mod san;
 mod server;
 mod snapshot;
 mod socket;
+pub mod streams;
 mod tcp;
 mod tls;
 
@@ -30,6 +31,8 @@ pub use counts::ExportCounters;
 pub use exports::{Access, ExportError, ExportStatus, Exports};
 pub use pool::{PoolExport, PoolExportSettings};
 pub use protocol::Errno;
-pub use server::{Limits, Listen, Renewal, Reporter, Server, ServerCounters, Settings};
+pub use server::{
+    Limits, Listen, Renewal, Reporter, Scrapes, Server, ServerCounters, Settings, is_loopback,
+};
 pub use snapshot::{Saving, Snapshot};
-pub use tls::{Tls, of_certificate as client_name};
+pub use tls::{Tls, TlsFiles, of_certificate as client_name};

@@ -36,6 +36,12 @@ mod _native {
     #[pymodule_export]
     use crate::snapshot::NbdSnapshot;
 
+    /// Whether only this machine can reach a host.
+    #[pyfunction]
+    fn is_loopback(host: &str) -> bool {
+        tmem_nbd::is_loopback(host)
+    }
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;

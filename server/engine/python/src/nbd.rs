@@ -44,7 +44,7 @@ pub fn client_name(certificate: &[u8]) -> PyResult<String> {
 impl NbdServer {
     #[new]
     #[pyo3(signature = (listen, *, connections=512, client_connections=256, handshakes=64, handshake_timeout=10.0,
-        buffers=256 << 20, poll_microseconds=0, tls=None, renewal=None, turned_away=None))]
+        buffers=256 << 20, poll_microseconds=0, tls=None, insecure=false, renewal=None, turned_away=None))]
     #[allow(clippy::too_many_arguments)] // The signature Python sees.
     fn new(
         py: Python<'_>,
@@ -56,6 +56,7 @@ impl NbdServer {
         buffers: usize,
         poll_microseconds: u64,
         tls: Option<Pem>,
+        insecure: bool,
         renewal: Option<Py<PyAny>>,
         turned_away: Option<Py<PyAny>>,
     ) -> PyResult<NbdServer> {
@@ -76,25 +77,12 @@ impl NbdServer {
             budget: Arc::new(Budget::new(buffers, patience)),
             poll: Duration::from_micros(poll_microseconds),
             tls: tls.transpose()?,
+            insecure,
             ..Settings::default()
         };
         let budget = settings.budget.clone();
-        let plain = Settings {
-            tls: None,
-            ..settings.clone()
-        };
-        // Who may open a socket's file is said by its folder; who reaches a port, by TLS.
-        let (unix, tcp): (Vec<_>, Vec<_>) = listen
-            .into_iter()
-            .partition(|address| matches!(address, Listen::Unix(_)));
         let exports = Exports::new();
-        let servers: Vec<Server> = py.detach(|| {
-            [(unix, plain), (tcp, settings)]
-                .into_iter()
-                .filter(|(addresses, _)| !addresses.is_empty())
-                .map(|(addresses, settings)| Server::start(&addresses, exports.clone(), settings))
-                .collect::<std::io::Result<_>>()
-        })?;
+        let servers = py.detach(|| Server::start_each(listen, &exports, settings))?;
         if let Some(source) = renewal {
             for server in &servers {
                 server.renew_tls(self::renewal(source.clone_ref(py)));

@@ -7,17 +7,22 @@ use std::time::Duration;
 
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 use tmem_nbd::client::{ClientTls, Endpoint, Uri};
 use tmem_nbd::san::{
     Backing, CacheAddress, FileBacking, Gateway, NbdBacking, Register, Settings, Status, Tokens,
-    Volume, default_state,
+    Volume, default_state, exposition,
 };
-use tmem_nbd::{Access, Exports, Listen, Server, Settings as Serving};
+use tmem_nbd::streams::{self, Stream};
+use tmem_nbd::{
+    Access, Budget, Exports, Listen, Renewal, Scrapes, Server, Settings as Serving, Tls, TlsFiles,
+};
 
 /// For connecting to the cache, and for its answers to puts and flushes.
 const CONNECT: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long who reads standard output may take for a line.
+const READY: Duration = Duration::from_secs(1);
 
 /// How long the start waits for the cache.
 const AT_FIRST: Duration = Duration::from_millis(500);
@@ -26,19 +31,33 @@ const AT_FIRST: Duration = Duration::from_millis(500);
 pub struct SanGateway {
     running: Mutex<Option<Running>>,
     addresses: Vec<String>,
+    metrics: Option<String>,
     size: u64,
     warm: bool,
 }
 
 struct Running {
-    server: Server,
+    servers: Vec<Server>,
+    scrapes: Option<Scrapes>,
     gateway: Arc<Gateway>,
 }
+
+/// Where it is served, and to whom.
+struct Doors {
+    listen: Vec<Listen>,
+    metrics: Option<Listen>,
+    tls: Option<TlsFiles>,
+    insecure: bool,
+    buffers: usize,
+}
+
+/// Certificate, key, and who vouches for clients.
+type OwnTls = (PathBuf, PathBuf, Option<PathBuf>);
 
 #[pymethods]
 impl SanGateway {
     #[new]
-    #[pyo3(signature = (backing, server, pool, listen, *, page_size, shared_object, state, key, trust, max_delay, scan, readahead, readahead_memory, threads, tls=None, san_timeout=60.0))]
+    #[pyo3(signature = (backing, server, pool, listen, *, page_size, shared_object, state, key, trust, max_delay, scan, readahead, readahead_memory, threads, tls=None, san_timeout=60.0, own_tls=None, insecure=false, metrics=None, buffers=256 << 20))]
     #[allow(clippy::too_many_arguments)] // The signature Python sees.
     fn new(
         py: Python<'_>,
@@ -58,11 +77,32 @@ impl SanGateway {
         threads: usize,
         tls: Option<(PathBuf, Option<(PathBuf, PathBuf)>)>,
         san_timeout: f64,
+        own_tls: Option<OwnTls>,
+        insecure: bool,
+        metrics: Option<&str>,
+        buffers: usize,
     ) -> PyResult<SanGateway> {
+        streams::open_standard();
         let value = |why: String| PyValueError::new_err(why);
         let endpoint = Endpoint::parse(server).map_err(value)?;
         let listen = listen.iter().map(|address| address.parse());
         let listen: Vec<Listen> = listen.collect::<Result<_, _>>().map_err(value)?;
+        let metrics = metrics.map(|address| {
+            let parsed = format!("tcp:{address}").parse();
+            parsed.map_err(|_| value(format!("{address:?} is not HOST:PORT")))
+        });
+        let doors = Doors {
+            listen,
+            metrics: metrics.transpose()?,
+            tls: own_tls.map(|(cert, key, client_ca)| TlsFiles {
+                cert,
+                key,
+                client_ca,
+            }),
+            insecure,
+            buffers,
+        };
+        let own = doors.admit().map_err(value)?;
         let max_delay = Duration::try_from_secs_f64(max_delay)
             .map_err(|_| value(format!("max_delay is {max_delay}; it is seconds")))?;
         let san_timeout = Duration::try_from_secs_f64(san_timeout)
@@ -116,9 +156,10 @@ impl SanGateway {
         };
         let read_only = shared_object.is_some();
         let opened = py.detach(|| open(backing, read_only, threads, san_timeout))?;
-        let started = py.detach(|| start(opened, &listen, settings));
+        let started = py.detach(|| start(opened, doors, own, settings));
         started.map_err(|error| match error.kind() {
             io::ErrorKind::ResourceBusy => PyOSError::new_err(format!("{backing}: {error}")),
+            io::ErrorKind::InvalidInput => PyValueError::new_err(error.to_string()),
             _ => error.into(),
         })
     }
@@ -138,26 +179,19 @@ impl SanGateway {
         self.warm
     }
 
-    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let status = self.status(py)?;
-        let mut fields = status.counters;
-        fields.push(("cache_up", u64::from(status.cache_down.is_none())));
-        fields.push(("san_up", u64::from(status.san_down.is_none())));
-        fields.push(("cache_latency_us", status.cache_micros));
-        fields.push(("san_latency_us", status.san_micros));
-        crate::engine::numbers(py, fields)
+    /// Where metrics are served, as HOST:PORT.
+    #[getter]
+    fn metrics(&self) -> Option<String> {
+        self.metrics.clone()
     }
 
-    #[allow(clippy::type_complexity)] // By name: bounds with counts, the count, the sum.
-    fn latencies(
-        &self,
-        py: Python<'_>,
-    ) -> PyResult<Vec<(&'static str, (Vec<(u64, u64)>, u64, u64))>> {
-        let status = self.status(py)?;
-        Ok(vec![
-            ("cache", status.hit_latency),
-            ("san", status.miss_latency),
-        ])
+    /// Write a line to standard output, or standard error, without waiting for who reads it.
+    #[staticmethod]
+    fn say(py: Python<'_>, line: &str, error: bool) {
+        py.detach(|| match error {
+            true => streams::say(Stream::Error, line, Duration::ZERO),
+            false => streams::say(Stream::Output, line, READY),
+        });
     }
 
     #[getter]
@@ -182,9 +216,10 @@ impl SanGateway {
         };
         let grace = Duration::from_secs_f64(grace.clamp(0.0, 1e6));
         let stopped = py.detach(move || {
-            running
-                .server
-                .stop(if detach { grace } else { Duration::ZERO });
+            drop(running.scrapes);
+            for server in running.servers {
+                server.stop(if detach { grace } else { Duration::ZERO });
+            }
             match detach {
                 true => running.gateway.detach(grace),
                 false => Ok(false),
@@ -211,9 +246,65 @@ impl SanGateway {
     }
 }
 
+impl Doors {
+    /// The certificates, if there are any and every door may be opened.
+    fn admit(&self) -> Result<Option<Tls>, String> {
+        if self.insecure && self.tls.is_some() {
+            return Err(
+                "--insecure is for serving without TLS: give it or --tls-cert, not both".into(),
+            );
+        }
+        for address in self.listen.iter().chain(&self.metrics) {
+            address.admit(self.tls.is_some(), self.insecure)?;
+        }
+        self.tls.as_ref().map(TlsFiles::load).transpose()
+    }
+
+    fn renewal(&self) -> Option<Box<Renewal>> {
+        let told = |why: &str| complain(&format!("the certificates are used as they were: {why}"));
+        self.tls
+            .as_ref()
+            .map(|files| files.renewal(told) as Box<Renewal>)
+    }
+
+    fn serve(&self, exports: &Arc<Exports>, own: Option<Tls>) -> io::Result<Vec<Server>> {
+        let serving = Serving {
+            budget: Arc::new(Budget::new(self.buffers, Budget::default().patience())),
+            tls: own,
+            insecure: self.insecure,
+            ..Serving::default()
+        };
+        let servers = Server::start_each(self.listen.clone(), exports, serving)?;
+        for server in &servers {
+            if let Some(renewal) = self.renewal() {
+                server.renew_tls(renewal);
+            }
+        }
+        Ok(servers)
+    }
+
+    fn measure(&self, gateway: &Arc<Gateway>, own: Option<Tls>) -> io::Result<Option<Scrapes>> {
+        let Some(listen) = &self.metrics else {
+            return Ok(None);
+        };
+        let gateway = Arc::downgrade(gateway);
+        let page = move || match gateway.upgrade() {
+            Some(gateway) => exposition(&gateway.status()),
+            None => String::new(),
+        };
+        let secured = own.zip(self.renewal());
+        Scrapes::start(listen, Box::new(page), secured, self.insecure).map(Some)
+    }
+}
+
+fn complain(line: &str) {
+    streams::say(Stream::Error, line, Duration::ZERO);
+}
+
 fn start(
     backing: Arc<dyn Backing>,
-    listen: &[Listen],
+    doors: Doors,
+    own: Option<Tls>,
     settings: Settings,
 ) -> io::Result<SanGateway> {
     let size = backing.size();
@@ -223,12 +314,24 @@ fn start(
     exports
         .add("", gateway.backend(), Access::Everybody)
         .map_err(io::Error::other)?;
-    let server = Server::start(listen, exports, Serving::default())?;
+    let scrapes = doors.measure(&gateway, own.clone())?;
+    let servers = doors.serve(&exports, own)?;
+    let addresses = servers
+        .iter()
+        .flat_map(|server| server.addresses().to_vec());
+    let metrics = scrapes
+        .as_ref()
+        .and_then(|scrapes| scrapes.addresses().first());
     Ok(SanGateway {
-        addresses: server.addresses().to_vec(),
+        addresses: addresses.collect(),
+        metrics: metrics.map(|address| address.trim_start_matches("tcp:").into()),
         size,
         warm: gateway.is_warm(),
-        running: Mutex::new(Some(Running { server, gateway })),
+        running: Mutex::new(Some(Running {
+            servers,
+            scrapes,
+            gateway,
+        })),
     })
 }
 

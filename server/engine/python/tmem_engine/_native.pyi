@@ -16,7 +16,17 @@ from typing import Any, Protocol, final, type_check_only
 
 from typing_extensions import Buffer
 
-__all__ = ["Engine", "EnginePool", "NbdServer", "SanGateway", "__version__", "pack", "set_lock_wait", "unpack"]
+__all__ = [
+    "Engine",
+    "EnginePool",
+    "NbdServer",
+    "SanGateway",
+    "__version__",
+    "is_loopback",
+    "pack",
+    "set_lock_wait",
+    "unpack",
+]
 
 __version__: str
 
@@ -283,6 +293,7 @@ class NbdServer:
         buffers: int = 268435456,
         poll_microseconds: int = 0,
         tls: tuple[bytes, bytes, bytes | None] | None = None,
+        insecure: bool = False,
         renewal: _Renewal | None = None,
         turned_away: Callable[[str, str], None] | None = None,
     ) -> NbdServer:
@@ -339,6 +350,9 @@ class NbdServer:
     def stop(self, grace: float) -> bool:
         """Stop: no new connections, those there finish what was received; whether they did in `grace` seconds."""
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host: the rule by which listeners need TLS."""
+
 @final
 class NbdSnapshot:
     """An export's blocks as they were at one instant. It ends when it is let go.
@@ -384,6 +398,10 @@ class SanGateway:
         threads: int,
         tls: tuple[str | PathLike[str], tuple[str | PathLike[str], str | PathLike[str]] | None] | None = None,
         san_timeout: float = 60.0,
+        own_tls: tuple[str | PathLike[str], str | PathLike[str], str | PathLike[str] | None] | None = None,
+        insecure: bool = False,
+        metrics: str | None = None,
+        buffers: int = 268435456,
     ) -> SanGateway:
         """Serve `backing`, a path or `nbd://...`, at each address of `listen`; cache in `pool` of the server.
 
@@ -392,6 +410,10 @@ class SanGateway:
         in bytes. `tls` is the file of the authority that vouches for the server, and those of this client's certificate
         and key; they are read anew for each connection. A command to
         an `nbd://` backing fails after `san_timeout` seconds, however often it was tried.
+
+        `own_tls` is the files of this server's certificate and key and of who vouches for clients: TCP listeners then
+        have TLS. Without it, and unless `insecure`, they must be on loopback; so must `metrics`, HOST:PORT for
+        Prometheus. Requests of all clients hold at most `buffers` bytes. Descriptors 0 to 2 are opened if they are not.
         """
     @property
     def addresses(self) -> list[str]:
@@ -408,13 +430,12 @@ class SanGateway:
     @property
     def san_down(self) -> str | None:
         """Why the SAN does not answer; None while it does."""
-    def stats(self) -> dict[str, int]:
-        """Counters and gauges by name."""
-    def latencies(self) -> list[tuple[str, tuple[list[tuple[int, int]], int, int]]]:
-        """How long reads took that the cache answered, and that the SAN did, in microseconds.
-
-        Bounds with how many took at most so long, the count, and the sum.
-        """
+    @property
+    def metrics(self) -> str | None:
+        """Where metrics are served, as HOST:PORT."""
+    @staticmethod
+    def say(line: str, error: bool) -> None:
+        """Write a line to standard output or error, dropped where nobody takes it: it never waits long."""
     def wait_cache(self, seconds: float) -> bool:
         """Wait until the cache is used; whether it is."""
     def stop(self, detach: bool = True, grace: float = 30.0) -> bool:

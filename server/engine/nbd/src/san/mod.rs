@@ -35,6 +35,7 @@ mod ahead;
 mod backing;
 mod changes;
 mod counters;
+mod exposition;
 mod judge;
 mod link;
 mod names;
@@ -52,6 +53,7 @@ mod volume;
 
 pub use backing::{Backing, Change, Changed, FileBacking, Lost, Read};
 pub use counters::Histogram;
+pub use exposition::exposition;
 pub use link::CacheAddress;
 pub use register::{Register, default_state};
 pub use remote::NbdBacking;

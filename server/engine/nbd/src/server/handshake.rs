@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::Shared;
-use super::input::{Input, wait};
+use super::input::{Input, agree, wait};
 use super::options::{Query, parse_go, parse_query};
 use crate::backend::{Client, Context, Contexts, ExportInfo, Head, Link, Out, Refusal};
 use crate::exports::{HANDOVER, Opened};
@@ -218,7 +218,11 @@ impl<'c> Handshake<'c> {
         self.reply(option, reply::ACK, &[]);
         self.send()?;
         let session = TlsSession::new(&self.shared.newest_tls().unwrap_or(tls))?;
-        let session = self.agree(session);
+        // Bytes that came too early are the client's first of TLS, and never more options in plain.
+        let early = self.input.peek(self.input.len()).map(<[u8]>::to_vec);
+        let early = early.unwrap_or_default();
+        self.input.consume(early.len());
+        let session = agree(&self.link.socket, session, early, self.deadline);
         self.kept_out = match &session {
             Ok(Some(_)) => None,
             Ok(None) => Some(
@@ -243,28 +247,6 @@ impl<'c> Handshake<'c> {
         (self.structured, self.chosen) = (false, None);
         self.link.socket.encrypt(session);
         Ok(Next::On)
-    }
-
-    /// The handshake of TLS; None at the end of the stream.
-    fn agree(&mut self, mut session: TlsSession) -> io::Result<Option<TlsSession>> {
-        // Bytes that came too early are the client's first of TLS, and never more options in plain.
-        let early = self.input.peek(self.input.len()).map(<[u8]>::to_vec);
-        let mut records = early.unwrap_or_default();
-        self.input.consume(records.len());
-        loop {
-            let fed = session.feed(&records);
-            let sent = self.link.socket.send_handshake(&mut session)?;
-            fed?;
-            if sent && !session.is_handshaking() {
-                return Ok(Some(session));
-            }
-            wait(&self.link.socket, !sent, self.deadline)?;
-            records.resize(16 << 10, 0);
-            match self.link.socket.receive_raw(&mut records, false)? {
-                Some(0) => return Ok(None),
-                received => records.truncate(received.unwrap_or(0)),
-            }
-        }
     }
 
     fn answer(&mut self, option: u32, data: &[u8]) -> Next {

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::socket::Socket;
+use crate::tls::TlsSession;
 
 /// What is received at once at most, and kept from request to request, in bytes.
 const KEEP: usize = 512 << 10;
@@ -93,4 +94,27 @@ pub fn wait(socket: &Socket, write: bool, deadline: Instant) -> io::Result<()> {
         return Err(io::ErrorKind::TimedOut.into());
     }
     socket.wait(write, !write, Some(left)).map(drop)
+}
+
+/// The handshake of TLS, of which the first bytes may be there; None at the end of the stream.
+pub fn agree(
+    socket: &Socket,
+    mut session: TlsSession,
+    mut records: Vec<u8>,
+    deadline: Instant,
+) -> io::Result<Option<TlsSession>> {
+    loop {
+        let fed = session.feed(&records);
+        let sent = socket.send_handshake(&mut session)?;
+        fed?;
+        if sent && !session.is_handshaking() {
+            return Ok(Some(session));
+        }
+        wait(socket, !sent, deadline)?;
+        records.resize(16 << 10, 0);
+        match socket.receive_raw(&mut records, false)? {
+            Some(0) => return Ok(None),
+            received => records.truncate(received.unwrap_or(0)),
+        }
+    }
 }

@@ -57,6 +57,27 @@ impl FromStr for Listen {
     }
 }
 
+/// Whether only this machine can reach a host. Names are not looked up: of them only `localhost` counts.
+pub fn is_loopback(host: &str) -> bool {
+    let address = host.parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+impl Listen {
+    /// The rule for every listener: it is a Unix socket or on loopback, or encrypted, or its user knows what it is.
+    pub fn admit(&self, encrypted: bool, insecure: bool) -> Result<(), String> {
+        match self {
+            Listen::Tcp { host, .. } if !is_loopback(host) && !encrypted && !insecure => {
+                Err(format!(
+                    "other machines can reach {self}: give it TLS (--tls-cert and --tls-key, and --tls-client-ca so that only \
+                 clients with certificates get in), or --insecure if anybody there may have what it serves"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -270,6 +291,29 @@ mod tests {
         ] {
             let error = text.parse::<Listen>().unwrap_err();
             assert!(error.contains("neither"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_other_machines_reach_is_encrypted_or_knowingly_plain() {
+        let rule = |text: &str, encrypted, insecure| {
+            text.parse::<Listen>().unwrap().admit(encrypted, insecure)
+        };
+        for text in [
+            "unix:/x",
+            "tcp:localhost:1",
+            "tcp:127.8.8.8:1",
+            "tcp:[::1]:1",
+        ] {
+            assert_eq!(rule(text, false, false), Ok(()));
+        }
+        for text in ["tcp:0.0.0.0:1", "tcp:[::]:1", "tcp:ram1:1", "tcp:*:1"] {
+            let why = rule(text, false, false).unwrap_err();
+            assert!(why.contains(text) && why.contains("--insecure"), "{why}");
+            assert_eq!(
+                (rule(text, true, false), rule(text, false, true)),
+                (Ok(()), Ok(()))
+            );
         }
     }
 

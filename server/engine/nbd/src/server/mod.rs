@@ -11,10 +11,12 @@ mod listen;
 mod options;
 mod parked;
 mod polling;
+mod scrape;
 mod seats;
 mod transmission;
 
-pub use listen::Listen;
+pub use listen::{Listen, is_loopback};
+pub use scrape::Scrapes;
 pub use seats::Limits;
 
 use std::io;
@@ -53,6 +55,8 @@ pub struct Settings {
     pub budget: Arc<Budget>,
     /// None: no TLS.
     pub tls: Option<Tls>,
+    /// Other machines may reach it without TLS.
+    pub insecure: bool,
 }
 
 impl Default for Settings {
@@ -66,6 +70,7 @@ impl Default for Settings {
             max_waiting_bytes: 64 << 20,
             budget: Arc::default(),
             tls: None,
+            insecure: false,
         }
     }
 }
@@ -130,6 +135,10 @@ impl Server {
         exports: Arc<Exports>,
         settings: Settings,
     ) -> io::Result<Server> {
+        for address in listen {
+            let admitted = address.admit(settings.tls.is_some(), settings.insecure);
+            admitted.map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
+        }
         let listener = Listener::bind(listen)?;
         let addresses = listener.addresses();
         let shared = Arc::new(Shared {
@@ -156,6 +165,26 @@ impl Server {
             addresses,
             acceptor: Some(acceptor),
         })
+    }
+
+    /// Two servers of the same exports: one for Unix sockets, in plain, as who may open a socket's file is said by its
+    /// folder; and one for TCP, where it is said by TLS.
+    pub fn start_each(
+        listen: Vec<Listen>,
+        exports: &Arc<Exports>,
+        settings: Settings,
+    ) -> io::Result<Vec<Server>> {
+        let plain = Settings {
+            tls: None,
+            ..settings.clone()
+        };
+        let is_unix = |address: &Listen| matches!(address, Listen::Unix(_));
+        let (unix, tcp): (Vec<_>, Vec<_>) = listen.into_iter().partition(is_unix);
+        [(unix, plain), (tcp, settings)]
+            .into_iter()
+            .filter(|(addresses, _)| !addresses.is_empty())
+            .map(|(addresses, settings)| Server::start(&addresses, exports.clone(), settings))
+            .collect()
     }
 
     /// Where it listens, as `unix:PATH` or `tcp:HOST:PORT`, ports that were 0 as they became.

@@ -20,7 +20,7 @@ pub struct ClientTls {
     pub own: Option<(PathBuf, PathBuf)>,
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 

@@ -1,10 +1,12 @@
 //! TLS as NBD has it: begun by the client with STARTTLS, before it may ask anything else where it is required.
 
 mod client;
+mod files;
 mod name;
 mod session;
 
 pub use client::{ClientTls, explain};
+pub use files::TlsFiles;
 pub use name::of_certificate;
 pub use session::TlsSession;
 
