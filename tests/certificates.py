@@ -87,6 +87,7 @@ class Authority:
         self._made += 1
         pair.cert.write_bytes(made.sign(signer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
         pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        pair.key.touch(0o600)
         pair.key.write_bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
         return pair
 
@@ -94,5 +95,6 @@ class Authority:
         self._made += 1
         pair = Pair(self._directory / f"{name}.pem", self._directory / f"{name}.key")
         pair.cert.write_bytes(b"".join(part.bytes() for part in made.cert_chain_pems))
+        pair.key.touch(0o600)
         made.private_key_pem.write_to_path(pair.key)
         return pair

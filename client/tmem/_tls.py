@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import stat
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def security(address: str, tls: Tls | None, credentials: grpc.ChannelCredentials
 
     Raises:
         OSError: A file cannot be read.
-        ValueError: The certificate and the key are no pair, or there are both files and credentials.
+        ValueError: Others may write a file, certificate and key are no pair, or there are both files and credentials.
     """
     if credentials is not None:
         if tls is not None:
@@ -107,15 +108,28 @@ def security(address: str, tls: Tls | None, credentials: grpc.ChannelCredentials
     return _from_files(tls or Tls())
 
 
+def _read(path: str | os.PathLike[str]) -> bytes:
+    """A file that nobody but its owner can have written."""
+    with open(path, "rb") as file:
+        found = os.fstat(file.fileno())
+        groups = found.st_mode & stat.S_IWGRP and os.name == "posix" and found.st_gid not in (0, os.getegid())
+        anyone = found.st_mode & stat.S_IWOTH and os.name == "posix"
+        if stat.S_ISREG(found.st_mode) and (anyone or groups):
+            who = "anyone" if anyone else f"group {found.st_gid}"
+            path = os.fspath(path)
+            raise ValueError(f"{path}: {who} may write it (mode {found.st_mode & 0o7777:04o}): chmod go-w {path}")
+        return file.read()
+
+
 def _from_files(tls: Tls) -> Security:
     import grpc
 
     stamp = _stamp(tls)
-    roots = _system_roots() if tls.ca is None else Path(tls.ca).read_bytes()
+    roots = _system_roots() if tls.ca is None else _read(tls.ca)
     context = _context(roots)
     if tls.cert is None or tls.key is None:
         return Security(grpc.ssl_channel_credentials(roots), context, tls, stamp)
-    cert, key = Path(tls.cert).read_bytes(), Path(tls.key).read_bytes()
+    cert, key = _read(tls.cert), _read(tls.key)
     try:
         # gRPC itself would say nothing until the first call, and then only that the server cannot be reached.
         (context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).load_cert_chain(tls.cert, tls.key, password="")

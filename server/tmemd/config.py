@@ -18,6 +18,7 @@ from tmemd.errors import ConfigError
 from tmemd.inject import Injection, injections
 from tmemd.logs import FORMATS, LEVELS
 from tmemd.reasons import unreadable
+from tmemd.trusted import check_writers
 from tmemd.values import (
     address,
     block_addresses,
@@ -262,6 +263,10 @@ def _written(value: object) -> str:
 def _read(path: Path) -> dict[str, object]:
     try:
         with path.open("rb") as file:
+            try:
+                check_writers(file, path)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
             text = file.read(_MOST_TEXT + 1)
         if len(text) > _MOST_TEXT:
             raise ConfigError(f"{path}: it is longer than {_MOST_TEXT >> 20} MiB")

@@ -11,13 +11,13 @@ import logging
 import os
 import ssl
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import grpc
 
 from tmemd.errors import ConfigError
 from tmemd.reasons import unreadable
+from tmemd.trusted import check_writers, readable_by_anyone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +59,8 @@ class Certificates:
             self._sound = self._read()
         except ValueError as error:
             raise ConfigError(f"TLS: {error}") from error
+        if why := readable_by_anyone(self._key):
+            log.warning("TLS: %s", why)
         return self._sound
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -140,7 +142,9 @@ def certificates(config: Config) -> Certificates | None:
 
 def _bytes(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            check_writers(file, path)
+            return file.read()
     except OSError as error:
         raise ValueError(unreadable(path, error)) from error
 

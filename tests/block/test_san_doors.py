@@ -94,7 +94,7 @@ def test_files_of_certificates_that_are_no_use_are_named(volume: Path, tmp_path:
     ):
         assert why in refused(tmp_path, str(volume), NOBODY, *doors, status=2)
     own.key.chmod(0o666)
-    assert f"{own.key} is writable by everybody" in refused(tmp_path, str(volume), NOBODY, *both, status=2)
+    assert f"{own.key}: anyone may write it" in refused(tmp_path, str(volume), NOBODY, *both, status=2)
 
 
 @pytest.mark.parametrize("how", ["silent", "half a request", "does not read"])

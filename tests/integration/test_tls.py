@@ -313,6 +313,48 @@ def test_files_of_the_daemon_that_cannot_be_used(authority: Authority, tmp_path:
         assert why in ended.stderr
 
 
+def test_files_that_others_may_write_are_refused(tmp_path: Path) -> None:
+    """By the daemon, the SDK and a gateway alike; a key that anyone may read is only warned of."""
+    authority = Authority(tmp_path / "ca")
+    server, alice = authority.server(), authority.client("alice")
+    config = tmp_path / "tmemd.toml"
+    config.write_text("memory = 8388608\n")
+    flags = [f"--config={config}", *authority.flags(server)]
+    tls = tmem.Tls(ca=authority.file, cert=alice.cert, key=alice.key)
+    san = ["--ca", authority.file, "--cert", alice.cert, "--key", alice.key, "san", "--pool", "p", "--backing", config]
+    for path, command, mode in (
+        (config, "tmemd", 0o602),
+        (server.cert, "tmemd", 0o620),
+        (server.key, "tmemd", 0o602),
+        (authority.file, "tmemd", 0o620),
+        (alice.cert, "tmem", 0o602),
+        (alice.key, "tmem", 0o620),
+    ):
+        whole = path.stat().st_mode
+        path.chmod(mode)
+        if mode == 0o620:
+            os.chown(path, -1, 12345)
+        why = f"may write it (mode 0{mode:03o}): chmod go-w {path}"
+        if command == "tmemd":
+            ended = _run("tmemd", "--listen=127.0.0.1:0", *flags)
+            assert (ended.returncode, why in ended.stderr) == (2, True), ended.stderr
+        else:
+            with pytest.raises(ValueError, match="chmod go-w"):
+                tmem.connect("localhost:1", tls=tls)
+            gateway = _run("tmem.cli", "--server", "localhost:1", *map(str, san), "--listen", f"unix:{tmp_path}/s")
+            assert (gateway.returncode != 0, why in gateway.stderr) == (True, True), gateway.stderr
+        path.chmod(whole)
+    server.key.chmod(0o604)
+    with daemon(*flags) as running:
+        running.process.terminate()
+        assert "anyone may read this key (mode 0604): chmod o-r" in running.process.communicate()[1]
+
+
+def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
 def test_the_commands_of_the_operations_text_make_certificates(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
     found = re.search(

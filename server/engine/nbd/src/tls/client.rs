@@ -1,6 +1,8 @@
 //! The client's end of TLS: how it knows the server, and shows who it is.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,8 +22,28 @@ pub struct ClientTls {
     pub own: Option<(PathBuf, PathBuf)>,
 }
 
+/// A file that nobody but its owner can have written.
 pub fn read(path: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+    let named = path.display();
+    let wrong = |error: io::Error| format!("{named}: {error}");
+    let mut file = File::open(path).map_err(wrong)?;
+    let found = file.metadata().map_err(wrong)?;
+    let (mode, group) = (found.mode(), found.gid());
+    let anyone = mode & 0o002 != 0;
+    let others = mode & 0o020 != 0 && ![0, rustix::process::getegid().as_raw()].contains(&group);
+    if found.is_file() && (anyone || others) {
+        let who = match anyone {
+            true => "anyone".into(),
+            false => format!("group {group}"),
+        };
+        let mode = mode & 0o7777;
+        return Err(format!(
+            "{named}: {who} may write it (mode {mode:04o}): chmod go-w {named}"
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(wrong)?;
+    Ok(bytes)
 }
 
 impl ClientTls {

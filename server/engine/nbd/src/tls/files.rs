@@ -24,9 +24,6 @@ type Stamp = Vec<Option<(u64, u64, i64, i64)>>;
 impl TlsFiles {
     /// What the files say now; in words what is wrong with them.
     pub fn load(&self) -> Result<Tls, String> {
-        for path in self.paths() {
-            refuse_writable(path)?;
-        }
         let clients = self.client_ca.as_deref().map(read).transpose()?;
         let (cert, key) = (read(&self.cert)?, read(&self.key)?);
         Tls::new(&cert, &key, clients.as_deref(), true).map_err(|why| {
@@ -66,16 +63,5 @@ impl TlsFiles {
             Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
         };
         self.paths().map(of).collect()
-    }
-}
-
-/// Who may write to it says who the server is, and whom it lets in.
-fn refuse_writable(path: &Path) -> Result<(), String> {
-    match fs::metadata(path) {
-        Ok(found) if found.mode() & 0o002 != 0 => {
-            Err(format!("{} is writable by everybody", path.display()))
-        }
-        Ok(_) => Ok(()),
-        Err(error) => Err(format!("{}: {error}", path.display())),
     }
 }
