@@ -38,9 +38,9 @@ elif [ ! -e ca.key ]; then
     echo "$0: $(pwd)/ca.key is not there; certificates of another authority would shut all clients out: put it back" >&2
     exit 1
 fi
-# The daemon's health check shows its certificate as a client's; tmemd is its name for the services beside it.
+# tmemd is its name for the services beside it.
 issue 7717:7717 tmemd server \
-    "subjectAltName=DNS:$host,DNS:tmemd,DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n"
+    "subjectAltName=DNS:$host,DNS:tmemd,DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n"
 issue 65534:65534 prometheus prometheus 'extendedKeyUsage=clientAuth\n'
 issue 7717:7717 demo demo 'extendedKeyUsage=clientAuth\n'
 for client in ops "$@"; do
