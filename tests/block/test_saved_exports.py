@@ -159,6 +159,19 @@ def test_an_export_that_a_client_has_open_is_left_alone(cli: Command, store: tme
     holds_what_was_saved(nbd, "disk")
 
 
+@pytest.mark.parametrize("into", ["pages", "export/disk"])
+def test_what_is_frozen_keeps_what_it_holds(cli: Command, store: tmem.Store, file: Path, into: str) -> None:
+    """A put that is refused would take the older page away."""
+    cli("restore", file, "--pool", into)
+    cli("pool", "freeze", into)
+    assert "is frozen: nothing was written" in cli.fails("restore", file, "--merge", "--pool", into)
+    assert store.find_pool(into).stats()["pages"] == 2
+    cli("pool", "thaw", into)
+    cli("restore", file, "--merge", "--pool", into)
+    if into == "pages":
+        store.find_pool(into).destroy()
+
+
 @pytest.mark.parametrize("before", ["none", "empty", "draining"])
 def test_nobody_gets_in_while_it_is_restored_nor_after_a_restore_that_failed(
     cli: Command, store: tmem.Store, nbd: str, file: Path, before: str

@@ -71,6 +71,10 @@ def restored(
         _make(target, reader, name, wanted)
     else:
         _must_fit(found, reader, wanted, merge)
+        if target.pool(PREFIX + name).frozen:
+            raise tmem.MismatchError(
+                f"export {name!r} is frozen: nothing was written; `tmem pool thaw {PREFIX}{name}` ends that"
+            )
         _close(target, found)
     try:
         yield target.store.find_pool(PREFIX + name), made

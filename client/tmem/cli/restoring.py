@@ -56,6 +56,8 @@ def _pool_for(target: Target, reader: Reader, name: str, merge: bool) -> tuple[P
         return target.store.find_pool(name), True
     if view.settings["kind"] != "persistent":
         raise tmem.MismatchError(f"pool {name!r} is ephemeral and may lose any page: give another name with --as")
+    if view.frozen:
+        raise tmem.MismatchError(f"pool {name!r} is frozen: nothing was written; `tmem pool thaw {name}` ends that")
     if view.page_size != reader.page_size:
         raise tmem.MismatchError(
             f"pool {name!r} has pages of {view.page_size} bytes, the file of {reader.page_size}: give another name "
