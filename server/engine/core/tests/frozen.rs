@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use support::{
     Fill, Scratch, assert_sound, inclusive, oid, page, persistent, put, stat, stored, version,
 };
-use tmem_core::{Error, Lock, Pool, Store, StoreOptions, waiting_at_most};
+use tmem_core::{
+    Error, Fetch, Kind, Lock, Pool, PoolSettings, Store, StoreOptions, waiting_at_most,
+};
 
 const CHILD: &str = "TMEM_FROZEN_CHILD";
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -72,10 +74,13 @@ fn frozen(name: &str) -> Scene {
     let store = Store::open(&options).unwrap();
     let pool = store.pool("p", &persistent()).unwrap();
     let cache = store.pool("cache", &inclusive()).unwrap();
+    let private = PoolSettings::new(Kind::Ephemeral);
+    let private = store.pool("private", &private).unwrap();
     for index in 0..2000 {
         let page = page(Fill::pick(index), index, 1, 4096);
         assert!(stored(put(&pool, 1, index as u32, &page)));
         assert!(stored(put(&cache, 1, index as u32, &page)));
+        assert!(stored(put(&private, 1, index as u32, &page)));
     }
     let mut other = Command::new(std::env::current_exe().unwrap());
     other
@@ -174,6 +179,17 @@ fn a_frozen_holder_costs_its_shard_a_bounded_wait_and_the_others_nothing() {
     );
     scene.assert_busy(scene.pool.freeze());
     assert!(!scene.pool.frozen().unwrap());
+    // A batch takes nothing out, or an error would lose it; a pool that gives its pages up has misses.
+    let indices: Vec<u32> = (0..2000).step_by(64).collect();
+    scene.assert_busy(get_all(&scene.pool, &indices));
+    let private = scene.store.find_pool("private").unwrap().unwrap();
+    waiting_at_most(Some(Duration::ZERO));
+    let first = indices
+        .iter()
+        .position(|&index| private.has(&oid(1), index, 1).is_ok());
+    waiting_at_most(None);
+    let got = get_all(&private, &indices[first.unwrap()..]).unwrap();
+    assert!(got.contains(&Fetch::Hit) && got.contains(&Fetch::Miss));
     // The care of the store goes around it, and the others are served.
     scene.store.stats().unwrap();
     scene.store.compact().unwrap();
@@ -193,7 +209,20 @@ fn a_frozen_holder_costs_its_shard_a_bounded_wait_and_the_others_nothing() {
     while scene.pool.has(&oid(1), held, 1).is_err() {
         assert!(begun.elapsed() < GENEROUS);
     }
-    assert_eq!(version(&scene.pool, 1, held, held.into()), Some(1));
+    for index in indices.iter().filter(|index| **index != beside) {
+        assert_eq!(version(&scene.pool, 1, *index, u64::from(*index)), Some(1));
+    }
+    assert_eq!(
+        get_all(&scene.pool, &indices).unwrap(),
+        vec![Fetch::Hit; indices.len()]
+    );
+    assert_eq!(scene.pool.has(&oid(1), held, 1).unwrap(), [false]);
+}
+
+fn get_all(pool: &Pool, indices: &[u32]) -> tmem_core::Result<Vec<Fetch>> {
+    let mut bytes = vec![0; 4096 * indices.len()];
+    let mut into: Vec<&mut [u8]> = bytes.chunks_mut(4096).collect();
+    pool.get(&oid(1), indices, &mut into, true)
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub use cell::{W32, W64};
 pub use file::{Arena, Attach};
 pub use layout::*;
 pub use lock::{Acquired, Level};
-pub use patience::waiting_at_most;
+pub use patience::{waiting_at_least, waiting_at_most};
 pub use promise::{
     heap_at, heap_head, is_backed, is_over_by, kept, owed, owed_after, pool_frames, promised,
     promised_beyond, promised_to, with_index,

@@ -20,6 +20,15 @@ pub fn waiting_at_most(limit: Option<Duration>) -> Option<Duration> {
     MOST.replace(limit)
 }
 
+/// Do something for which locks are worth at least this wait, whatever this thread's own limit is.
+pub fn waiting_at_least<T>(limit: Duration, body: impl FnOnce() -> T) -> T {
+    let own = MOST.get();
+    MOST.set(own.map(|own| own.max(limit)));
+    let done = body();
+    MOST.set(own);
+    done
+}
+
 /// The patience of one attachment, for each of its locks.
 pub struct Patience {
     limit: Duration,

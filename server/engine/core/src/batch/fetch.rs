@@ -3,10 +3,10 @@
 //! Unlike `get` it takes nothing out of a pool that keeps its pages, as the answer may be lost on its way. Once the user
 //! has the pages, `flush_if` removes them by their stamps and leaves alone what was put in between.
 
-use super::get::{Copied, copy_out, decode};
+use super::get::{Copied, copy_out, decode, once_taken};
 use super::{SCRATCH, Scratch, Target, stretches};
 use crate::codec::Form;
-use crate::error::Result;
+use crate::error::{Result, unless_busy};
 use crate::shard::ObjectKey;
 use crate::types::{CLUSTER, Codec, Fetch};
 
@@ -43,7 +43,7 @@ const MISS: FetchedPage = FetchedPage {
 impl Target<'_> {
     /// Fetch pages: with `lz4` as LZ4 blocks where they are stored so or shrink at once, else decoded.
     pub fn fetch(&self, key: &ObjectKey, indices: &[u32], lz4: bool) -> Result<Fetched> {
-        self.view()?;
+        let takes = self.view()?.exclusive;
         let mut found = Fetched {
             bytes: Vec::new(),
             pages: vec![MISS; indices.len()],
@@ -56,7 +56,11 @@ impl Target<'_> {
                 self.page_size,
                 index,
                 |scratch, stretch| {
-                    self.fetch_stretch(key, scratch, indices, stretch, lz4, &mut found)
+                    let took = takes && found.pages.iter().any(|page| page.fetch == Fetch::Hit);
+                    let fetched = once_taken(took, || {
+                        self.fetch_stretch(key, scratch, indices, stretch, lz4, &mut found)
+                    });
+                    fetched.map(drop)
                 },
             )
         })?;
@@ -89,7 +93,7 @@ impl Target<'_> {
                 seq: copy.header.seq,
             };
             if fetch == Fetch::Corrupt {
-                self.corrupt(key, home, copy)?;
+                unless_busy(self.corrupt(key, home, copy))?;
             }
         }
         scratch.copies = copies;

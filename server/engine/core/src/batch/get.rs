@@ -1,10 +1,12 @@
 //! Get of a batch: compressed bytes are copied out under the lock, then decoded and verified without it.
 
+use std::time::Duration;
+
 use super::pages::Room;
 use super::{SCRATCH, Scratch, Target, stretches};
-use crate::arena::Counter;
+use crate::arena::{Counter, waiting_at_least};
 use crate::codec::{Compressor, Form, checksum};
-use crate::error::Result;
+use crate::error::{Error, Result, unless_busy};
 use crate::pools::PoolView;
 use crate::shard::{ObjectKey, Shard};
 use crate::slot::{Header, Zhandle};
@@ -28,6 +30,34 @@ pub struct Copied {
     pub header: Header,
 }
 
+/// Pages of one shard that were fetched and are to be removed: position, index and stamp.
+struct Claim {
+    home: u32,
+    pages: Vec<(usize, u32, u32)>,
+}
+
+/// The wait for a lock where pages of the batch were taken out already.
+const ENOUGH: Duration = Duration::from_millis(2);
+
+/// Go on with a batch. Where it has taken pages out, a shard whose lock is held is a miss (`None`), which a pool that gives its pages
+/// up may always answer: an error would lose what was taken.
+pub fn once_taken<T>(taken: bool, go_on: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+    if !taken {
+        return go_on().map(Some);
+    }
+    unless_busy(waiting_at_least(ENOUGH, go_on))
+}
+
+/// Make a call again and again while a lock is held, if `on`.
+fn patiently<T>(on: bool, mut call: impl FnMut() -> Result<T>) -> Result<T> {
+    loop {
+        match waiting_at_least(ENOUGH * u32::from(on), &mut call) {
+            Err(Error::Busy { .. }) if on => {}
+            done => return done,
+        }
+    }
+}
+
 impl Target<'_> {
     /// Fetch pages of `count` indices into their room; `fetched` becomes what became of each, in their order.
     pub fn get(
@@ -39,24 +69,24 @@ impl Target<'_> {
         exclusive: bool,
         fetched: &mut Vec<Fetch>,
     ) -> Result<()> {
-        self.view()?;
+        let takes = self.view()?.exclusive;
         fetched.clear();
         fetched.resize(count, Fetch::Miss);
+        let mut claims = Vec::new();
         SCRATCH.with_borrow_mut(|scratch| {
             stretches(scratch, count, self.page_size, index, |scratch, stretch| {
-                let mut get = |scratch: &mut Scratch, stretch: &[usize]| {
+                let took = takes && fetched.contains(&Fetch::Hit);
+                let got = once_taken(took, || {
                     self.get_stretch(key, scratch, index, stretch, exclusive, room, fetched)
-                };
-                let mut again = get(scratch, stretch)?;
-                while !again.is_empty() {
-                    again = get(scratch, &again)?;
-                }
+                })?;
+                claims.extend(got.flatten());
                 Ok(())
-            })
+            })?;
+            self.claim_all(key, scratch, index, claims, room, fetched)
         })
     }
 
-    /// Get one stretch; the positions that must be fetched again, as their pages changed on the way.
+    /// Get one stretch; what is to be claimed of it.
     #[allow(clippy::too_many_arguments)]
     fn get_stretch(
         &self,
@@ -67,7 +97,7 @@ impl Target<'_> {
         exclusive: bool,
         room: &mut impl Room,
         fetched: &mut [Fetch],
-    ) -> Result<Vec<usize>> {
+    ) -> Result<Option<Claim>> {
         let Scratch {
             compressor,
             blocks,
@@ -83,32 +113,62 @@ impl Target<'_> {
             let verdict = decode(compressor, blocks, copy, room.page(copy.position));
             fetched[copy.position] = verdict;
             if verdict == Fetch::Corrupt {
-                self.corrupt(key, home, copy)?;
+                unless_busy(self.corrupt(key, home, copy))?;
             }
         }
-        if claim {
-            self.claim(key, home, copies, fetched)
-        } else {
-            Ok(Vec::new())
-        }
+        Ok(claim.then(|| {
+            let hits = copies.iter();
+            let hits = hits.filter(|copy| fetched[copy.position] == Fetch::Hit);
+            let pages = hits.map(|copy| (copy.position, copy.index, copy.header.seq));
+            Claim {
+                home,
+                pages: pages.collect(),
+            }
+        }))
     }
 
-    /// Remove pages that were fetched for good, now that they are verified. Those that were removed or replaced in
-    /// between are another's: their positions, to be fetched again.
-    fn claim(
+    /// Remove pages that were fetched for good, now that all are verified. Those that were removed or replaced in between are
+    /// another's, and are fetched again. Once any is removed the rest is waited for as long as it takes: an error would lose
+    /// what was taken.
+    fn claim_all(
         &self,
         key: &ObjectKey,
-        home: u32,
-        copies: &[Copied],
+        scratch: &mut Scratch,
+        index: impl Fn(usize) -> u32 + Copy,
+        claims: Vec<Claim>,
+        room: &mut impl Room,
         fetched: &mut [Fetch],
-    ) -> Result<Vec<usize>> {
-        let hits = copies
-            .iter()
-            .filter(|copy| fetched[copy.position] == Fetch::Hit);
-        let lost: Vec<usize> = self.with(home, |shard, view| {
-            let lost = hits.filter(|copy| !shard.remove_if(key, copy.index, copy.header.seq));
+    ) -> Result<()> {
+        let mut begun = false;
+        for mut claim in claims {
+            loop {
+                let lost = patiently(begun, || self.claim(key, &claim, fetched))?;
+                begun = true;
+                if lost.is_empty() {
+                    break;
+                }
+                let got = patiently(true, || {
+                    self.get_stretch(key, scratch, index, &lost, true, room, fetched)
+                })?;
+                match got {
+                    Some(again) => claim = again,
+                    None => break,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Claim one stretch's pages; the positions of those that are another's by now.
+    fn claim(&self, key: &ObjectKey, claim: &Claim, fetched: &mut [Fetch]) -> Result<Vec<usize>> {
+        if claim.pages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lost: Vec<usize> = self.with(claim.home, |shard, view| {
+            let pages = claim.pages.iter();
+            let lost = pages.filter(|(_, index, seq)| !shard.remove_if(key, *index, *seq));
             let lost = lost.inspect(|_| shard.count(view.slot, Counter::GetsHit, UNCOUNT));
-            lost.map(|copy| copy.position).collect()
+            lost.map(|(position, ..)| *position).collect()
         })?;
         lost.iter()
             .for_each(|&position| fetched[position] = Fetch::Miss);

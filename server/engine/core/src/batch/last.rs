@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::get::{copy_out, decode};
 use super::{SCRATCH, Scratch, Target};
 use crate::arena::{Arena, Counter};
-use crate::error::Result;
+use crate::error::{Result, unless_busy};
 use crate::pools::PoolView;
 use crate::shard::{ObjectKey, Shard};
 use crate::slot::Header;
@@ -98,7 +98,7 @@ impl Target<'_> {
             };
             let verdict = decode(compressor, blocks, copy, &mut last.bytes);
             if verdict == Fetch::Corrupt {
-                self.corrupt(key, home, copy)?;
+                unless_busy(self.corrupt(key, home, copy))?;
             } else if keeps {
                 last.of = Some(Origin {
                     arena: Arc::downgrade(arena),
