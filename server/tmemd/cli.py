@@ -19,7 +19,8 @@ from tmemd.descriptors import raise_limit
 from tmemd.errors import ConfigError, TmemdError, WorkerError
 from tmemd.logs import end_with, log, log_to_stderr
 from tmemd.notify import notify
-from tmemd.room import check, choose, in_mib, look
+from tmemd.room import Room, check, choose, in_mib, look
+from tmemd.sole import is_older
 from tmemd.streams import Outlet
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ def _with_memory(config: Config) -> Config:
 @cache
 def _chosen(arena: str | None) -> tuple[int, str]:
     """How much memory to use where nobody says, and why: once, for reading the configuration again changes nothing."""
+    if is_older(arena):  # another daemon may be at it: it must not be attached to, and so brought up to date, yet
+        quarter = choose(Room(look(None).machine, None))[0]
+        return quarter, f"as {arena} is of an earlier version, which took a quarter of the machine's"
     if arena is not None and os.path.exists(arena):
         from tmemd.store import memory_of
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lz4.block
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
@@ -27,11 +29,13 @@ from tests.daemon import Client, daemon
 from tests.integration.test_tmemd_daemon import tmemd
 from tests.support import PATIENCE
 from tmem_proto.v1 import admin_pb2 as pb
+from tmemd.sole import is_older
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 COMMAND = [sys.executable, "-m", "tmemd", "--listen=127.0.0.1:0", "--memory=16MiB"]
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 WORKERS = pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
 
 
@@ -332,6 +336,32 @@ def test_an_arena_keeps_its_memory_unless_it_is_told(arena: Path) -> None:
     with daemon(f"--arena={arena}", memory="24MiB"):
         pass
     assert "memory = 25165824\n" in tmemd(f"--arena={arena}", "--print-config").stdout
+
+
+def unpacked(path: Path) -> Path:
+    """The stored arena of an earlier layout (tests/fixtures)."""
+    stored = (FIXTURES / "layout4" / "arena.lz4").read_bytes()
+    length, count = struct.unpack_from("<QI", stored)
+    at = 12 + 12 * count
+    with path.open("wb") as file:
+        path.chmod(0o600)
+        file.truncate(length)
+        for number in range(count):
+            offset, size = struct.unpack_from("<QI", stored, 12 + 12 * number)
+            block, at = stored[at : at + size], at + size
+            file.seek(offset)
+            file.write(block if size == 4096 else lz4.block.decompress(block, 4096))
+    return path
+
+
+def test_an_arena_of_an_earlier_layout_is_not_touched_before_it_is_known_to_be_free(arena: Path) -> None:
+    """Its memory cannot be asked for: whoever attaches brings it up to date."""
+    unpacked(arena)
+    assert tmemd(f"--arena={arena}", "--print-config").returncode == 0
+    assert is_older(str(arena))
+    with daemon(f"--arena={arena}", "--shards=2", memory="8MiB") as running, closing(Client(running.address)) as client:
+        assert "lz4" in [pool.name for pool in client.admin.ListPools(pb.ListPoolsRequest()).pools]
+    assert not is_older(str(arena))
 
 
 def test_the_limit_of_a_real_cgroup() -> None:

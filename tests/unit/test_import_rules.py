@@ -32,7 +32,7 @@ POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "term
 DAEMON_LAYERS = {
     "polling": set(),
     "cli": {"polling", "descriptors", "supervisor", "daemon", "config", "errors", "logs", "notify", "room"}
-    | {"store", "streams"},
+    | {"sole", "store", "streams"},
     "supervisor": {"child", "shared_arena", "sole", "metrics", "store", "surface", "workers", "config", "counts"}
     | {"control", "early", "errors", "logs", "notify", "relay", "reload", "signals", "values"},
     "child": {"control", "workers", "counts", "errors", "logs"},
