@@ -103,7 +103,7 @@ class Snapshots:
         self._used(request.id)
         before = self._end(request.id)
         if before:
-            raise SnapshotError(before)
+            raise SnapshotError(f"the snapshot has ended: {before}")
         return pb.CloseSnapshotResponse()
 
     def end_of(self, export: str) -> None:

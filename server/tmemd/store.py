@@ -118,11 +118,11 @@ class EngineBlockSnapshot:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Have the end of a snapshot told as such."""
+    """Have it told where a snapshot has ended, or cannot be read."""
     try:
         yield
     except RuntimeError as error:
-        raise errors.SnapshotError(f"the snapshot has ended: {error}") from error
+        raise errors.SnapshotError(str(error)) from error
 
 
 class EngineBlockServer:

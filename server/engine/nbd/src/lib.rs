@@ -3,7 +3,7 @@
 //! `server` speaks the NBD protocol to kernels, virtual machines and tools, and knows an export only as its backend.
 //! It knows no Python; what it serves is chosen by who starts it.
 //!
-//! Layers, lower first: `protocol <- backend <- exports <- server`, with `tls <- socket` under `backend`; `pool` is a backend and knows no server, `snapshot` what it keeps of blocks that change.
+//! Layers, lower first: `protocol <- backend <- exports <- server`, with `tls <- socket` under `backend`; `pool` is a backend and knows no server, `snapshot` what it keeps of blocks that change, `span` which pages a request is of.
 //! `cache` opens ephemeral pools as exports; `client` is the other end of `protocol`, and knows `tls` beside it.
 
 #![deny(unsafe_code)]
@@ -19,6 +19,7 @@ pub mod san;
 mod server;
 mod snapshot;
 mod socket;
+mod span;
 pub mod streams;
 mod tcp;
 mod tls;

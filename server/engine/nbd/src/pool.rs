@@ -25,6 +25,7 @@ use tmem_core::{
 use crate::backend::{Backend, Context, ExportInfo, Later, Refusal, Reply, Request, Served};
 use crate::protocol::{Errno, allocation};
 use crate::snapshot::{Pages, Saving, Snapshot};
+use crate::span::{Missing, Span};
 
 /// Locks that clusters share.
 const STRIPES: usize = 64;
@@ -68,53 +69,6 @@ struct Scratch {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// Bytes of a request cut into whole pages and what stands out before and after them.
-#[derive(Clone, Copy)]
-struct Span {
-    offset: u64,
-    length: u64,
-}
-
-impl Span {
-    fn end(self) -> u64 {
-        self.offset + self.length
-    }
-
-    /// The parts of one cluster each.
-    fn clusters(self, page: u64) -> impl Iterator<Item = Span> {
-        let bytes = page * u64::from(CLUSTER);
-        let mut at = self.offset;
-        std::iter::from_fn(move || {
-            let offset = at;
-            at = ((at / bytes + 1) * bytes).min(self.end());
-            (offset < at).then(|| Span {
-                offset,
-                length: at - offset,
-            })
-        })
-    }
-
-    /// Part of a page, whole pages, part of a page; each may be empty.
-    fn parts(self, page: u64) -> [Span; 3] {
-        let first = self.offset.next_multiple_of(page).min(self.end());
-        let last = (self.end() / page * page).max(first);
-        let span = |from: u64, to: u64| Span {
-            offset: from,
-            length: to - from,
-        };
-        [
-            span(self.offset, first),
-            span(first, last),
-            span(last, self.end()),
-        ]
-    }
-
-    fn range(self, of: Span) -> std::ops::Range<usize> {
-        let start = (self.offset - of.offset) as usize;
-        start..start + self.length as usize
-    }
 }
 
 impl PoolExport {
@@ -500,32 +454,6 @@ fn all_stored(outcomes: &[Outcome]) -> Result<(), Fault> {
     outcomes.iter().find_map(fault).map_or(Ok(()), Err)
 }
 
-/// Pages that turned out to be no pages, one run of them after the other.
-#[derive(Default)]
-struct Missing {
-    run: Option<Span>,
-}
-
-impl Missing {
-    fn add(&mut self, missing: bool, span: Span) {
-        self.run = missing.then_some(span);
-    }
-
-    fn next(&mut self, missing: bool, span: Span, reply: &mut Reply<'_>) {
-        match &mut self.run {
-            Some(run) if missing => run.length += span.length,
-            None if missing => self.run = Some(span),
-            _ => self.end(reply),
-        }
-    }
-
-    fn end(&mut self, reply: &mut Reply<'_>) {
-        if let Some(run) = self.run.take() {
-            reply.punch(run.offset, run.length as usize);
-        }
-    }
-}
-
 impl Backend for PoolExport {
     fn info(&self) -> ExportInfo {
         ExportInfo {
@@ -595,6 +523,11 @@ impl Backend for PoolExport {
         if bytes < self.size() && saved {
             return Err(Refusal::Policy(
                 "it is being saved, and can only grow until that is done".into(),
+            ));
+        }
+        if bytes < self.size() && self.pool.frozen().unwrap_or(false) {
+            return Err(Refusal::Policy(
+                "its pool is frozen, and it can only grow until that is thawed".into(),
             ));
         }
         let before = self.size.swap(bytes, Ordering::SeqCst);

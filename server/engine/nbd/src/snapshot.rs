@@ -151,8 +151,8 @@ impl Snapshot {
 
     fn whole<T>(&self, found: tmem_core::Result<T>) -> Result<T, String> {
         match self.ended() {
-            Some(why) => Err(why.into()),
-            None => found.map_err(|error| error.to_string()),
+            Some(why) => Err(format!("the snapshot has ended: {why}")),
+            None => found.map_err(|error| format!("the snapshot cannot be read: {error}")),
         }
     }
 

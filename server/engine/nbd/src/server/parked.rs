@@ -1,6 +1,7 @@
 //! Requests that wait until the backend can carry them out, such as writes to a frozen export, while others of the connection go on.
 
-use super::transmission::request_of;
+use std::time::Duration;
+
 use crate::backend::{Head, Hold, Request};
 use crate::protocol::{RequestHeader, command, flag};
 
@@ -30,5 +31,50 @@ impl Parked {
             command::WRITE => Request::Write { offset, data, fua },
             _ => request_of(&self.header, &self.head),
         }
+    }
+}
+
+/// Pauses between tries of a request that the backend cannot carry out now.
+pub struct Pauses(Duration);
+
+impl Default for Pauses {
+    fn default() -> Pauses {
+        Pauses(Duration::from_micros(500))
+    }
+}
+
+impl Pauses {
+    pub fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(Duration::from_millis(20));
+        pause
+    }
+}
+
+/// A request that carries no data and is no read.
+pub fn request_of<'a>(header: &RequestHeader, head: &Head) -> Request<'a> {
+    let (offset, length) = (header.offset, header.length);
+    let fua = header.flags & flag::FUA != 0;
+    match header.command {
+        command::FLUSH => Request::Flush,
+        command::TRIM => Request::Trim {
+            offset,
+            length,
+            fua,
+        },
+        command::CACHE => Request::Cache { offset, length },
+        command::WRITE_ZEROES => Request::WriteZeroes {
+            offset,
+            length,
+            fua,
+            no_hole: header.flags & flag::NO_HOLE != 0,
+            fast: header.flags & flag::FAST_ZERO != 0,
+        },
+        _ => Request::BlockStatus {
+            offset,
+            length,
+            one: head.one,
+            contexts: head.contexts,
+        },
     }
 }

@@ -7,14 +7,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::Shared;
 use super::check::{Checks, is_write};
 use super::connection::nonsense;
 use super::handshake::Session;
 use super::input::Input;
-use super::parked::Parked;
+use super::parked::{Parked, Pauses, request_of};
 use super::polling::Polling;
 use crate::backend::{Backend, Head, Hold, Later, Link, Out, Reply, Request, Served};
 use crate::exports::Others;
@@ -27,23 +26,6 @@ const HOLD_AT: usize = 1 << 20;
 /// Bytes of a write handed over at once, at most: they are compressed while the next are on their way, and while the
 /// processor's cache still has them.
 const WRITTEN_AT_ONCE: u32 = 128 << 10;
-
-/// Pauses between tries of a request that the backend cannot carry out now.
-struct Pauses(Duration);
-
-impl Default for Pauses {
-    fn default() -> Pauses {
-        Pauses(Duration::from_micros(500))
-    }
-}
-
-impl Pauses {
-    fn next(&mut self) -> Duration {
-        let pause = self.0;
-        self.0 = (pause * 2).min(Duration::from_millis(20));
-        pause
-    }
-}
 
 /// Most requests of a connection that wait aside for the backend; one more holds up what comes after it.
 const MOST_PARKED: usize = 64;
@@ -529,33 +511,5 @@ impl<'c> Transmission<'c> {
         }
         self.link.wanted.store(false, Ordering::SeqCst);
         Ok(())
-    }
-}
-
-/// A request that carries no data and is no read.
-pub fn request_of<'a>(header: &RequestHeader, head: &Head) -> Request<'a> {
-    let (offset, length) = (header.offset, header.length);
-    let fua = header.flags & flag::FUA != 0;
-    match header.command {
-        command::FLUSH => Request::Flush,
-        command::TRIM => Request::Trim {
-            offset,
-            length,
-            fua,
-        },
-        command::CACHE => Request::Cache { offset, length },
-        command::WRITE_ZEROES => Request::WriteZeroes {
-            offset,
-            length,
-            fua,
-            no_hole: header.flags & flag::NO_HOLE != 0,
-            fast: header.flags & flag::FAST_ZERO != 0,
-        },
-        _ => Request::BlockStatus {
-            offset,
-            length,
-            one: head.one,
-            contexts: head.contexts,
-        },
     }
 }
