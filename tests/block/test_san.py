@@ -301,3 +301,29 @@ def _change(volume: Path, how: str) -> None:
             other.replace(volume)
     if how != "changed":
         os.utime(volume, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_blocks_are_as_the_san_has_them(running: Cache, tmp_path: Path) -> None:
+    """Clients are told of the SAN's smallest block; what the gateway asks by itself has its sizes, too."""
+    block, volume = 65536, tmp_path / "volume"
+    fill(volume)
+    sizes = "blocksize-minimum=64K", "blocksize-preferred=64K", "blocksize-maximum=128K", "blocksize-error-policy=error"
+    with (
+        nbdkit(tmp_path, "--filter=blocksize-policy", "file", os.fspath(volume), *sizes) as (address, _),
+        gateway(tmp_path, uri(address, ""), running.address, "--exclusive", "--trust-detach", PATIENT) as attached,
+    ):
+        with attached.client() as client:
+            assert client.export.blocks is not None
+            assert client.export.blocks[:2] == (block, block)
+            assert client.command(Cmd.WRITE, 0, PAGE, data=noise(1)).error == Err.INVAL
+            for turn in range(3):
+                data = noise(turn) * (8 * block // PAGE)
+                client.write(block, data)
+                assert client.read(0, SIZE) == volume.read_bytes()
+                assert client.read(block, len(data)) == data
+                for at in range(0, SIZE, block):
+                    assert client.read(at, block) == volume.read_bytes()[at : at + block]
+            client.do(Cmd.WRITE_ZEROES, 0, 4 * block)
+            assert client.read(0, 4 * block) == bytes(4 * block)
+        attached.detach()
+        assert "next start is warm" in attached.told()

@@ -398,10 +398,13 @@ impl Drop for Busy {
 
 impl Backend for Export {
     fn info(&self) -> ExportInfo {
+        let block = self.0.backing.minimum_block();
         ExportInfo {
             description: "a volume through tmem".into(),
             read_only: self.0.read_only,
             multi_conn: true,
+            minimum_block: block,
+            preferred_block: block.max(ExportInfo::default().preferred_block),
             ..ExportInfo::default()
         }
     }

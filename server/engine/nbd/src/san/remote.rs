@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 use super::backing::{Backing, Change, Changed, Lost, Read};
 use super::names;
 use super::unflushed::{Mark, Unflushed};
-use crate::client::{Answer, Client, Command, Failure, Options, Uri};
-use crate::protocol::{Errno, transmission};
+use crate::client::{Answer, Client, Command, Failure, Opened, Options, Uri};
+use crate::protocol::{Errno, MAX_DATA, transmission};
 
 /// Connections to a server that allows several.
 const CONNECTIONS: usize = 4;
@@ -57,7 +57,9 @@ struct Remote {
     patience: Duration,
     size: u64,
     flags: u16,
+    /// Smallest length and alignment of a command, and the longest of one that carries data.
     minimum_block: u32,
+    longest: u32,
     numbers: AtomicU64,
     state: Mutex<State>,
     wake: Condvar,
@@ -139,6 +141,7 @@ impl NbdBacking {
             size: opened.size,
             flags: opened.flags,
             minimum_block: opened.minimum.max(1),
+            longest: longest(&opened),
             numbers: AtomicU64::new(0),
             state: Mutex::new(State {
                 session: Some(Arc::new(session)),
@@ -451,6 +454,9 @@ impl Remote {
             let (was, is) = (self.size, opened.size);
             return Err(format!("the export had {was} bytes, and has {is} now"));
         }
+        if opened.minimum > self.minimum_block || longest(opened) < self.longest {
+            return Err("the export's blocks are of other sizes than before".into());
+        }
         if (opened.flags ^ self.flags) & !CARELESS != 0 {
             return Err("the export can no longer do the same as before".into());
         }
@@ -492,8 +498,22 @@ impl Backing for NbdBacking {
         self.0.size
     }
 
+    /// As the server has it: whole blocks, and no more at once than it takes.
     fn read(&self, offset: u64, length: usize, done: Read) {
-        self.0.begin(What::Read(offset, length as u32, done));
+        let block = u64::from(self.0.minimum_block);
+        let start = offset / block * block;
+        let end = (offset + length as u64).next_multiple_of(block);
+        let end = end.min(self.0.size).max(offset + length as u64);
+        if end - start <= u64::from(self.0.longest)
+            && (start, end - start) == (offset, length as u64)
+        {
+            return self.0.begin(What::Read(offset, length as u32, done));
+        }
+        let skip = (offset - start) as usize;
+        let cut = move |read: Result<Vec<u8>, Errno>| {
+            done(read.map(|bytes| bytes[skip..skip + length].to_vec()))
+        };
+        read_pieces(self.0.clone(), start, end, Vec::new(), Box::new(cut));
     }
 
     fn change(&self, change: Change, done: Changed) {
@@ -508,6 +528,9 @@ impl Backing for NbdBacking {
         match change {
             Change::Zero { offset, length, .. } if !self.0.can(transmission::SEND_WRITE_ZEROES) => {
                 write_zeros(self.0.clone(), offset, length, done);
+            }
+            Change::Write { offset, data, fua } if data.len() > self.0.longest as usize => {
+                write_pieces(self.0.clone(), offset, data, 0, fua, done);
             }
             change => self.0.begin(What::Change(change, done)),
         }
@@ -542,9 +565,60 @@ impl Backing for NbdBacking {
     }
 }
 
+/// What the server takes of data at once, in whole blocks.
+fn longest(opened: &Opened) -> u32 {
+    let most = if opened.maximum == 0 {
+        MAX_DATA
+    } else {
+        opened.maximum
+    };
+    let block = opened.minimum.max(1);
+    (most.min(MAX_DATA) / block * block).max(block)
+}
+
+/// Read piece by piece.
+fn read_pieces(remote: Arc<Remote>, at: u64, end: u64, mut bytes: Vec<u8>, done: Read) {
+    let piece = (end - at).min(remote.longest.into());
+    let back = remote.clone();
+    let next: Read = Box::new(move |read| match read {
+        Ok(some) => {
+            bytes.extend_from_slice(&some);
+            match at + piece {
+                next if next < end => read_pieces(back, next, end, bytes, done),
+                _ => done(Ok(bytes)),
+            }
+        }
+        failed => done(failed),
+    });
+    remote.begin(What::Read(at, piece as u32, next));
+}
+
+/// Write piece by piece, from byte `from` of the data on.
+fn write_pieces(
+    remote: Arc<Remote>,
+    offset: u64,
+    data: Arc<Vec<u8>>,
+    from: usize,
+    fua: bool,
+    done: Changed,
+) {
+    let to = data.len().min(from + remote.longest as usize);
+    let write = Change::Write {
+        offset: offset + from as u64,
+        data: Arc::new(data[from..to].to_vec()),
+        fua,
+    };
+    let back = remote.clone();
+    let next: Changed = Box::new(move |result| match result {
+        Ok(()) if to < data.len() => write_pieces(back, offset, data, to, fua, done),
+        result => done(result),
+    });
+    remote.begin(What::Change(write, next));
+}
+
 /// Write zeros piece by piece.
 fn write_zeros(remote: Arc<Remote>, offset: u64, length: u32, done: Changed) {
-    let piece = length.min(ZEROS);
+    let piece = length.min(ZEROS).min(remote.longest);
     let write = Change::Write {
         offset,
         data: Arc::new(vec![0; piece as usize]),
