@@ -23,8 +23,9 @@ settings.load_profile("tmem")
 # A proxy of the environment, as Docker sets one, is none for the servers that tests start.
 os.environ["no_proxy"] = "127.0.0.1,localhost,::1"
 
-# A shell has what it runs in the background ignore interrupts, and so would every process that a test starts.
+# A shell has what it runs in the background ignore interrupts, and nohup hang-ups; so would every process of a test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
