@@ -406,7 +406,8 @@ def test_over_tcp_exports_have_the_tls_of_the_daemon(tmp_path: Path) -> None:
     flags = [*authority.flags(authority.server()), "--admins=operator", "--nbd=tcp:127.0.0.1:0"]
     with daemon(*flags, f"--nbd=unix:{tmp_path}/sock") as running:
         admin = Admin(running.address, authority.credentials(authority.client("operator")))
-        admin.admin.CreateExport(pb.CreateExportRequest(name="swap0", size=MIB), timeout=PATIENCE)
+        allowed = pb.Allowed(clients=["local", "host1"])
+        admin.admin.CreateExport(pb.CreateExportRequest(name="swap0", size=MIB, allowed=allowed), timeout=PATIENCE)
         admin.close()
         unix, tcp = addresses(running)
         opened(unix, "swap0").close()
