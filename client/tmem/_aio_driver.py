@@ -1,8 +1,9 @@
-"""Carries out the steps of operations on a gRPC channel, for tasks."""
+"""Carries out the steps of operations on a gRPC channel, for tasks. Made where no loop runs; connects in the first."""
 
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,14 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 import grpc.aio
 
-from tmem import _exchange, _server
+from tmem import _exchange, _fork, _server
 from tmem._aio_stream import Exchange
-from tmem._channel import OPTIONS, WINDOW, calls, failure, watch
+from tmem._channel import OPTIONS, calls, failure, read, watch
 from tmem._errors import ClosedError
+from tmem._lanes import OTHER_LOOP
+from tmem._pace import Pace
 from tmem._placement import Placement
 from tmem._present import Present, Used
 from tmem._steps import Replies, Send, Steps, Wait
-from tmem._wire import UNAVAILABLE, Failure
+from tmem._wire import DEADLINE_EXCEEDED, UNAVAILABLE, Failure
 from tmem_proto.v1 import admin_pb2 as admin
 
 if TYPE_CHECKING:
@@ -55,7 +58,29 @@ class Driver:
         self._doubted = False
         self._placement = Placement(link.address)
         self._placing = asyncio.Lock()
-        self._present = Present(self._connect(link.address))
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._made: Present[_Connection] | None = None
+        self._lasting = object()
+        weakref.finalize(self, _fork.LASTING.discard, self._lasting)
+        _fork.renew(self)
+
+    @property
+    def _present(self) -> Present[_Connection]:
+        """Made in the event loop that is the first to use it, and for no other."""
+        running = asyncio.get_running_loop()
+        if self._loop is None:
+            _fork.check()
+            _fork.LASTING.add(self._lasting)
+            self._made = Present(self._connect(self._placement.address))
+            self._loop = running
+        elif self._loop is not running or self._made is None:
+            raise RuntimeError(OTHER_LOOP)
+        return self._made
+
+    def begin_anew(self) -> None:
+        """In a child that was forked: gRPC's event loop is the parent's."""
+        _fork.leave(self._made)
+        self._made = None
 
     async def run(self, steps: Steps[_T]) -> _T:
         try:
@@ -69,7 +94,7 @@ class Driver:
             steps.close()
 
     async def watch(self, pool: str | None) -> AsyncIterator[_server.Event]:
-        request = _server.watch_request(pool)
+        request = _server.watch_request(pool).SerializeToString()
         self.link.admit()
         await self._place()
         connection = self._present.begin()
@@ -81,7 +106,7 @@ class Driver:
     async def _events(self, stream: Any, connection: _Connection) -> AsyncIterator[_server.Event]:
         try:
             async for message in stream:
-                yield _server.event(message)
+                yield _server.event(admin.Event.FromString(message))
         except grpc.RpcError as error:
             raise self._failed(failure(error)).exception() from None
         except asyncio.CancelledError:
@@ -93,8 +118,9 @@ class Driver:
 
     async def close(self) -> None:
         self.link.closed = True
-        for connection in self._present.all():
-            await connection.channel.close()
+        _fork.LASTING.discard(self._lasting)
+        if self._made is not None:
+            await self._close(self._made.all())
 
     async def _close(self, connections: list[_Connection]) -> None:
         for connection in connections:
@@ -159,35 +185,43 @@ class Driver:
         return await self._unary(connection, step.method, request)
 
     async def _unary(self, connection: _Connection, method: str, request: Message) -> Any:
-        return await self._landed(connection.calls[method](request, timeout=self._timeout))
+        flight = connection.calls[method](request.SerializeToString(), timeout=self._timeout)
+        return await self._landed(method, flight)
 
     async def _many(self, connection: _Connection, step: Send) -> Replies:
         """Several calls on their way at once, their requests made meanwhile."""
         call = connection.calls[step.method]
+        pace = Pace(self._timeout)
         replies: Replies = []
         flying: deque[Any] = deque()
         try:
             for request in step.requests:
-                if len(flying) == WINDOW:
-                    replies.append(await self._landed(flying.popleft()))
-                flying.append(call(request, timeout=self._timeout))
+                while len(flying) >= pace.window:
+                    replies.append(await self._landed(step.method, flying.popleft(), pace))
+                flying.append(call(request.SerializeToString(), timeout=pace.longest(len(flying))))
             while flying:
-                replies.append(await self._landed(flying.popleft()))
+                replies.append(await self._landed(step.method, flying.popleft(), pace))
         finally:
             for flight in flying:
                 flight.cancel()
         return replies
 
-    async def _landed(self, flight: Any) -> Any:
+    async def _landed(self, method: str, flight: Any, pace: Pace | None = None) -> Any:
         try:
-            return await flight
+            async with asyncio.timeout(pace.left() if pace else None):
+                message = await flight
         except grpc.RpcError as error:
             return self._failed(failure(error))
+        except TimeoutError:
+            return self._failed(Failure(DEADLINE_EXCEEDED, "deadline exceeded"))
         except asyncio.CancelledError:
             self._unless_cancelled()
             raise
         finally:
             flight.cancel()
+        if pace:
+            pace.answered()
+        return read(method, message)
 
     def _failed(self, found: Failure) -> Failure:
         if self.link.closed:

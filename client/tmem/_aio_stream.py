@@ -17,7 +17,6 @@ from tmem import _exchange
 from tmem._channel import failure
 from tmem._exchange import ENDED, IDLE
 from tmem._wire import DEADLINE_EXCEEDED, UNIMPLEMENTED, Failure
-from tmem_proto.v1 import tmem_pb2 as pb
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -27,7 +26,7 @@ class Exchange:
     """The stream of a channel, opened when it is used."""
 
     def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
-        self._method: Any = channel.stream_stream(_exchange.EXCHANGE, response_deserializer=pb.Reply.FromString)
+        self._method: Any = channel.stream_stream(_exchange.EXCHANGE)
         self._timeout = timeout
         self._open: _Stream | None = None
         self._supported = True
@@ -85,7 +84,12 @@ class _Stream:
     async def _read(self) -> None:
         why = ENDED
         try:
-            while (reply := await self._call.read()) is not grpc.aio.EOF:
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                reply = _exchange.read(message)
+                if isinstance(reply, Failure):
+                    why = _exchange.broken(reply)
+                    self._call.cancel()
+                    break
                 waiting = self._waiting.get(reply.id)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(reply)

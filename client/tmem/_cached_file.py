@@ -11,6 +11,7 @@ What holds, for every read:
 from __future__ import annotations
 
 import io
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,6 @@ from tmem._store import Store, is_local
 from tmem._store_guard import Guard
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from typing_extensions import Buffer
@@ -52,6 +52,7 @@ class CachedFile(io.RawIOBase):
         self._reader = reader
         self._counters = counters
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._at = 0
 
     @property
@@ -151,6 +152,8 @@ class CachedFile(io.RawIOBase):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file")
+        if os.getpid() != self._process:
+            raise ValueError(f"{self.name!r} was opened before this process was forked: open it again")
 
     def __repr__(self) -> str:
         return f"<tmem.CachedFile {self.name!r}{' closed' if self.closed else ''}>"

@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 
 from tmem._http2 import MESSAGE_BYTES
-from tmem._wire import UNAVAILABLE, Failure
-from tmem_proto.v1.admin_pb2_grpc import TmemAdminStub
-from tmem_proto.v1.tmem_pb2_grpc import TmemStub
+from tmem._wire import INTERNAL, UNAVAILABLE, Failure
+from tmem_proto.v1 import admin_pb2, tmem_pb2
 
 if TYPE_CHECKING:
     import grpc.aio
-
-WINDOW = 8
-"""Calls of one operation on their way at once."""
 
 KEEPALIVE, KEEPALIVE_TIMEOUT = 30.0, 10.0
 """Seconds of silence during a call after which the server is asked whether it is there, and has to say so."""
@@ -45,24 +43,34 @@ bytes(_LARGEST_BLOCK)
 
 _REMOVED = "Stream removed"
 
-_PAGES = ("OpenPool", "NewEpoch", "Put", "Get", "Acknowledge", "Has", "Flush", "FlushObject")
-_POOLS = ("ListPools", "GetPool", "CreatePool", "DestroyPool", "Freeze", "Thaw", "SetQuota", "SetWeight")
-_STORE = ("Relinquish", "Resize", "Compact", "Check", "Stats", "ListClients", "ListWorkers", "Scan", "Inject")
-_EXPORTS = ("CreateExport", "ListExports", "RemoveExport", "ResizeExport", "DrainExport", "AllowExport")
-_SNAPSHOTS = ("OpenSnapshot", "ScanSnapshot", "ReadSnapshot", "CloseSnapshot")
+_WATCH = "Watch"
+_METHODS = {
+    method.name: (f"/{service.full_name}/{method.name}", GetMessageClass(method.output_type))
+    for file in (tmem_pb2, admin_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
 
 
 def calls(channel: grpc.Channel | grpc.aio.Channel) -> dict[str, Any]:
-    """The calls of both services by their name."""
-    pages, admin = TmemStub(channel), TmemAdminStub(channel)
-    return {name: getattr(pages, name) for name in _PAGES} | {
-        name: getattr(admin, name) for name in (*_POOLS, *_STORE, *_EXPORTS, *_SNAPSHOTS)
-    }
+    """The unary calls of both services by their name, of bytes.
+
+    Messages are not left to gRPC, which takes whatever a signal handler raises meanwhile for a message that is no use.
+    """
+    return {name: channel.unary_unary(path) for name, (path, _) in _METHODS.items()}
 
 
 def watch(channel: grpc.Channel | grpc.aio.Channel) -> Any:
-    """The call that streams events."""
-    return TmemAdminStub(channel).Watch
+    """The call that streams events: a request and events, as bytes."""
+    return channel.unary_stream(_METHODS[_WATCH][0])
+
+
+def read(method: str, message: bytes) -> Any:
+    """The response of a call, or a Failure where it cannot be read."""
+    try:
+        return _METHODS[method][1].FromString(message)
+    except DecodeError:
+        return Failure(INTERNAL, f"the server sent a response to {method} that cannot be read")
 
 
 def failure(error: grpc.RpcError) -> Failure:

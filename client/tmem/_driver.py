@@ -1,20 +1,27 @@
-"""Carries out the steps of operations on a gRPC channel, for threads."""
+"""Carries out the steps of operations on a gRPC channel, for threads.
+
+What a signal handler raises may come between any two steps here, and in gRPC. Then nothing is known of the connection,
+and another takes its place; a child that was forked makes its own.
+"""
 
 from __future__ import annotations
 
+import _thread
+import queue
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
-from tmem import _exchange, _line, _server, _stream
-from tmem._channel import OPTIONS, WINDOW, calls, failure, watch
-from tmem._errors import ClosedError
+from tmem import _exchange, _fork, _line, _server, _stream
+from tmem._channel import OPTIONS, calls, failure, read, watch
+from tmem._errors import ClosedError, TmemError
+from tmem._pace import Pace
 from tmem._placement import Placement
 from tmem._present import Present, Used
 from tmem._steps import Replies, Send, Steps, Wait
-from tmem._wire import UNAVAILABLE, Failure
+from tmem._wire import DEADLINE_EXCEEDED, UNAVAILABLE, Failure
 from tmem_proto.v1 import admin_pb2 as admin
 
 if TYPE_CHECKING:
@@ -49,6 +56,10 @@ class _Connection(Used):
         self.exchange.close()
         self.channel.close()
 
+    def abandon(self) -> None:
+        """Close what was interrupted, in a thread of its own: gRPC may have been left with a lock held."""
+        threading.Thread(target=self.close, name="tmem-abandon", daemon=True).start()
+
 
 class Driver:
     """Carries out steps. Safe to use from many threads."""
@@ -58,10 +69,12 @@ class Driver:
         self._timeout = link.options.timeout
         self._security = security
         self._doubted = False
+        self._interrupted = False
         self._placement = Placement(link.address)
-        self._placing = threading.Lock()
-        self._present = Present(self._connect(link.address))
+        self._placing = _fork.lock()
+        self._made: Present[_Connection] | None = None
         self._closed = threading.Event()
+        _fork.renew(self)
 
     def run(self, steps: Steps[_T]) -> _T:
         try:
@@ -76,29 +89,52 @@ class Driver:
 
     def watch(self, pool: str | None) -> Iterator[_server.Event]:
         """Events from now on, as they come. No deadline: it ends with the iterator, the connection or the store."""
-        request = _server.watch_request(pool)
+        request = _server.watch_request(pool).SerializeToString()
         self._link.admit()
+        _fork.check()
+        present = self._present
         self._place()
-        connection = self._present.begin()
+        connection = present.begin()
         stream = watch(connection.channel)(request)
+        _fork.LASTING.add(stream)
         stream.initial_metadata()  # waits until the watch has begun, or failed
-        return self._events(stream, connection)
+        return self._events(stream, present, connection)
 
-    def _events(self, stream: Any, connection: _Connection) -> Iterator[_server.Event]:
+    def _events(self, stream: Any, present: Present[_Connection], connection: _Connection) -> Iterator[_server.Event]:
         try:
             for message in stream:
-                yield _server.event(message)
+                yield _server.event(admin.Event.FromString(message))
         except grpc.RpcError as error:
             raise self._failed(failure(error)).exception() from None
         finally:
+            _fork.LASTING.discard(stream)
             stream.cancel()
-            self._close(self._present.done(connection))
+            self._close(present.done(connection))
 
     def close(self) -> None:
         self._link.closed = True
         self._closed.set()
-        for connection in self._present.all():
+        for connection in self._made.all() if self._made else ():
             connection.close()
+
+    @property
+    def _present(self) -> Present[_Connection]:
+        if self._made is None:
+            with self._placing:
+                if self._made is None:
+                    self._made = Present(self._connect(self._placement.address))
+        return self._made
+
+    def begin_anew(self) -> None:
+        """In a child that was forked: the connections are the parent's."""
+        made, self._made = self._made, None
+        self._interrupted = False
+        if made is not None:
+            _fork.leave(made)
+            for connection in made.all():
+                connection.exchange.leave()
+        if not self._link.closed:
+            self._closed = threading.Event()
 
     def _close(self, connections: list[_Connection]) -> None:
         for connection in connections:
@@ -111,22 +147,56 @@ class Driver:
         if isinstance(step, Wait):
             self._closed.wait(step.seconds)
             return []
+        token = object()
         try:
+            _fork.begin(token)
+            return self._send(step)
+        except TmemError:
+            raise
+        except RuntimeError as error:
+            # An interrupted wait in gRPC ends with one about its lock.
+            self._interrupted = True
+            raise (error.__context__ or error) from None
+        except BaseException:
+            self._interrupted = True
+            raise
+        finally:
+            _fork.CALLS.discard(token)
+
+    def _send(self, step: Send) -> Replies:
+        try:
+            present = self._present
+            if self._interrupted:
+                self._replace(present)
             nobody = self._place()
             if nobody:
                 return [nobody for _ in step.requests]
-            connection = self._present.begin()
+            connection = present.begin()
             try:
                 if step.single:
                     return [self._one(connection, step)]
-                return self._many(connection, step)
+                answers = self._by_line(connection, step)
+                if answers is not None:
+                    return answers
+                if threading.current_thread() is threading.main_thread():
+                    return self._many_aside(connection, step)
+                return self._many(connection, step, [])
             finally:
-                self._close(self._present.done(connection))
+                self._close(present.done(connection))
         except ValueError:
             # gRPC's own word for a channel that was closed meanwhile.
             if self._link.closed:
                 raise ClosedError("the store is closed") from None
             raise
+
+    def _replace(self, present: Present[_Connection]) -> None:
+        """Take another connection for one that was interrupted."""
+        with self._placing:
+            if self._interrupted:
+                left = present.move(self._connect(self._placement.address))
+                self._interrupted = False
+                for connection in left:
+                    connection.abandon()
 
     def _place(self) -> Failure | None:
         """Where that is due, connect with renewed certificates, and ask which of the server's processes to use."""
@@ -167,38 +237,76 @@ class Driver:
 
     def _unary(self, connection: _Connection, method: str, request: Message) -> Any:
         try:
-            return connection.calls[method](request, timeout=self._timeout)
+            message = connection.calls[method](request.SerializeToString(), timeout=self._timeout)
         except grpc.RpcError as error:
             return self._failed(failure(error))
+        return read(method, message)
 
-    def _many(self, connection: _Connection, step: Send) -> Replies:
-        """Several calls on their way at once, their requests made meanwhile."""
+    def _many_aside(self, connection: _Connection, step: Send) -> Replies:
+        """As `_many`, in a thread where no signal handler runs: what it raises would leave futures of gRPC locked."""
+        done: queue.SimpleQueue[tuple[Replies, BaseException | None]] = queue.SimpleQueue()
+        ended: list[None] = []
+
+        def work() -> None:
+            token = object()
+            try:
+                _fork.begin(token)
+                done.put((self._many(connection, step, ended), None))
+            except BaseException as error:
+                done.put(([], error))
+            finally:
+                _fork.CALLS.discard(token)
+
+        try:
+            _thread.start_new_thread(work, ())
+            replies, error = done.get()
+        except BaseException:
+            ended.append(None)
+            raise
+        if error is not None:
+            raise error
+        return replies
+
+    def _by_line(self, connection: _Connection, step: Send) -> Replies | None:
         if step.in_order and isinstance(connection.exchange, _line.Exchange):
             answers = connection.exchange.carry_out_all(step.method, step.requests)
             if answers is not None:
                 return [self._failed(answer) if isinstance(answer, Failure) else answer for answer in answers]
+        return None
+
+    def _many(self, connection: _Connection, step: Send, ended: list[None]) -> Replies:
+        """Several calls on their way at once, their requests made meanwhile, until `ended` has something in it."""
         call = connection.calls[step.method]
+        pace = Pace(self._timeout)
         replies: Replies = []
         flying: deque[Any] = deque()
         try:
             for request in step.requests:
-                if len(flying) == WINDOW:
-                    replies.append(self._landed(flying.popleft()))
-                flying.append(call.future(request, timeout=self._timeout))
+                if ended:
+                    break
+                while len(flying) >= pace.window:
+                    replies.append(self._landed(step.method, flying.popleft(), pace))
+                flying.append(call.future(request.SerializeToString(), timeout=pace.longest(len(flying))))
             while flying:
-                replies.append(self._landed(flying.popleft()))
+                replies.append(self._landed(step.method, flying.popleft(), pace))
         finally:
             for flight in flying:
                 flight.cancel()
         return replies
 
-    def _landed(self, flight: Any) -> Any:
+    def _landed(self, method: str, flight: Any, pace: Pace) -> Any:
         try:
-            return flight.result()
+            message = flight.result(timeout=pace.left())
+        except grpc.FutureTimeoutError:
+            return self._failed(Failure(DEADLINE_EXCEEDED, "deadline exceeded"))
         except grpc.FutureCancelledError:
             raise ClosedError("the store is closed") from None
         except grpc.RpcError as error:
             return self._failed(failure(error))
+        finally:
+            flight.cancel()
+        pace.answered()
+        return read(method, message)
 
     def _failed(self, found: Failure) -> Failure:
         if self._link.closed:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tmem._args import MAX_INDEX
 from tmem._file_identity import Identity, Settled
-from tmem._file_window import Content, Window
+from tmem._file_window import Content, Flight, Window
 from tmem._readahead import Streams
 from tmem._workers import Workers
 
@@ -100,17 +100,18 @@ class FileReader:
         """Fill `view` from pages of this content. False where the file turned out to have another one."""
         size = content.page_size
         wanted = range(offset // size, (offset + len(view) - 1) // size + 1)
-        pages, coming, mine = self._window.claim(content, wanted)
-        hits = len(pages)
-        self._read_ahead(wanted, content, identity)
-        if mine.indices:
-            fetched: Mapping[int, bytes] = {}
-            try:
+        mine, fetched = Flight(content, [], ahead=False), dict[int, bytes]()
+        try:
+            pages, coming = self._window.claim(mine, wanted)
+            hits = len(pages)
+            self._read_ahead(wanted, content, identity)
+            if mine.indices:
                 fetched, from_store = self._fetch(content, identity, mine.indices, waited_for=True)
-            finally:
+                hits += from_store
+        finally:
+            if mine.indices:
                 self._window.land(mine, fetched)
-            hits += from_store
-            pages |= fetched
+        pages |= fetched
         for flight in coming:
             flight.done.wait()
             pages.update((index, flight.pages[index]) for index in wanted if index in flight.pages)

@@ -68,7 +68,8 @@ class FileStore:
         self._queue: deque[tuple[bytes, int, bytes]] = deque()
         self._queued_bytes = 0
         self._draining = False
-        self._queue_changed = threading.Condition()
+        self._queue_lock = threading.Lock()
+        self._queue_changed = threading.Condition(self._queue_lock)
         self._open()
 
     @property
@@ -104,7 +105,7 @@ class FileStore:
     def offer(self, oid: bytes, pages: Mapping[int, bytes]) -> None:
         """Put pages when there is time, or drop them."""
         size = sum(map(len, pages.values()))
-        with self._queue_changed:
+        with self._queue_lock:
             if self._pool is None or not self.guard.admits() or self._queued_bytes + size > _QUEUED_BYTES:
                 self._counters.add(puts_dropped=len(pages))
                 return
@@ -118,7 +119,7 @@ class FileStore:
 
     def close(self) -> None:
         """Wait a little for what is on its way."""
-        with self._queue_changed:
+        with self._queue_lock:
             self._queue_changed.wait_for(lambda: not self._draining, self._patience)
 
     def _open(self) -> None:
@@ -166,7 +167,7 @@ class FileStore:
 
     def _drain(self) -> None:
         while True:
-            with self._queue_changed:
+            with self._queue_lock:
                 oid, batch = self._take()
                 if not batch:
                     self._draining = False

@@ -59,11 +59,11 @@ class Window:
         self._pages: OrderedDict[int, _Page] = OrderedDict()
         self._flights: dict[int, Flight] = {}
 
-    def claim(self, content: Content, indices: Iterable[int]) -> tuple[dict[int, bytes], list[Flight], Flight]:
-        """What is at hand of these pages, the flights that bring some, and a new one for the rest, perhaps empty."""
+    def claim(self, mine: Flight, indices: Iterable[int]) -> tuple[dict[int, bytes], list[Flight]]:
+        """What is at hand of these pages, and the flights that bring some; the rest is for `mine`, which is to land."""
+        content = mine.content
         ready: dict[int, bytes] = {}
         coming: list[Flight] = []
-        mine = Flight(content, [], ahead=False)
         used = 0
         with self._lock:
             self._turn_to(content)
@@ -82,7 +82,7 @@ class Window:
                     if flight not in coming:
                         coming.append(flight)
         self._judge(used=used)
-        return ready, coming, mine
+        return ready, coming
 
     def claim_ahead(self, content: Content, indices: Iterable[int]) -> Flight | None:
         """A flight for those of these pages that are neither at hand nor on their way."""

@@ -7,10 +7,9 @@ caller keeps operations on one slot apart; different slots can be used by many t
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
-from tmem import _args
+from tmem import _args, _fork
 from tmem._errors import CorruptPageError, ExhaustedError, LostPageError, UnavailableError
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ class _Slots:
 
     def __init__(self) -> None:
         self._bits = bytearray()
-        self._lock = threading.Lock()
+        self._lock = _fork.lock()
         self.count = 0
 
     def has(self, offset: int) -> bool:

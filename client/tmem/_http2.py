@@ -45,6 +45,8 @@ class Http2Call:
         self.leaving = False
         self.unfit = False
         """The peer is none that this can speak to."""
+        self.moved = 0
+        """Grows with every part of a message that comes, may go, or gets room with the peer."""
         self._out: list[bytes | memoryview] = [_opening(authority, path, secure)]
         self._unsent: deque[memoryview] = deque()
         self._unsent_bytes = 0
@@ -79,6 +81,7 @@ class Http2Call:
             self._stream_window -= size
             self._connection_window -= size
             self._unsent_bytes -= size
+            self.moved += size
             self._take(size)
         out, self._out = self._out, []
         return out
@@ -154,6 +157,7 @@ class Http2Call:
     def _more_data(self, view: memoryview) -> int:
         size = min(self._data_left, len(view))
         self._data_left -= size
+        self.moved += size
         data = view[:size]
         if not self._body:
             data = data[self._messages(data) :]
@@ -221,6 +225,7 @@ class Http2Call:
             self._connection_window += by
         elif stream == _STREAM:
             self._stream_window += by
+            self.moved += by
 
     def _begin_headers(self, flags: int, stream: int, body: bytes) -> None:
         if stream != _STREAM:

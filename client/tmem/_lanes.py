@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 SMALL = 64
 """Most pages of a call that may share a batch."""
 
+OTHER_LOOP = "this store belongs to another event loop, or to the parent of this process: connect another one here"
+
 _WINDOW = 16
 
 _Keys: TypeAlias = "Collection[int] | None"
@@ -116,6 +118,7 @@ class Lanes:
         self._flying = 0
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
 
     async def get(self, oid: bytes, indices: list[int]) -> dict[int, bytes]:
         """A small get."""
@@ -143,6 +146,8 @@ class Lanes:
             self._landed(self._lanes[oid], flight)
 
     def _enter(self, oid: bytes, call: _Call) -> asyncio.Future[Any]:
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(OTHER_LOOP)
         lane = self._lanes.get(oid)
         if lane is None:
             lane = self._lanes[oid] = _Lane(oid)

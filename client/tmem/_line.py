@@ -16,14 +16,14 @@ import socket
 import ssl
 import threading
 import time
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from tmem import _exchange
-from tmem._channel import KEEPALIVE, KEEPALIVE_TIMEOUT, WINDOW
+from tmem._channel import KEEPALIVE, KEEPALIVE_TIMEOUT
 from tmem._exchange import IDLE
 from tmem._http2 import Http2Call
+from tmem._pace import WINDOW
 from tmem._wire import DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, Failure
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tmem._tls import Security
 
 _READ_BYTES = 1 << 18
+_WRITE_BYTES = 1 << 16
 _GATHERS = hasattr(socket.socket, "sendmsg")
 _GRACE = 0.5
 """Seconds after the deadline in which what is there already is still read: a reply in time is not late."""
@@ -54,8 +55,8 @@ class Exchange:
         self._target = target
         self._security = security
         self._timeout = timeout
-        self._process = os.getpid()
-        self._busy = threading.Lock()
+        self._lock = threading.Lock()
+        self._user: object = None
         self._open: _Line | None = None
         self._closed = False
         self._supported = True
@@ -67,10 +68,12 @@ class Exchange:
 
     def carry_out_all(self, method: str, requests: Iterable[Message]) -> list[Any] | None:
         """Responses and Failures, in the order of the requests; several are on their way at once."""
-        # A forked child shares the connection with its parent, and its lock may never be free.
-        if not self._supported or os.getpid() != self._process or not self._busy.acquire(blocking=False):
+        if not self._supported:
             return None
+        turn = object()
         try:
+            if not self._take(turn):
+                return None
             line = self._line()
             if line is None:
                 return None
@@ -80,7 +83,8 @@ class Exchange:
             self._supported = not line.unfit
             return replies
         finally:
-            self._busy.release()
+            if self._user is turn:
+                self._user = None
 
     def close(self) -> None:
         """Break off what is under way."""
@@ -89,9 +93,28 @@ class Exchange:
         if line is None:
             return
         line.interrupt()
-        if self._busy.acquire(blocking=False):
-            line.close()
-            self._busy.release()
+        self._close_unused(line)
+
+    def leave(self) -> None:
+        """In a forked child: the connection is the parent's, who alone ends it."""
+        if self._open is not None:
+            self._open.leave()
+
+    def _take(self, turn: object) -> bool:
+        """Whether it is this turn's now. Giving it back is to set `_user`, which no signal can come between."""
+        with self._lock:
+            if self._user is None:
+                self._user = turn
+        return self._user is turn
+
+    def _close_unused(self, line: _Line, idle: float = -1.0) -> None:
+        turn = object()
+        try:
+            if self._take(turn) and line.idle() > idle:
+                line.close()
+        finally:
+            if self._user is turn:
+                self._user = None
 
     def _line(self) -> _Line | Failure | None:
         line = self._open
@@ -113,12 +136,8 @@ class Exchange:
 
     def _watch(self, line: _Line) -> None:
         while not line.closed.wait(IDLE / 2):
-            if line.idle() > IDLE and self._busy.acquire(blocking=False):
-                try:
-                    if line.idle() > IDLE:
-                        line.close()
-                finally:
-                    self._busy.release()
+            if line.idle() > IDLE:
+                self._close_unused(line, IDLE)
 
 
 class _Line:
@@ -128,8 +147,8 @@ class _Line:
         host, _, port = target.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         self._timeout = timeout
-        self._used_at = time.monotonic()
-        self._deadline = self._used_at + timeout
+        self._used_at = self._moved_at = time.monotonic()
+        self._whole = True
         self._number = 0
         self.closed = threading.Event()
         self._socket = socket.create_connection((host, int(port)), timeout)
@@ -158,8 +177,11 @@ class _Line:
     def usable(self) -> bool:
         """Whether another command may go, as far as the server has said by now."""
         self._used_at = time.monotonic()
+        if not self._whole:
+            self.close()
         if self.closed.is_set():
             return False
+        self._whole = False
         try:
             self._socket.settimeout(0)
             while self._read():
@@ -170,40 +192,42 @@ class _Line:
             self.close()
         if self._call.over or self._call.leaving or self._call.replies:
             self.close()
+        self._whole = True
         return not self.closed.is_set()
 
     def exchange(self, method: str, requests: Iterable[Message]) -> list[Any]:
         """The responses. A failure of the connection is that of every command without a response."""
         replies: list[Any] = []
-        flying: deque[float] = deque()
+        count = 0
         first = self._number + 1
         failure: Failure | None = None
+        self._whole = False
+        self._moved_at = time.monotonic()
         try:
             for request in requests:
-                if failure is None and len(flying) == WINDOW:
-                    failure = self._reply(method, first + len(replies), flying, replies)
+                if failure is None and count - len(replies) == WINDOW:
+                    failure = self._reply(method, first + len(replies), replies)
                 if failure is None:
                     self._number += 1
-                    flying.append(time.monotonic() + self._timeout)
                     self._call.send(*_exchange.command_parts(self._number, method, request))
-                    failure = self._write(flying[0])
-                else:
-                    flying.append(0.0)
-            while flying and failure is None:
-                failure = self._reply(method, first + len(replies), flying, replies)
+                    failure = self._write()
+                count += 1
+            while len(replies) < count and failure is None:
+                failure = self._reply(method, first + len(replies), replies)
         except BaseException:
             self.close()
             raise
         self._used_at = time.monotonic()
         if failure is not None:
             self.close()
-            replies += [_exchange.broken(failure)] * len(flying)
+            replies += [_exchange.broken(failure)] * (count - len(replies))
+        self._whole = True
         return replies
 
-    def _reply(self, method: str, number: int, flying: deque[float], replies: list[Any]) -> Failure | None:
+    def _reply(self, method: str, number: int, replies: list[Any]) -> Failure | None:
         """Take the next reply; a Failure of the connection where there is none."""
         while not self._call.replies:
-            failure = self._call.over or self._wait(flying[0]) or self._write(flying[0])
+            failure = self._call.over or self._wait() or self._write()
             if failure is not None:
                 return failure
         reply = _exchange.read(self._call.replies.popleft())
@@ -211,32 +235,41 @@ class _Line:
             return reply
         if reply.id != number:
             return Failure(INTERNAL, f"the server answered command {number} as {reply.id}")
-        flying.popleft()
         replies.append(_exchange.answer(reply, method))
         return None
 
-    def _write(self, deadline: float) -> Failure | None:
+    def _left(self) -> float:
+        """Seconds until the server is late: a time-out counts from when something of a message last moved."""
+        return self._moved_at + self._timeout - time.monotonic()
+
+    def _write(self) -> Failure | None:
         """Write what the server has room for."""
+        moved = self._call.moved
         out = self._call.outgoing()
         if not out:
             return None
+        moving = self._call.moved > moved
         try:
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
             if isinstance(self._socket, ssl.SSLSocket) or not _GATHERS:
-                self._socket.sendall(b"".join(out))
+                rest = memoryview(b"".join(out))
             else:
+                self._socket.settimeout(max(self._left(), 0.001))
                 sent = self._socket.sendmsg(out)
-                if sent < sum(map(len, out)):
-                    self._socket.sendall(memoryview(b"".join(out))[sent:])
+                rest = memoryview(b"".join(out))[sent:] if sent < sum(map(len, out)) else memoryview(b"")
+                self._moved_at = time.monotonic() if moving else self._moved_at
+            while rest:
+                self._socket.settimeout(max(self._left(), 0.001))
+                rest = rest[self._socket.send(rest[:_WRITE_BYTES]) :]
+                self._moved_at = time.monotonic() if moving else self._moved_at
         except TimeoutError:
             return _LATE
         except OSError as error:
             return Failure(UNAVAILABLE, f"the connection broke: {error}")
         return None
 
-    def _wait(self, deadline: float) -> Failure | None:
+    def _wait(self) -> Failure | None:
         """Read something. After silence the server is asked whether it is there."""
-        left = deadline - time.monotonic()
+        left = self._left()
         if left < -_GRACE:
             return _LATE
         try:
@@ -249,10 +282,10 @@ class _Line:
         except OSError as error:
             return Failure(UNAVAILABLE, f"the connection broke: {error}")
         self._call.ping()
-        return self._write(deadline) or self._wait_for_life(deadline)
+        return self._write() or self._wait_for_life()
 
-    def _wait_for_life(self, deadline: float) -> Failure | None:
-        left = deadline - time.monotonic()
+    def _wait_for_life(self) -> Failure | None:
+        left = self._left()
         try:
             self._socket.settimeout(max(min(left, KEEPALIVE_TIMEOUT), 0.001))
             self._read()
@@ -267,7 +300,10 @@ class _Line:
         count = self._socket.recv_into(self._buffer)
         if not count:
             raise ConnectionResetError("the server closed it")
+        moved = self._call.moved
         self._call.receive(self._buffer[:count])
+        if self._call.moved > moved:
+            self._moved_at = time.monotonic()
         return count
 
     def interrupt(self) -> None:
@@ -278,4 +314,8 @@ class _Line:
 
     def close(self) -> None:
         self.closed.set()
+        self._socket.close()
+
+    def leave(self) -> None:
+        """Let go of the socket, and say nothing on it."""
         self._socket.close()

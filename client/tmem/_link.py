@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import re
-import threading
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from tmem import _fork
 from tmem._errors import ClosedError, UnavailableError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Counters:
     """The counts behind `ClientStats`. Safe to use from many threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = _fork.lock()
         self._counts = asdict(ClientStats())
 
     def add(self, name: str, count: int = 1) -> None:
@@ -96,7 +96,7 @@ class Breaker:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = _fork.lock()
         self._delay = 0.0
         self._try_at = 0.0
 

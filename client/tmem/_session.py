@@ -9,14 +9,18 @@
 
 Settling these three is done by one operation at a time; others wait. Used by many threads or tasks at once; the lock
 guards fields only and is never held while anything is sent.
+
+An exception from a signal handler may come between any two steps, also of what cleans up after another. So what must
+not be forgotten is noted by one step, with no call of Python in between: doubt by adding to a set, the end of settling
+by setting a field; and what is owed stays noted until it was delivered. A forked child opens a session of its own.
 """
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tmem import _fork
 from tmem._errors import UnavailableError, UnknownPoolError
 from tmem._link import backoff
 from tmem._steps import Send, Steps, Wait, note
@@ -63,19 +67,17 @@ class Debt:
     def __init__(self) -> None:
         self._objects: dict[bytes, set[int] | None] = {}
         self._count = 0
+        self.due: tuple[bytes, set[int] | None] | None = None
+        """What `take` gave. It is owed until this is None again."""
 
     def __bool__(self) -> bool:
-        return bool(self._objects)
+        return bool(self._objects or self.due)
 
     def add(self, oid: bytes, indices: Collection[int] | None) -> int:
         """Owe a flush; returns by how much the debt grew. Raises where it would grow without bound."""
         new = len(indices) if indices is not None else 1
         if self._count + new > MOST_OWED:
             raise UnavailableError(f"{self._count} flushes are owed to the server already; no more can be kept")
-        return self.restore(oid, indices)
-
-    def restore(self, oid: bytes, indices: Collection[int] | None) -> int:
-        """Owe again what `take` gave, whatever the bound."""
         held = self._objects.setdefault(oid, set())
         if held is None:
             return 0
@@ -90,10 +92,13 @@ class Debt:
         return max(grown, 0)
 
     def take(self) -> tuple[bytes, set[int] | None]:
-        """One object and what is owed for it, which is owed no longer."""
-        oid, indices = self._objects.popitem()
-        self._count -= 1 if indices is None else len(indices)
-        return oid, indices
+        """One object and what is owed for it, which is now `due`."""
+        if self.due is None:
+            oid = next(iter(self._objects))
+            self.due = oid, self._objects[oid]
+            del self._objects[oid]
+            self._count -= 1 if self.due[1] is None else len(self.due[1])
+        return self.due
 
 
 class Session:
@@ -111,10 +116,18 @@ class Session:
         self._asked = settings
         self._id = 0
         self._epoch = 0
-        self._doubtful = False
-        self._settling = False
+        self._doubts: set[tuple[int, int]] = set()
+        self._settler: _Operation | None = None
         self._debt = Debt()
-        self._lock = threading.Lock()
+        self._lock = _fork.lock()
+        _fork.renew(self)
+
+    def begin_anew(self) -> None:
+        """In a child that was forked. It owes what the parent does, except pages that may have been put since."""
+        self._id, self._settler = 0, None
+        self._doubts = set()
+        if self.settings.kind == "persistent":
+            self._debt = Debt()
 
     def open(self) -> Steps[None]:
         """Open the pool now, as any call does where that was not done.
@@ -158,10 +171,13 @@ class Session:
         todo = list(range(len(makers)))
         operation = _Operation(link.clock() + link.options.timeout)
         while todo:
+            before = len(todo)
             try:
                 session = yield from self._ready(operation)
                 left = yield from self._round(method, makers, replies, todo, session, mutation, in_order)
             except _Failed as failed:
+                if len(todo) < before:
+                    operation.give_up_at = link.clock() + link.options.timeout
                 yield from self._recover(failed.failure, operation)
             else:
                 if left:
@@ -193,51 +209,52 @@ class Session:
 
         try:
             answers = yield Send(method, requests(), len(todo) == 1, in_order)
+            note(self.link, answers)
+            failures = [answer for answer in answers if isinstance(answer, Failure)]
+            stale = [at for at, answer in zip(todo, answers, strict=True) if is_stale(answer)]
+            if mutation and (stale or any(failure.code in AMBIGUOUS for failure in failures)):
+                self._doubts.add((session.id, session.epoch))
         except BaseException:
             # The driver gave up with calls on their way.
-            self._doubt(session, mutation)
+            if mutation:
+                self._doubts.add((session.id, session.epoch))
             raise
-        note(self.link, answers)
-        failures = [answer for answer in answers if isinstance(answer, Failure)]
-        if any(failure.code in AMBIGUOUS for failure in failures):
-            self._doubt(session, mutation)
-        stale = []
         for at, answer in zip(todo, answers, strict=True):
-            if isinstance(answer, Failure):
-                continue
-            if is_stale(answer):
-                stale.append(at)
-            else:
+            if at not in stale and not isinstance(answer, Failure):
                 replies[at] = answer
         if failures:
             if any(failure.code == NOT_FOUND for failure in failures):
                 self._forget(session)
             todo[:] = [at for at in todo if replies[at] is None]
             raise _Failed(_worst([_busy_is_away(failure) for failure in failures]))
-        if stale:
-            self._doubt(session, mutation)
         return stale
+
+    @property
+    def _doubtful(self) -> bool:
+        """Whether something sent in the present epoch may yet land."""
+        return (self._id, self._epoch) in self._doubts
 
     def _ready(self, operation: _Operation) -> Steps[pb.Session]:
         """The session to send under, with nothing left to settle."""
         while True:
             self.link.admit()
-            with self._lock:
-                if self.gone:
-                    raise UnknownPoolError(self.name)
-                if self._id and not (self._settling or self._doubtful or self._debt):
-                    return pb.Session(id=self._id, epoch=self._epoch)
-                turn = not self._settling
-                self._settling = True
-            if turn:
-                try:
+            try:
+                with self._lock:
+                    if self.gone:
+                        raise UnknownPoolError(self.name)
+                    if self._id and not (self._settler or self._doubtful or self._debt):
+                        return pb.Session(id=self._id, epoch=self._epoch)
+                    if self._settler is None:
+                        self._settler = operation
+                if self._settler is operation:
                     yield from self._settle()
-                finally:
-                    self._settling = False
-            elif self.link.clock() > operation.give_up_at:
+                    continue
+            finally:
+                if self._settler is operation:
+                    self._settler = None
+            if self.link.clock() > operation.give_up_at:
                 raise UnavailableError(f"{self.link.address}: the session of pool {self.name!r} cannot be settled")
-            else:
-                yield Wait(_SETTLE_POLL)
+            yield Wait(_SETTLE_POLL)
 
     def _settle(self) -> Steps[None]:
         if not self._id:
@@ -246,16 +263,13 @@ class Session:
             reply = yield from self._one("NewEpoch", pb.NewEpochRequest(session_id=self._id))
             self.link.counters.add("new_epochs")
             with self._lock:
-                self._epoch, self._doubtful = reply.epoch, False
+                self._epoch = reply.epoch
+                self._doubts.intersection_update({(self._id, self._epoch)})
         while self._debt:
             with self._lock:
                 oid, indices = self._debt.take()
-            try:
-                yield from self._pay(oid, indices)
-            except BaseException:
-                with self._lock:
-                    self._debt.restore(oid, indices)
-                raise
+            yield from self._pay(oid, indices)
+            self._debt.due = None
 
     def _open(self) -> Steps[None]:
         known = self.settings.kind and self._asked is None
@@ -274,7 +288,7 @@ class Session:
             self._asked, self.settings, self.pool_id = None, opened.settings, opened.pool_id
             self.batch = batch_pages(opened.settings.page_size, opened.batch_limit)
             self.flush_batch = opened.flush_limit or self.batch
-            self._id, self._epoch, self._doubtful = opened.session.id, opened.session.epoch, False
+            self._id, self._epoch = opened.session.id, opened.session.epoch
         if known:
             self.link.counters.add("reopened")
 
@@ -288,16 +302,20 @@ class Session:
 
     def _one(self, method: str, request: Any) -> Steps[Any]:
         """One call of those that settle the session; all of them can be made again."""
-        reply = (yield Send(method, (request,), single=True))[0]
-        note(self.link, [reply])
+        try:
+            reply = (yield Send(method, (request,), single=True))[0]
+            note(self.link, [reply])
+        except BaseException:
+            self._doubts.add((self._id, self._epoch))
+            raise
         if isinstance(reply, Failure):
             if reply.code == NOT_FOUND and method != "OpenPool":
                 self._id = 0
             elif method.startswith("Flush") and reply.code in AMBIGUOUS:
-                self._doubtful = True
+                self._doubts.add((self._id, self._epoch))
             raise _Failed(reply)
         if is_stale(reply):
-            self._doubtful = True
+            self._doubts.add((self._id, self._epoch))
             raise _Failed(Failure(UNAVAILABLE, "another operation asked for a new epoch"))
         return reply
 
@@ -320,11 +338,6 @@ class Session:
                 raise link.lost(failure.details)
             yield Wait(wait)
         link.counters.add("retries")
-
-    def _doubt(self, session: pb.Session, mutation: bool) -> None:
-        with self._lock:
-            if mutation and (self._id, self._epoch) == (session.id, session.epoch):
-                self._doubtful = True
 
     def _forget(self, session: pb.Session) -> None:
         with self._lock:

@@ -9,7 +9,6 @@ next command opens another: a reply that comes late goes nowhere.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -21,7 +20,6 @@ from tmem import _exchange
 from tmem._channel import failure
 from tmem._exchange import ENDED, IDLE
 from tmem._wire import DEADLINE_EXCEEDED, UNIMPLEMENTED, Failure
-from tmem_proto.v1 import tmem_pb2 as pb
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -31,29 +29,40 @@ class Exchange:
     """A stream of a channel, opened when it is used."""
 
     def __init__(self, channel: grpc.Channel, timeout: float) -> None:
-        self._method: Any = channel.stream_stream(_exchange.EXCHANGE, response_deserializer=pb.Reply.FromString)
+        self._method: Any = channel.stream_stream(_exchange.EXCHANGE)
         self._timeout = timeout
-        self._process = os.getpid()
-        self._busy = threading.Lock()
+        self._lock = threading.Lock()
+        self._user: object = None
         self._open: _Stream | None = None
         self._supported = True
 
     def carry_out(self, method: str, request: Message) -> Any:
         """The response, or a Failure; None where the call is to be made in another way."""
-        # A forked child has neither the stream's threads nor, perhaps, its lock free.
-        if not self._supported or os.getpid() != self._process or not self._busy.acquire(blocking=False):
+        if not self._supported:
             return None
+        turn = object()
         try:
-            stream = self._open
+            with self._lock:
+                if self._user is None:
+                    self._user = turn
+            if self._user is not turn:
+                return None
+            # A stream whose use was interrupted is no longer here for the next.
+            stream, self._open = self._open, None
             if stream is None or not stream.usable():
-                stream = self._open = _Stream(self._method, self._timeout)
+                stream = _Stream(self._method, self._timeout)
             found = stream.exchange(method, request)
+            self._open = stream
         finally:
-            self._busy.release()
+            if self._user is turn:
+                self._user = None
         if isinstance(found, Failure) and found.code == UNIMPLEMENTED:
             self._supported = False
             return None
         return found
+
+    def leave(self) -> None:
+        """In a forked child: nothing here is its own."""
 
     def close(self) -> None:
         """Closing the channel breaks off what is under way."""
@@ -70,7 +79,7 @@ class _Stream:
         self._lock = threading.Lock()
         self._waiting = False
         self._since = time.monotonic()
-        self._late = False
+        self._late = self._broken = False
         self._over = threading.Event()
         threading.Thread(target=self._watch, name="tmem-exchange", daemon=True).start()
 
@@ -84,7 +93,7 @@ class _Stream:
         self._note(waiting=True)
         try:
             self._outbox.put(_exchange.command(self._number, method, request))
-            reply = next(self._replies)
+            reply = _exchange.read(next(self._replies))
         except StopIteration:
             self._end()
             return ENDED
@@ -93,9 +102,13 @@ class _Stream:
             late = Failure(DEADLINE_EXCEEDED, "deadline exceeded")
             return late if self._late else _exchange.broken(failure(error))
         except BaseException:
-            self._end()
+            # Not from here: gRPC may have been left with a lock of this stream held.
+            self._broken = True
             raise
         self._note(waiting=False)
+        if isinstance(reply, Failure):
+            self._end()
+            return reply
         if reply.id != self._number:
             self._end()
             return Failure(13, f"the server answered command {self._number} as {reply.id}")
@@ -112,6 +125,8 @@ class _Stream:
 
     def _watch(self) -> None:
         while not self._over.wait(min(self._timeout, IDLE) / 4):
+            if self._broken:
+                self._end()
             with self._lock:
                 since = time.monotonic() - self._since
                 if self._waiting and since > self._timeout:

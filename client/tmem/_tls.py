@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import ssl
 import stat
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+
+from tmem import _fork
 
 if TYPE_CHECKING:
     import grpc
@@ -63,7 +64,7 @@ class Security:
         """`context` is for sockets; None where only gRPC can be told. `stamp` is of the files when they were read."""
         self._now = credentials, context
         self._files = files
-        self._lock = threading.Lock()
+        self._lock = _fork.lock()
         self._seen = stamp
 
     @property

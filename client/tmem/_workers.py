@@ -7,11 +7,12 @@ dropped and what runs is waited for a moment. A forked child starts with threads
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING
+
+from tmem import _fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,14 +27,13 @@ class Workers:
         self._name = name
         self._most = threads
         self._backlog = backlog
-        self._reset()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)
+        self.begin_anew()
+        _fork.renew(self)
         atexit.register(self._stop)
 
     def submit(self, job: Callable[[], object]) -> bool:
         """Have a job run, which raises nothing; False where there is too much to do already."""
-        with self._changed:
+        with self._lock:
             if self._stopping or len(self._jobs) >= self._backlog:
                 return False
             self._jobs.append(job)
@@ -44,8 +44,10 @@ class Workers:
             self._changed.notify()
         return True
 
-    def _reset(self) -> None:
-        self._changed = threading.Condition()
+    def begin_anew(self) -> None:
+        """No threads, nothing to do: at first, and in a child that was forked."""
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._jobs: deque[Callable[[], object]] = deque()
         self._threads: list[threading.Thread] = []
         self._idle = 0
@@ -53,7 +55,7 @@ class Workers:
 
     def _work(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 self._idle += 1
                 while not self._jobs and not self._stopping:
                     self._changed.wait()
@@ -65,7 +67,7 @@ class Workers:
             del job
 
     def _stop(self) -> None:
-        with self._changed:
+        with self._lock:
             self._stopping = True
             self._jobs.clear()
             self._changed.notify_all()

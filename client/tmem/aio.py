@@ -55,7 +55,7 @@ def connect(
     tls: Tls | None = None,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> AsyncStore:
-    """Connect to a server; the arguments are those of `tmem.connect`. To be called where an event loop runs."""
+    """Connect to a server; the arguments are those of `tmem.connect`. No event loop need run yet."""
     if not isinstance(address, str):
         raise TypeError(f"address must be a str, not {type(address).__name__}")
     link = Link(parse_target(address), Options(timeout=timeout, encoding=encoding, on_unavailable=on_unavailable))

@@ -365,6 +365,8 @@ def test_debts_are_bounded() -> None:
     with pytest.raises(tmem.UnavailableError, match="owed"):
         debt.add(b"two", [1])
     assert debt.take() == (b"one", set(range(MOST_OWED)))
+    assert debt
+    debt.due = None
     assert not debt
     debt.add(b"two", [1])
     debt.add(b"two", None)
