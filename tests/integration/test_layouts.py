@@ -15,6 +15,7 @@ import tmem
 from tests.block.wire import opened
 from tests.daemon import daemon
 from tests.integration.commands import Command
+from tests.integration.test_tmemd_daemon import tmemd
 from tests.support import PATIENCE
 from tmem_engine import Engine
 from tmemd import errors
@@ -104,3 +105,15 @@ def test_a_daemon_of_the_build_before_is_waited_for(arena: Path) -> None:
     running.terminate()
     running.communicate(timeout=PATIENCE)
     assert running.returncode == 0
+
+
+def test_a_daemon_serves_no_arena_that_a_link_leads_to_or_that_others_may_write(arena: Path, tmp_path: Path) -> None:
+    tmem.open(memory="4MiB", arena=arena).close()
+    link = tmp_path / "link"
+    link.symlink_to(arena)
+    for path, mode, why in ((link, 0o600, "symbolic link"), (arena, 0o666, "chmod 600")):
+        arena.chmod(mode)
+        ended = tmemd("--memory=4MiB", f"--arena={path}", "--listen=127.0.0.1:0")
+        assert ended.returncode == 2
+        assert why in ended.stderr
+        assert "Traceback" not in ended.stderr

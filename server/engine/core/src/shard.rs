@@ -183,7 +183,18 @@ impl<'a> Shard<'a> {
             lens: &head.node_len,
             splits: &head.splits,
         };
-        let arrays = std::array::from_fn(|size| table(TableId::Nodes0 as usize + size));
+        // One by one: for every operation they are made, and a loop's body is called.
+        let node = |size: usize| arena.table(id, TableId::Nodes0 as usize + size, budget);
+        let arrays = [
+            node(0),
+            node(1),
+            node(2),
+            node(3),
+            node(4),
+            node(5),
+            node(6),
+            node(7),
+        ];
         Shard {
             arena,
             id,

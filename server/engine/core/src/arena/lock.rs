@@ -362,6 +362,7 @@ mod tests {
                 cell(0).store(shared.owner.number(), SeqCst);
                 let child = libc::fork();
                 if child == 0 {
+                    libc::alarm(60); // it must not outlive a test that fails
                     cell(1).store(shared.owner.number(), SeqCst);
                     loop {
                         libc::pause();
