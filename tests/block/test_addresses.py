@@ -89,7 +89,7 @@ def start(which: str, folder: Path, address: str) -> str:
     volume = folder / "volume"
     volume.write_bytes(bytes(SIZE))
     if which == "tmemd":
-        line = ["tmemd", "--listen=127.0.0.1:0", f"--nbd={address}"]
+        line = ["tmemd", "--listen=127.0.0.1:0", "--memory=64MiB", f"--nbd={address}"]
     else:
         where = (f"--backing={volume}", f"--pool={POOL}", f"--state={folder}", f"--listen={address}")
         line = ["tmem.cli", "--server", f"unix:{folder}/nobody", "san", *where]

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from tests.block.transmission import Client
 
-MOUNT = 'mount -t tmpfs -o size=12m tmpfs /dev/shm && exec "$@"'
+FILLER = "/dev/shm/filler"
+MOUNT = f'mount -t tmpfs -o size=80m tmpfs /dev/shm && head -c 68m /dev/zero > {FILLER} && exec "$@"'
 WITHIN = ["unshare", "--mount", "sh", "-c", MOUNT, "sh"]
 MIB = 1 << 20
 
@@ -47,17 +48,17 @@ def _fill_disk(disk: Client) -> None:
     raise AssertionError("the file system is larger than it should be")
 
 
-def _grow(running: Daemon) -> None:
-    """What was mounted for the daemon alone is as large as its memory from now on."""
+def _make_room(running: Daemon) -> None:
+    """The others who had filled the file system go."""
     inside = ["nsenter", "--mount", "--target", str(running.process.pid)]
-    subprocess.run([*inside, "mount", "-o", "remount,size=80m", "/dev/shm"], check=True, timeout=PATIENCE)
+    subprocess.run([*inside, "rm", FILLER], check=True, timeout=PATIENCE)
 
 
 def test_a_full_file_system_refuses_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
     if os.geteuid() != 0 or subprocess.run([*WITHIN, "true"], capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a tmpfs of its own")
     nbd = f"unix:{tmp_path}/nbd.sock"
-    running = Daemon("--workers=2", f"--nbd={nbd}", memory="64MiB", within=WITHIN)
+    running = Daemon("--workers=2", f"--nbd={nbd}", "--arena=/dev/shm/arena", memory="64MiB", within=WITHIN)
     try:
         with tmem.connect(running.address) as store:
             store.create_export("disk", 64 * MIB)
@@ -70,7 +71,7 @@ def test_a_full_file_system_refuses_and_goes_on_when_there_is_room(tmp_path: Pat
             kill_worker(running, 1)
             assert pool.get(1, kept) == kept
             assert store.check() == []
-            _grow(running)
+            _make_room(running)
             more = {index: noise(index) for index in range(512)}
             assert all(outcome.stored for outcome in pool.put(2, more).values())
             with opened(nbd, "disk") as disk:

@@ -41,6 +41,7 @@ def errors_of(error: type[Exception]) -> Any:
         ExhaustedError=error,
         ArenaError=error,
         CorruptPageError=error,
+        UnavailableError=error,
         InternalError=error,
     )
 

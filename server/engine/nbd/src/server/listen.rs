@@ -206,7 +206,7 @@ fn bind_unix(path: &Path) -> io::Result<Bound> {
         io::ErrorKind::AddrInUse if is_socket => io::Error::new(e.kind(), "a server listens there"),
         io::ErrorKind::AddrInUse => io::Error::new(e.kind(), "what is there is no socket"),
         io::ErrorKind::InvalidInput => {
-            io::Error::new(e.kind(), "the path of a socket has at most 107 bytes")
+            io::Error::other("the path of a socket has at most 107 bytes")
         }
         _ => e,
     })?;
