@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from dataclasses import replace
 from functools import cache
@@ -16,6 +17,7 @@ import tmemd.polling  # noqa: F401 - before anything that imports gRPC
 from tmemd import __version__
 from tmemd.config import OPTIONS, dump, load, service_links
 from tmemd.descriptors import raise_limit
+from tmemd.early import ignore
 from tmemd.errors import ConfigError, TmemdError, WorkerError
 from tmemd.logs import end_with, log, log_to_stderr
 from tmemd.notify import notify
@@ -152,6 +154,8 @@ def _run(config: Config, read: Callable[[], Config]) -> int:
             )
         )
     finally:
+        # The loop's handlers went with it, and a daemon that has ended well is not to die of being told again.
+        ignore(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         said.flush()
 
 

@@ -31,7 +31,7 @@ POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "term
 # with workers cli -> supervisor -> child, whose process is worker -> daemon. config, counts and errors are leaves.
 DAEMON_LAYERS = {
     "polling": set(),
-    "cli": {"polling", "descriptors", "supervisor", "daemon", "config", "errors", "logs", "notify", "room"}
+    "cli": {"early", "polling", "descriptors", "supervisor", "daemon", "config", "errors", "logs", "notify", "room"}
     | {"sole", "store", "streams"},
     "supervisor": {"child", "shared_arena", "sole", "metrics", "store", "surface", "workers", "config", "counts"}
     | {"control", "early", "errors", "logs", "notify", "relay", "reload", "signals", "values"},

@@ -35,7 +35,7 @@ use seats::Seats;
 /// The number of the last connection: servers may share exports, which tell connections apart by it.
 static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
-/// After the grace, how long threads have to notice that their sockets are closed.
+/// How long threads have to notice that their sockets are closed: after the grace, and before one more is accepted.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
 /// How a server behaves.
@@ -316,7 +316,7 @@ impl Shared {
             client.address.clone(),
             self.settings.budget.clone(),
         ));
-        if !self.seats.enter(id, &link, &accepted.origin) {
+        if !self.seats.enter(id, &link, &accepted.origin, LAST_CALL) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let shared = self.clone();

@@ -80,10 +80,15 @@ impl Seats {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begin a handshake, another's place taken if there are too many; false if even those that were closed are.
-    pub fn enter(&self, id: u64, link: &Arc<Link>, who: &str) -> bool {
-        let mut table = self.table();
-        if count(&table, Stage::Dropped) > self.limits.handshakes {
+    /// Begin a handshake, another's place taken if there are too many; false if even those that were closed are, and stay
+    /// for `patience`.
+    pub fn enter(&self, id: u64, link: &Arc<Link>, who: &str, patience: Duration) -> bool {
+        let table = self.table();
+        let crowded =
+            |table: &mut HashMap<_, _>| count(table, Stage::Dropped) > self.limits.handshakes;
+        let waited = self.left.wait_timeout_while(table, patience, crowded);
+        let (mut table, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
             return false;
         }
         let guest = Guest {
@@ -269,18 +274,33 @@ mod tests {
     fn the_oldest_handshake_of_the_peer_with_the_most_makes_room() {
         let seats = seats(9, 9, 4);
         for (id, who) in [(1, "a"), (2, "b"), (3, "b"), (4, "b"), (5, "c")] {
-            assert!(seats.enter(id, &link(), who));
+            assert!(seats.enter(id, &link(), who, Duration::ZERO));
         }
         let dropped: Vec<u64> = (1..6).filter(|id| seats.was_dropped(*id)).collect();
         assert_eq!(dropped, [2]);
         assert_eq!(seats.handshakes(), 4);
     }
 
+    /// They come faster than the threads of those that were closed end.
+    #[test]
+    fn who_comes_waits_for_those_that_were_closed_to_leave() {
+        let seats = seats(9, 9, 1);
+        for id in 1..4 {
+            assert!(seats.enter(id, &link(), "a", Duration::ZERO));
+        }
+        assert!(!seats.enter(4, &link(), "a", Duration::ZERO));
+        std::thread::scope(|scope| {
+            let comes = scope.spawn(|| seats.enter(5, &link(), "a", Duration::from_secs(600)));
+            seats.leave(1);
+            assert!(comes.join().unwrap());
+        });
+    }
+
     #[test]
     fn a_client_has_its_limit_and_named_ones_their_seats() {
         let seats = seats(4, 2, 9);
         let sit = |id, who: &str, own, others| {
-            assert!(seats.enter(id, &link(), who));
+            assert!(seats.enter(id, &link(), who, Duration::ZERO));
             seats.sit(id, who, &|| Claim { own, others }, Duration::ZERO)
         };
         assert_eq!(sit(1, "a", false, 2), Ok(()));
