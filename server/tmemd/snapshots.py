@@ -68,6 +68,8 @@ class Snapshots:
         assert entry.pool is not None
         held = entry.pool.settings()
         settings = Settings(kind="persistent", codec=held.codec, page_size=held.page_size)
+        with suppress(UnknownPoolError):  # what a snapshot left that ended while a lock of the arena was held
+            self._store.find_pool(PREFIX + entry.name).destroy()
         shadow = self._store.create_pool(PREFIX + entry.name, settings)
         own = None
         try:

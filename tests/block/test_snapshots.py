@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,12 +15,14 @@ import tmem
 from tests.block.wire import opened
 from tests.block.words import Cmd, Err
 from tests.daemon import daemon
+from tests.faults.frozen import admin_held
 from tests.integration.commands import Command
 from tests.retry import eventually
 from tests.support import PATIENCE
 from tmem import _snapshots
 from tmem.cli.pagesfile import Pages, Reader
 from tmem.cli.target import Target
+from tmem_engine import set_lock_wait
 from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.catalogue import Catalogue
 from tmemd.config import Config
@@ -246,6 +248,43 @@ def test_where_memory_ends_the_save_fails_and_no_write_does(tmp_path: Path) -> N
                 target.ask(lambda link: _snapshots.read(link, snapshot, [0], 0))
             with pytest.raises(tmem.MismatchError, match="no memory"):
                 target.ask(lambda link: _snapshots.close(link, snapshot))
+
+
+def test_a_write_that_needs_a_snapshots_memory_waits_for_a_neighbour_and_does_not_fail(tmp_path: Path) -> None:
+    arena = tmp_path / "arena"
+    with served(tmp_path, memory="24MiB") as (running, _, store, address), tmem.connect(f"shm://{arena}"):
+        store.create_export("disk", 32 * MIB)
+        target = Target(store, running.address)
+        with opened(address, "disk") as client:
+            for block in range(8 * MIB >> 12):
+                client.write(block << 12, numbered(1, 4096))
+            snapshot = target.ask(lambda link: _snapshots.begin(link, "disk"))
+            with admin_held(arena):
+                for block in range(32 * MIB >> 12):
+                    write = client.submit(Cmd.WRITE, block << 12, 4096, data=numbered(2, 4096))
+                    client.read(0, 512)
+                    if not client.is_answered(write):
+                        break
+                    assert client.answer(write).error == Err.OK
+            assert client.answer(write).error == Err.OK
+            assert client.read(block << 12, 4096) == numbered(2, 4096)
+        with pytest.raises(tmem.MismatchError, match="a write needed the memory"):
+            target.ask(lambda link: _snapshots.close(link, snapshot))
+
+
+def test_what_a_snapshot_could_not_give_back_as_it_ended_keeps_no_later_one_out(tmp_path: Path) -> None:
+    arena = tmp_path / "arena"
+    store = EngineStore(Config(memory=16 * MIB, arena=str(arena)))
+    entry = Catalogue(store).create("disk", MIB, 0, "", False)
+    snapshots = Snapshots(store)
+    for held in (True, False):
+        number, _ = snapshots.begin(entry, None)
+        set_lock_wait(0)
+        with admin_held(arena) if held else nullcontext():
+            snapshots.close(pb.CloseSnapshotRequest(id=number))
+        set_lock_wait(None)
+        assert (".save/disk" in [pool.name for pool in store.pools()]) == held
+    store.close()
 
 
 def test_a_snapshot_that_nobody_reads_ends_by_itself() -> None:

@@ -76,6 +76,10 @@ class Client(Stream):
             self._receive_one()
         return self._whole.pop(cookie)
 
+    def is_answered(self, cookie: int) -> bool:
+        """Whether an answer came among those that were received."""
+        return cookie in self._whole
+
     def command(self, kind: int, offset: int = 0, length: int = 0, flags: int = 0, data: bytes = b"") -> Answer:
         return self.answer(self.submit(kind, offset, length, flags, data))
 

@@ -30,6 +30,9 @@ with tmem.connect(f"shm://{sys.argv[1]}") as store:
 _SHARDS_AT = 4096 + 1024 * 256
 _DIRTY = 64
 _OWNER = (1 << 30) - 1
+_ADMIN_AT = 128
+_PROCESSES = struct.Struct("<128Q")
+_PROCESSES_AT = 200
 
 
 class Neighbour:
@@ -103,3 +106,21 @@ def is_held(pool: EnginePool, oid: bytes, index: int) -> bool:
     except errors.UnavailableError:
         return True
     return False
+
+
+@contextmanager
+def admin_held(arena: Path) -> Iterator[None]:
+    """The lock of the arena's pools is this process's, which must have the arena attached."""
+    with arena.open("r+b", buffering=0) as file:
+
+        def put(word: int) -> None:
+            file.seek(_ADMIN_AT)
+            file.write(word.to_bytes(4, "little"))
+
+        file.seek(_PROCESSES_AT)
+        known = _PROCESSES.unpack(file.read(_PROCESSES.size))
+        put(max(word >> 32 for word in known if word & 0xFFFFFFFF == os.getpid()))
+        try:
+            yield
+        finally:
+            put(0)

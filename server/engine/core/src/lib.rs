@@ -30,9 +30,9 @@ mod types;
 mod zbud;
 mod zsmalloc;
 
-pub use arena::waiting_at_most;
 #[cfg(feature = "crash-points")]
 pub use arena::{Crash, arm, disarm};
+pub use arena::{waiting_at_least, waiting_at_most};
 pub use batch::{Fetched, FetchedPage, LastPage, ScanCursor, ScannedCluster};
 pub use codec::{Compressor, Encoded, Form, checksum, same_filled};
 pub use error::{Error, Lock, Result};

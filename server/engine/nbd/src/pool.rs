@@ -179,7 +179,9 @@ impl PoolExport {
         let end = span.end().div_ceil(self.page);
         snapshot.keep(Pages::between(span.offset / self.page, end), removes);
         let done = change(span);
-        if done == Err(Fault::NoMemory) && snapshot.end("a write needed the memory") {
+        if done == Err(Fault::NoMemory) {
+            let gave_up = snapshot.give_up("a write needed the memory");
+            gave_up.map_err(errno)?;
             self.pool.readmit();
             return change(span);
         }

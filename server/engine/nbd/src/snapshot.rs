@@ -7,14 +7,15 @@
 //!
 //! Order: a page is kept, and known to be, before it changes; it is read before one asks whether it was kept. That the snapshot has
 //! ended is known before anything changes that was not kept, and asked last.
-//! Locking: a stripe of `kept` is taken within the export's own, and for no other.
+//! Locking: a stripe of `kept` is taken within the export's own, and for no other; `cleared` within the export's own, so that
+//! whoever finds no memory waits for what another is giving back.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tmem_core::{CLUSTER, Fetched, FetchedPage, Oid, Pool};
+use tmem_core::{CLUSTER, Error, Fetched, FetchedPage, Oid, Pool, waiting_at_least};
 
 use crate::pool::{PoolExport, waiting};
 
@@ -67,6 +68,8 @@ pub struct Snapshot {
     /// Pages below are no more asked for.
     saved: AtomicU64,
     ended: OnceLock<String>,
+    /// Whether what was kept is given back.
+    cleared: Mutex<bool>,
 }
 
 /// The wait for a lock of the arena for the sake of a snapshot: it gives way rather than hold up writes.
@@ -82,6 +85,7 @@ impl Snapshot {
             kept: std::array::from_fn(|_| Mutex::default()),
             saved: AtomicU64::new(0),
             ended: OnceLock::new(),
+            cleared: Mutex::new(false),
         }
     }
 
@@ -134,14 +138,23 @@ impl Snapshot {
         }
     }
 
-    /// Be no more, and give back what was kept; whether it was until now.
-    pub fn end(&self, why: &str) -> bool {
-        let ends = self.ended.set(why.into()).is_ok();
-        if ends {
+    /// Be no more, and give back what was kept. Where a lock of the arena is held that stays, until it is told again.
+    pub fn end(&self, why: &str) {
+        let _ = self.give_up(why);
+    }
+
+    /// The same, and an error where what was kept stays.
+    pub(crate) fn give_up(&self, why: &str) -> tmem_core::Result<()> {
+        let _ = self.ended.set(why.into());
+        let mut cleared = self.cleared.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*cleared {
             // Gone already where its export was removed, or the daemon stops.
-            let _ = self.shadow.destroy();
+            match waiting_at_least(PATIENCE, || self.shadow.destroy()) {
+                Err(busy @ Error::Busy { .. }) => return Err(busy),
+                _ => *cleared = true,
+            }
         }
-        ends
+        Ok(())
     }
 
     /// Why it is no more, if so.
