@@ -18,6 +18,7 @@ class Gateway(Disk):
 
     def __init__(self, backing: str, daemon: NbdDaemon, state: Path, *flags: str) -> None:
         super().__init__()
+        self._state = state
         self._arguments = [
             *(
                 "san",
@@ -34,4 +35,4 @@ class Gateway(Disk):
         ]
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "tmem.cli", *self._arguments]
+        return ["env", f"TMEM_SAN_HOST_STATE={self._state}", sys.executable, "-m", "tmem.cli", *self._arguments]
