@@ -46,7 +46,11 @@ pub fn of_export(uri: &Uri) -> Vec<String> {
     let mut names: Vec<String> = match &uri.endpoint {
         Endpoint::Unix(path) => {
             let real = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-            vec![format!("nbd {}", file_name(&real.to_string_lossy()))]
+            let socket =
+                fs::metadata(path).map(|found| format!("nbd {:x} {}", found.dev(), found.ino()));
+            let mut names = vec![format!("nbd {}", file_name(&real.to_string_lossy()))];
+            names.extend(socket); // it may have several names
+            names
         }
         Endpoint::Tcp { host, port } => (host.as_str(), *port)
             .to_socket_addrs()
@@ -80,7 +84,8 @@ fn is_here(ip: IpAddr) -> bool {
         socket.connect((ip, 9))?;
         socket.local_addr()
     });
-    ip.is_loopback() || own.is_ok_and(|own| own.ip() == ip)
+    // Who asks for no address in particular gets this host.
+    ip.is_loopback() || ip.is_unspecified() || own.is_ok_and(|own| own.ip() == ip)
 }
 
 /// What this host's kernel has counted of writes to a device: the boot, and the rest. None where it does not count.
@@ -125,6 +130,8 @@ mod tests {
             "nbd://127.0.0.1:10809/a b",
             "nbd://[::1]/a%20b",
             "nbd://localhost/a b",
+            "nbd://0.0.0.0/a b",
+            "nbd://[::]/a b",
         ] {
             assert_eq!(names(uri), here, "{uri}");
         }
@@ -135,5 +142,17 @@ mod tests {
         ] {
             assert_ne!(names(uri), here, "{uri}");
         }
+    }
+
+    #[test]
+    fn a_socket_has_a_name_in_common_with_each_of_its_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let of = |name: &str| names(&format!("nbd+unix:///a?socket={}", path(name).display()));
+        let _socket = std::os::unix::net::UnixListener::bind(path("one")).unwrap();
+        let _other = std::os::unix::net::UnixListener::bind(path("other")).unwrap();
+        fs::hard_link(path("one"), path("link")).unwrap();
+        let in_common = |a: &str, b: &str| of(a).iter().any(|name| of(b).contains(name));
+        assert!(in_common("one", "link") && !in_common("one", "other"));
     }
 }
