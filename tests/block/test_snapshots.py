@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -248,6 +249,23 @@ def test_where_memory_ends_the_save_fails_and_no_write_does(tmp_path: Path) -> N
                 target.ask(lambda link: _snapshots.read(link, snapshot, [0], 0))
             with pytest.raises(tmem.MismatchError, match="no memory"):
                 target.ask(lambda link: _snapshots.close(link, snapshot))
+
+
+def test_of_many_writes_that_need_a_snapshots_memory_none_fails(tmp_path: Path) -> None:
+    writers, noise = 6, [random.Random(seed).randbytes(4096) for seed in range(16)]
+    with served(tmp_path, memory="64MiB") as (running, _, store, address), ExitStack() as stack:
+        store.create_export("disk", 64 * MIB, multi_conn=True)
+        clients = [stack.enter_context(opened(address, "disk")) for _ in range(writers)]
+        for block in range(24 * MIB >> 12):
+            clients[0].write(block << 12, noise[block % 16])
+        Target(store, running.address).ask(lambda link: _snapshots.begin(link, "disk"))
+
+        def write(nth: int) -> list[Err]:
+            blocks = range(nth, 46 * MIB >> 12, writers)
+            return [clients[nth].command(Cmd.WRITE, at << 12, 4096, data=noise[(at + 3) % 16]).error for at in blocks]
+
+        with ThreadPoolExecutor(writers) as threads:
+            assert {error for errors in threads.map(write, range(writers)) for error in errors} == {Err.OK}
 
 
 def test_a_write_that_needs_a_snapshots_memory_waits_for_a_neighbour_and_does_not_fail(tmp_path: Path) -> None:
