@@ -505,8 +505,12 @@ impl<'c> Transmission<'c> {
         }
         self.flush()?;
         self.link.wanted.store(true, Ordering::SeqCst);
-        while crowded(self.link) {
+        loop {
+            // What is sent here makes way too, and nobody wakes for it.
             let drained = self.link.send(None);
+            if !crowded(self.link) {
+                break;
+            }
             self.link.socket.wait(!drained, false, None)?;
         }
         self.link.wanted.store(false, Ordering::SeqCst);
