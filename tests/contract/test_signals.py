@@ -29,7 +29,7 @@ def interrupt(number, frame):
 def page(number):
     return number.to_bytes(8, "big") * 512
 
-faulthandler.dump_traceback_later(500, exit=True)
+faulthandler.dump_traceback_later(150, exit=True)
 dice, number, broken = random.Random(7), 0, 0
 signal.signal(signal.SIGALRM, interrupt)
 store = tmem.connect(address)
@@ -68,7 +68,7 @@ for turn in range(rounds):
 time.sleep(0.2)  # for what might land late
 for used in (pool, dense):
     assert used.get(1, [0]) == {0: page(number)}
-assert broken > 0, broken
+assert broken > rounds // 10, broken
 store.close()
 """
 
@@ -84,11 +84,11 @@ def test_a_call_that_a_signal_breaks_off_leaves_the_store_as_good_as_before(
     server: str, kind: str, transport: str
 ) -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", _STORY, server, kind, "35"],
+        [sys.executable, "-c", _STORY, server, kind, "210"],
         env={**os.environ, "TMEM_TRANSPORT": transport},
         capture_output=True,
         text=True,
-        timeout=3 * PATIENCE,
+        timeout=PATIENCE,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
