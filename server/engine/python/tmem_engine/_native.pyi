@@ -20,8 +20,10 @@ __all__ = [
     "Engine",
     "EnginePool",
     "NbdServer",
+    "NbdSnapshot",
     "SanGateway",
     "__version__",
+    "client_name",
     "is_loopback",
     "pack",
     "set_lock_wait",
@@ -290,7 +292,7 @@ class NbdServer:
         client_connections: int = 256,
         handshakes: int = 64,
         handshake_timeout: float = 10.0,
-        buffers: int = 268435456,
+        buffers: int = ...,
         poll_microseconds: int = 0,
         tls: tuple[bytes, bytes, bytes | None] | None = None,
         insecure: bool = False,
@@ -401,7 +403,7 @@ class SanGateway:
         own_tls: tuple[str | PathLike[str], str | PathLike[str], str | PathLike[str] | None] | None = None,
         insecure: bool = False,
         metrics: str | None = None,
-        buffers: int = 268435456,
+        buffers: int = ...,
     ) -> SanGateway:
         """Serve `backing`, a path or `nbd://...`, at each address of `listen`; cache in `pool` of the server.
 
