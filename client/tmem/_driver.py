@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
-from tmem import _exchange, _fork, _line, _server, _stream
+from tmem import _exchange, _fork, _line, _server
 from tmem._channel import OPTIONS, calls, failure, read, watch
 from tmem._errors import ClosedError, TmemError
 from tmem._pace import Pace
@@ -46,14 +46,12 @@ class _Connection(Used):
         else:
             self.channel = grpc.secure_channel(address, self.credentials, OPTIONS)
         self.calls = calls(self.channel)
-        self.exchange: _line.Exchange | _stream.Exchange
-        if _line.available(security):
-            self.exchange = _line.Exchange(address, security, timeout)
-        else:
-            self.exchange = _stream.Exchange(self.channel, timeout)
+        # A stream of gRPC's own would be a call under way in every fork, and leave gRPC unusable in the child.
+        self.exchange = _line.Exchange(address, security, timeout) if _line.available(security) else None
 
     def close(self) -> None:
-        self.exchange.close()
+        if self.exchange is not None:
+            self.exchange.close()
         self.channel.close()
 
     def abandon(self) -> None:
@@ -132,7 +130,8 @@ class Driver:
         if made is not None:
             _fork.leave(made)
             for connection in made.all():
-                connection.exchange.leave()
+                if connection.exchange is not None:
+                    connection.exchange.leave()
         if not self._link.closed:
             self._closed = threading.Event()
 
@@ -229,7 +228,7 @@ class Driver:
 
     def _one(self, connection: _Connection, step: Send) -> Any:
         (request,) = step.requests
-        if _exchange.suits(step.method, request):
+        if connection.exchange is not None and _exchange.suits(step.method, request):
             answer = connection.exchange.carry_out(step.method, request)
             if answer is not None:
                 return self._failed(answer) if isinstance(answer, Failure) else answer
@@ -268,7 +267,7 @@ class Driver:
         return replies
 
     def _by_line(self, connection: _Connection, step: Send) -> Replies | None:
-        if step.in_order and isinstance(connection.exchange, _line.Exchange):
+        if step.in_order and connection.exchange is not None:
             answers = connection.exchange.carry_out_all(step.method, step.requests)
             if answers is not None:
                 return [self._failed(answer) if isinstance(answer, Failure) else answer for answer in answers]

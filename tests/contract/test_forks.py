@@ -41,7 +41,7 @@ calls = [
     lambda number: store.pools(),
     lambda number: pool.get(number, [0]),
 ]
-threads = [threading.Thread(target=work, args=each) for each in enumerate(calls)]
+threads = [threading.Thread(target=work, args=each, daemon=True) for each in enumerate(calls)]
 
 def child(number):
     faulthandler.dump_traceback_later(100, exit=True)
@@ -65,7 +65,8 @@ for number in range(100, 100 + children):
             sys.excepthook(*sys.exc_info())
             os._exit(1)
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert status == 0, f"child {number} ended with {status}"
     assert pool.get(number, [0]) == {0: page}
 forked = multiprocessing.get_context("fork").Process(target=child, args=(99,))
 forked.start()
@@ -155,7 +156,7 @@ def server() -> Iterator[str]:
         yield running.address
 
 
-def _run(script: str, *arguments: str, **environment: str) -> None:
+def _run(script: str, *arguments: str, **environment: str) -> str:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, *arguments]
     ended = subprocess.run(
         command,
@@ -166,11 +167,14 @@ def _run(script: str, *arguments: str, **environment: str) -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+    return ended.stderr
 
 
 @pytest.mark.parametrize("transport", ["", "grpc"])
 def test_a_child_forked_while_other_threads_are_in_calls(server: str, transport: str) -> None:
-    _run(_BUSY, server, "12", TMEM_TRANSPORT=transport)
+    said = _run(_BUSY, server, "12", TMEM_TRANSPORT=transport, GRPC_VERBOSITY="INFO")
+    # Its word for a fork with a thread in a call of its own: the child then shares the parent's epoll set, and may crash.
+    assert "skipping fork" not in said
 
 
 @pytest.mark.parametrize("script", [_WATCHED, _CLOSED, _ASYNC], ids=["watched", "closed", "async"])

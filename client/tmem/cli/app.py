@@ -38,7 +38,7 @@ Examples:
 
 \b
 Every option of tmem is also a variable: TMEM_SERVER, TMEM_TIMEOUT, TMEM_CA ...
-Exit status: 0 done, 1 failed, 2 the command line makes no sense.
+Exit status: 0 done, 1 failed, 2 the command line makes no sense, 130 interrupted.
 """
 
 

@@ -38,7 +38,11 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.argument("pool", type=POOL, required=False)
 @click.argument("file", metavar="FILE|-", type=OUTPUT, required=False)
 @click.option(
-    "--all", "folder", metavar="FOLDER", type=FOLDER, help="All persistent pools, to a new folder in this one."
+    "--all",
+    "folder",
+    metavar="FOLDER",
+    type=FOLDER,
+    help="All persistent pools and exports, to a new folder here.",
 )
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="With --all: remove older ones, all but N.")
 @click.option(
@@ -59,9 +63,10 @@ def save(
     passes: int,
     force: bool,
 ) -> None:
-    """Save the pages of a persistent pool to a file, while the pool is in use; or all persistent pools at once.
+    """Save the pages of a persistent pool to a file, while it is in use; or all pools and exports at once.
 
     Every page of the file was in the pool at some moment of the save, and what nobody touched meanwhile is as it was.
+    An export is saved as it was at one instant.
     """
     if folder is not None:
         _only("--all FOLDER", "POOL, FILE or --force", pool, file, force or None)

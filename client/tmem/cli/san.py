@@ -34,7 +34,7 @@ _IGNORED = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keeps tokens for warm starts.  [default: $XDG_STATE_HOME/tmem/san]",
+    help="Keeps tokens for warm starts.  [default: /var/lib/tmem/san, or below $XDG_STATE_HOME]",
 )
 @click.option("--trust-detach", is_flag=True, help="Start a device or nbd:// warm: no other host wrote to it.")
 @click.option("--page-size", type=SIZE, default="4096", show_default=True, help="As the pool's.")
