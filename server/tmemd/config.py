@@ -149,7 +149,7 @@ class Config:
         injections,
         "for tests: delays and errors put into calls, as METHOD:PART,... of delay=50ms, code=UNAVAILABLE, after (carry "
         "out, then answer the code), fraction=0.1; METHOD is like Put, Exchange.put or *; several by semicolons. Given "
-        "empty it injects nothing and allows TmemAdmin.Inject to",
+        "empty it injects nothing, and lets administrators inject at run time",
     )
     clients: Mapping[str, ClientSettings] = _option(
         parse_clients,

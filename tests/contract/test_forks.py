@@ -173,7 +173,7 @@ def _run(script: str, *arguments: str, **environment: str) -> str:
 @pytest.mark.parametrize("transport", ["", "grpc"])
 def test_a_child_forked_while_other_threads_are_in_calls(server: str, transport: str) -> None:
     said = _run(_BUSY, server, "12", TMEM_TRANSPORT=transport, GRPC_VERBOSITY="INFO")
-    # Its word for a fork with a thread in a call of its own: the child then shares the parent's epoll set, and may crash.
+    # What gRPC says of a fork with a thread in a call: the child shares the epoll set of its parent, and may crash.
     assert "skipping fork" not in said
 
 
