@@ -1,7 +1,7 @@
 """Sizes as people write them: bytes, or a number with a unit.
 
 `K`, `Ki` and `KiB` are 1024 bytes and `kB` is 1000, in any case, and so on to T: a letter alone is a power of 1024, as
-for Docker, QEMU and systemd. The daemon reads the sizes of its settings by the same rule (`tmemd.values`).
+for Docker, QEMU and systemd. The daemon reads the sizes of its settings by the same rule (`tmemd.base.parsers`).
 """
 
 import re

@@ -2,14 +2,14 @@
 
 import sys
 
-from tmemd.early import hold, open_streams
+from tmemd.base.startup import hold, open_streams
 
 
 def main() -> int:
     """Be ready for signals first; then import what takes time."""
     hold()
     open_streams()
-    from tmemd.cli import main
+    from tmemd.app.cli import main
 
     return main()
 

@@ -25,11 +25,11 @@ from tmem.cli.pagesfile import Pages, Reader
 from tmem.cli.target import Target
 from tmem_engine import set_lock_wait
 from tmem_proto.v1 import admin_pb2 as pb
-from tmemd.catalogue import Catalogue
-from tmemd.config import Config
-from tmemd.errors import BusyError, SnapshotError
-from tmemd.snapshots import Snapshots
-from tmemd.store import EngineStore
+from tmemd.base.errors import BusyError, SnapshotError
+from tmemd.config.settings import Config
+from tmemd.exports.catalogue import Catalogue
+from tmemd.exports.snapshots import Snapshots
+from tmemd.store.engine_store import EngineStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

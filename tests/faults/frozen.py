@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tests.support import PATIENCE
 from tmem_engine import Engine, EnginePool, set_lock_wait
-from tmemd import errors
+from tmemd.base import errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,11 +17,11 @@ from tests.integration.test_arena_files import contents, patch
 from tests.support import PATIENCE
 from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1 import tmem_pb2
-from tmemd.catalogue import CATALOGUE, OID, Catalogue
-from tmemd.config import Config
-from tmemd.errors import ExhaustedError, ExportExistsError
-from tmemd.store import EngineStore
-from tmemd.surface import Batch
+from tmemd.base.errors import ExhaustedError, ExportExistsError
+from tmemd.config.settings import Config
+from tmemd.exports.catalogue import CATALOGUE, OID, Catalogue
+from tmemd.store.api import Batch
+from tmemd.store.engine_store import EngineStore
 
 MIB = 1 << 20
 STEPS = {"create_pool", "open_pool", "put", "flush", "flush_object", "destroy", "set_reserve"}

@@ -29,7 +29,7 @@ from tests.daemon import Client, daemon
 from tests.integration.test_tmemd_daemon import tmemd
 from tests.support import PATIENCE
 from tmem_proto.v1 import admin_pb2 as pb
-from tmemd.sole import is_older
+from tmemd.process.arena_lock import is_older
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

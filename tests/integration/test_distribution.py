@@ -133,7 +133,7 @@ def test_a_plain_installation_is_whole(wheel: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["uvloop", "grpc_health", "prometheus_client"])
 def test_tmemd_says_what_to_install_where_a_package_is_missing(module: str) -> None:
-    script = f"import sys; sys.modules[{module!r}] = None; from tmemd.cli import main; sys.exit(main([]))"
+    script = f"import sys; sys.modules[{module!r}] = None; from tmemd.app.cli import main; sys.exit(main([]))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert re.fullmatch(r"tmemd: not installed: pip install \S+\n", ended.stderr)

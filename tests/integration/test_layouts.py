@@ -18,8 +18,8 @@ from tests.integration.commands import Command
 from tests.integration.test_tmemd_daemon import tmemd
 from tests.support import PATIENCE
 from tmem_engine import Engine
-from tmemd import errors
-from tmemd.sole import ATTACHED, SERVED
+from tmemd.base import errors
+from tmemd.process.arena_lock import ATTACHED, SERVED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

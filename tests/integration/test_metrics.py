@@ -15,7 +15,7 @@ from tests.daemon import Client, Daemon, daemon
 from tests.exposition import Samples, families, samples, text
 from tests.support import PATIENCE, filled, noise, page
 from tmem_proto.v1 import admin_pb2 as pb
-from tmemd.families import CLASSES, POOL, SIZE_BUCKETS, SPLIT, STORE
+from tmemd.telemetry.store_metrics import CLASSES, POOL, SIZE_BUCKETS, SPLIT, STORE
 
 
 @pytest.fixture(scope="module")

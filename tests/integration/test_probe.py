@@ -66,7 +66,7 @@ def test_it_costs_next_to_nothing() -> None:
         command = [sys.executable, "-c", told, running.address]
         imported = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout.split()
     assert "tmemd.probe" in imported
-    assert not {"grpc", "google.protobuf", "asyncio", "ssl", "tmemd.config"} & {*imported}
+    assert not {"grpc", "google.protobuf", "asyncio", "ssl", "tmemd.config.settings"} & {*imported}
 
 
 @pytest.mark.parametrize("clients", [False, True])

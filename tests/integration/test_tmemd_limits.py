@@ -28,7 +28,7 @@ from tests.support import PATIENCE, noise, page
 from tmem._channel import OPTIONS
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.v1.admin_pb2 import ListWorkersRequest
-from tmemd.config import Config
+from tmemd.config.settings import Config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -201,7 +201,8 @@ def test_the_metrics_are_there_though_all_files_are_used_up() -> None:
 
 
 def test_a_limit_of_files_that_is_too_low_is_told() -> None:
-    code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)); import tmemd.cli; tmemd.cli.main()"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))"
+    code = f"{limit}; from tmemd.app.cli import main; main()"
     command = [sys.executable, "-c", code, "--listen=127.0.0.1:0", "--memory=8MiB", "--max-calls=200"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

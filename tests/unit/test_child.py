@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.support import PATIENCE
-from tmemd import child
-from tmemd.counts import Counts
+from tmemd.telemetry.counters import Counts
+from tmemd.workers import child
 
 LIMIT = 1
 

@@ -5,9 +5,9 @@ from typing import Any, cast
 
 import pytest
 
-from tmemd import cost
-from tmemd.config import Config
-from tmemd.surface import Batch, Settings
+from tmemd.config.settings import Config
+from tmemd.rpc import call_cost
+from tmemd.store.api import Batch, Settings
 
 PAGES = 16
 
@@ -21,7 +21,7 @@ def pool(codec: str) -> Any:
 def put(codec: str, *, blocks: bool) -> float:
     """What a put of pages, or of LZ4 blocks, costs a pool of that codec."""
     lengths = [100] * PAGES if blocks else None
-    return cost.of_put(Batch(bytes(24), range(PAGES), lengths, b""), pool(codec))
+    return call_cost.of_put(Batch(bytes(24), range(PAGES), lengths, b""), pool(codec))
 
 
 @pytest.mark.parametrize("codec", ["lz4hc", "lz4hc:3", "zstd:19"])
@@ -35,5 +35,5 @@ def test_a_few_pages_of_lz4hc_are_for_a_thread() -> None:
 
 @pytest.mark.parametrize("codec", ["lz4", "lz4:8", "lz4hc:9"])
 def test_a_get_of_lz4_blocks_is_a_copy_whichever_search_made_them(codec: str) -> None:
-    assert cost.of_get(PAGES, pool(codec), True) < cost.of_get(PAGES, pool(codec), False)
-    assert cost.of_get(PAGES, pool(codec), False) < cost.of_get(PAGES, pool("zstd"), True)
+    assert call_cost.of_get(PAGES, pool(codec), True) < call_cost.of_get(PAGES, pool(codec), False)
+    assert call_cost.of_get(PAGES, pool(codec), False) < call_cost.of_get(PAGES, pool("zstd"), True)

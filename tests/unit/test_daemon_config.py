@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tmemd.clients import ClientSettings
-from tmemd.config import dump, load, restore
-from tmemd.errors import ConfigError
+from tmemd.base.errors import ConfigError
+from tmemd.config.clients import ClientSettings
+from tmemd.config.settings import dump, load, restore
 
 TLS = {"tls_cert": "cert.pem", "tls_key": "key.pem"}
 CLIENTS = """

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from tmemd.config import OPTIONS, load
-from tmemd.values import split_address
+from tmemd.base.parsers import split_address
+from tmemd.config.settings import OPTIONS, load
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

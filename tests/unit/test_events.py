@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from tmem_proto.v1 import admin_pb2 as pb
-from tmemd.errors import ClosedError
-from tmemd.events import ExportSeen, PoolSeen, Seen, counters, differences
-from tmemd.watch import Watcher
+from tmemd.base.errors import ClosedError
+from tmemd.telemetry.event_watchers import Watcher
+from tmemd.telemetry.store_diff import ExportSeen, PoolSeen, Seen, counters, differences
 
 EVICTED, REFUSED, CORRUPT = pb.EVENT_KIND_EVICTED, pb.EVENT_KIND_REFUSED, pb.EVENT_KIND_CORRUPT
 POOL = PoolSeen("fs0", "me", False, {(EVICTED, "memory"): 10, (REFUSED, "quota"): 3, (CORRUPT, ""): 0})

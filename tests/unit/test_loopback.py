@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tmem_engine
-from tmemd.values import is_loopback
+from tmemd.base.parsers import is_loopback
 
 HOSTS = {
     "localhost": True,

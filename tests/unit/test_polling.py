@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-import tmemd.config
+import tmemd.app.cli
 
-SOURCES = Path(tmemd.config.__file__).parent
+SOURCES = Path(tmemd.app.cli.__file__).parent
 
 
 @pytest.mark.parametrize("entry", ["cli.py", "worker.py"])
@@ -15,7 +15,7 @@ def test_polling_is_the_first_of_ours_that_is_imported(entry: str) -> None:
     tree = ast.parse((SOURCES / entry).read_text())
     imported = [name for node in tree.body for name in _names(node)]
     assert "grpc" not in {name.partition(".")[0] for name in imported}
-    assert next(name for name in imported if name.startswith("tmemd")) == "tmemd.polling"
+    assert next(name for name in imported if name.startswith("tmemd")) == "tmemd.process.grpc_polling"
 
 
 def _names(node: ast.stmt) -> list[str]:

@@ -3,9 +3,9 @@
 import pytest
 
 from tmem_proto.v1 import tmem_pb2 as pb
-from tmemd import wire
-from tmemd.methods import Written
-from tmemd.surface import Fetched
+from tmemd.rpc import messages
+from tmemd.rpc.registration import Written
+from tmemd.store.api import Fetched
 
 FETCHED = Fetched(b"\1\0\1", [300, 4096], [2**32 - 1, 0], [1, 2], bytes(range(256)) * 17 + bytes(44))
 LZ4 = pb.GetResponse(
@@ -22,16 +22,18 @@ MISSES = pb.GetResponse(found=b"\0\0", encoding=pb.ENCODING_LZ4)
 )
 @pytest.mark.parametrize("acknowledgement", [0, 2**63 + 5])
 def test_a_get_reads_as_its_message(fetched: Fetched, lz4: bool, message: pb.GetResponse, acknowledgement: int) -> None:
-    response = wire.pages(fetched, lz4, acknowledgement)
+    response = messages.pages(fetched, lz4, acknowledgement)
     expected = pb.GetResponse()
     expected.CopyFrom(message)
     expected.acknowledgement = acknowledgement
     assert pb.GetResponse.FromString(b"".join(response.parts)) == expected
     for number in (0, 1, 127, 128, 2**64 - 1):
-        reply = wire.reply(number, "get", response)
+        reply = messages.reply(number, "get", response)
         assert isinstance(reply, Written)
         assert pb.Reply.FromString(b"".join(reply.parts)) == pb.Reply(id=number, get=expected)
 
 
 def test_other_replies_are_messages() -> None:
-    assert wire.reply(5, "put", pb.PutResponse(outcomes=b"\1")) == pb.Reply(id=5, put=pb.PutResponse(outcomes=b"\1"))
+    assert messages.reply(5, "put", pb.PutResponse(outcomes=b"\1")) == pb.Reply(
+        id=5, put=pb.PutResponse(outcomes=b"\1")
+    )

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tmemd.config import Config
-from tmemd.errors import ConfigError
-from tmemd.room import Room, check, choose, look
+from tmemd.base.errors import ConfigError
+from tmemd.config.settings import Config
+from tmemd.process.arena_memory import Room, check, choose, look
 
 if TYPE_CHECKING:
     from pathlib import Path

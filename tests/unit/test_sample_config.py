@@ -4,8 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
-from tmemd.config import OPTIONS, Config, load
-from tmemd.reload import LIVE
+from tmemd.config.settings import OPTIONS, Config, load
+from tmemd.process.reload import LIVE
 
 SAMPLE = Path(__file__).parents[2] / "deploy" / "tmemd.toml"
 # Examples, for these have no default or one that follows the machine.

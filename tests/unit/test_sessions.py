@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from tmemd.config import Config
-from tmemd.counts import Counts
-from tmemd.errors import LimitError, UnknownSessionError
-from tmemd.identity import Client
-from tmemd.sessions import MOST_HELD, Sessions, Taken
+from tmemd.base.errors import LimitError, UnknownSessionError
+from tmemd.config.settings import Config
+from tmemd.rpc.sessions import MOST_HELD, Sessions, Taken
+from tmemd.security.identity import Client
+from tmemd.telemetry.counters import Counts
 
 if TYPE_CHECKING:
-    from tmemd.surface import StorePool
+    from tmemd.store.api import StorePool
 
 ALICE, BOB = Client("alice", False), Client("bob", False)
 POOL = cast("StorePool", object())

@@ -4,7 +4,7 @@ import fcntl
 import os
 
 from tests.support import PATIENCE
-from tmemd.streams import MOST_BYTES, Outlet
+from tmemd.base.log_streams import MOST_BYTES, Outlet
 
 
 def test_what_nobody_reads_is_dropped_and_counted() -> None:

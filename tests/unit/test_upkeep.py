@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from tmemd.upkeep import SMALLEST, Upkeep, room
+from tmemd.store.compaction import SMALLEST, Upkeep, room
 
 if TYPE_CHECKING:
-    from tmemd.surface import Store
+    from tmemd.store.api import Store
 
 
 def stats(empty: float, footprint: int = 100 * SMALLEST) -> dict[str, int]:
@@ -68,7 +68,7 @@ def test_when_it_compacts(looks: list[tuple[float, float]], when: list[int], mon
     async def at_once(_seconds: float, sleep: Callable[[float], Any] = asyncio.sleep) -> None:
         await sleep(0)
 
-    monkeypatch.setattr("tmemd.upkeep.asyncio.sleep", at_once)
+    monkeypatch.setattr("tmemd.store.compaction.asyncio.sleep", at_once)
     assert asyncio.run(look()) == when
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from tmem._sizes import parse_size
-from tmemd.config import load, service_links
-from tmemd.errors import ConfigError
-from tmemd.reasons import unreadable
-from tmemd.values import address, block_addresses, seconds, size
+from tmemd.base.errors import ConfigError
+from tmemd.base.os_errors import unreadable
+from tmemd.base.parsers import address, block_addresses, seconds, size
+from tmemd.config.settings import load, service_links
 
 WORDS = [
     "2G",

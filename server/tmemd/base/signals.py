@@ -1,0 +1,44 @@
+"""Signals that ask a process to stop, or to read its configuration again."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tmemd.base.startup import came
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Stopping(asyncio.Event):
+    """Set when the process is asked to stop."""
+
+    signum = 0
+    """The signal that asked; 0 where none did."""
+
+    @property
+    def why(self) -> str:
+        return signal.Signals(self.signum).name if self.signum else "the supervisor asked"
+
+    def ask(self, signum: int) -> None:
+        self.signum = self.signum or signum
+        self.set()
+
+
+def on_signals(*signums: signal.Signals, reload: Callable[[], None] | None = None) -> Stopping:
+    """Set when one of the signals comes; `reload` is called on the loop for each SIGHUP."""
+    stopping, loop = Stopping(), asyncio.get_running_loop()
+    actions: dict[signal.Signals, Callable[[], None]] = {each: partial(stopping.ask, each) for each in signums}
+    if reload is not None:
+        actions[signal.SIGHUP] = reload
+    # What comes while one handler takes the other's place waits.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, actions)
+    for signum, action in actions.items():
+        loop.add_signal_handler(signum, action)
+        if came(signum):
+            loop.call_soon(action)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return stopping

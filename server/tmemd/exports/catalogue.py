@@ -1,0 +1,292 @@
+"""The catalogue of exports: which there are, how large, and where their pages are. It lies in the arena itself.
+
+An export is a persistent pool of its own, `export/NAME`, and a record: one page of the pool `.exports`, under an oid
+made of the name. What is done, in this order:
+
+- create: the pool, its reserve, the record. Without a record there is no export.
+- change: the next record, at the next index; then the older one goes. The newest that is there counts, so a change
+  that is refused or cut short leaves the export as it was.
+- remove: the pool, then the record. A record names its pool by id: one whose pool is gone is no export any more.
+
+What a process that died left half done is cleared away by `mend`: a record without its pool, and a pool without a
+record, which is empty: one that holds pages is nobody's leftover, and stays. One process at a time may use it.
+
+A record that cannot be read, as after a fault of the memory, costs its export alone, which is damaged until its record
+is written anew, by giving it a size again, or until it is removed. Its pool and pages stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tmemd.base.errors import (
+    DamagedExportError,
+    ExhaustedError,
+    ExportExistsError,
+    UnknownExportError,
+    UnknownPoolError,
+)
+from tmemd.base.logs import log
+from tmemd.config.clients import check_client
+from tmemd.store.api import PAGE_SIZES, Batch, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tmemd.store.api import Store, StorePool
+
+CATALOGUE = ".exports"
+PREFIX = "export/"
+PAGE = 4096
+OID = bytes(24)
+"""The object of an export's pages, in its pool."""
+MOST_BYTES = PAGE << 32
+LONGEST_NAME = 64 - len(PREFIX)
+MOST_ALLOWED = 24
+"""Clients that an export names: as many as fit into its record, however long their names are."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SCAN_PAGES = 4096
+_NAMELESS = "record:"
+"""What the oid of a record follows whose export nobody can name. No export's name has a colon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An export. `pool` is None where that is gone; `at` is the index of its record; `allow` None lets anybody in."""
+
+    name: str
+    size: int
+    draining: bool
+    multi_conn: bool
+    allow: tuple[str, ...] | None
+    pool_id: int
+    pool: StorePool | None
+    at: int
+    damaged: str = ""
+    """Why its record cannot be read: it has no size, nobody may open it, and without a pool its name is the oid's."""
+
+    @property
+    def oid(self) -> bytes:
+        """The object of its record."""
+        return bytes.fromhex(self.name.removeprefix(_NAMELESS)) if self.name.startswith(_NAMELESS) else _oid(self.name)
+
+    def must_be_sound(self) -> None:
+        if self.damaged:
+            raise DamagedExportError(self.name, self.damaged)
+
+
+def is_reserved(pool: str) -> bool:
+    """Whether a pool's name is one that clients cannot have: an export's, or the daemon's own."""
+    return is_the_daemons(pool) or pool.startswith(PREFIX)
+
+
+def is_the_daemons(pool: str) -> bool:
+    """Whether a pool is the daemon's own, whose pages nobody else changes."""
+    return pool.startswith(".")
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for what cannot be an export's name."""
+    if len(name) > LONGEST_NAME or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"export name {name!r} is not 1 to {LONGEST_NAME} letters, digits, '.', '_' and '-', the first of them a "
+            "letter or digit"
+        )
+
+
+def check_size(size: int) -> None:
+    """Raise ValueError for what cannot be an export's size."""
+    if not PAGE <= size <= MOST_BYTES or size % PAGE:
+        raise ValueError(
+            f"an export's size is {size} bytes: it must be a multiple of {PAGE}, from {PAGE} to {MOST_BYTES}"
+        )
+
+
+def check_allowed(allow: tuple[str, ...]) -> None:
+    """Raise ValueError for what cannot be those who may open an export."""
+    for name in allow:
+        check_client(name)
+    if len(allow) > MOST_ALLOWED:
+        raise ValueError(f"an export names at most {MOST_ALLOWED} clients, not {len(allow)}")
+
+
+def check_block_size(size: int) -> None:
+    """Raise ValueError for what cannot be an export's block size."""
+    if size not in PAGE_SIZES:
+        sizes = ", ".join(map(str, PAGE_SIZES[:-1]))
+        raise ValueError(f"an export's block size is {size} bytes: it must be {sizes} or {PAGE_SIZES[-1]}")
+
+
+class Catalogue:
+    """All exports of a store. Its methods may take long; they are for a thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._told: set[tuple[bytes, int]] = set()
+        """Damaged records that are in the log."""
+
+    def entries(self) -> list[Entry]:
+        """All exports, by name."""
+        return sorted((one for one in self._newest() if one.pool or one.damaged), key=lambda entry: entry.name)
+
+    def find(self, name: str) -> Entry:
+        """The export of a name."""
+        for entry in self.entries():
+            if entry.name == name:
+                return entry
+        raise UnknownExportError(name)
+
+    def create(
+        self,
+        name: str,
+        size: int,
+        reserve: int,
+        codec: str,
+        multi_conn: bool,
+        allow: tuple[str, ...] | None = None,
+        block_size: int = PAGE,
+    ) -> Entry:
+        """A new export, empty. Its block size is the page size of its pool, and kept there."""
+        check_name(name)
+        check_size(size)
+        check_allowed(allow or ())
+        check_block_size(block_size)
+        if any(entry.name == name for entry in self.entries()):
+            raise ExportExistsError(name)
+        self.mend()
+        settings = Settings(kind="persistent", codec=codec or "lz4", page_size=block_size)
+        pool = self._store.create_pool(PREFIX + name, settings)
+        entry = Entry(name, size, False, multi_conn, allow, pool.id, pool, 0)
+        try:
+            if reserve:
+                pool.set_reserve(reserve)
+            self._write(entry)
+        except BaseException:
+            pool.destroy()
+            raise
+        return entry
+
+    def change(self, entry: Entry, **changed: Any) -> Entry:
+        """The export with another size, draining or not, or for others."""
+        newer = replace(entry, at=entry.at + 1, damaged="", **changed)
+        self._write(newer)
+        self._records().flush(entry.oid, [entry.at])
+        return newer
+
+    def remove(self, name: str) -> int:
+        """Remove an export with its pages; how many there were."""
+        entry = self.find(name)
+        dropped = 0 if entry.pool is None else entry.pool.destroy()
+        self._records().flush_object(entry.oid)
+        return dropped
+
+    def mend(self) -> None:
+        """Clear away what was left half done."""
+        kept = set()
+        for entry in self._newest():
+            if entry.damaged:
+                kept.add(entry.pool_id)
+            elif entry.pool is None:
+                log.info("export %s was being removed: its record goes", entry.name)
+                self._records().flush_object(entry.oid)
+            else:
+                kept.add(entry.pool_id)
+                self._records().flush(entry.oid, range(entry.at))
+        for pool in self._store.pools():
+            if pool.name.startswith(PREFIX) and pool.id not in kept:
+                self._clear(pool)
+
+    def _clear(self, pool: StorePool) -> None:
+        with suppress(UnknownPoolError):
+            if pool.stats()["pages"]:
+                log.warning("pool %s has pages and belongs to no export; it is left as it is", pool.name)
+            else:
+                log.info("export %s was being made: its pool goes", pool.name.removeprefix(PREFIX))
+                pool.destroy()
+
+    def _records(self) -> StorePool:
+        return self._store.open_pool(CATALOGUE, Settings(kind="persistent"))
+
+    def _write(self, entry: Entry) -> None:
+        record = {
+            "name": entry.name,
+            "size": entry.size,
+            "draining": entry.draining,
+            "multi_conn": entry.multi_conn,
+            "allow": entry.allow,
+            "pool": entry.pool_id,
+        }
+        page = json.dumps(record, ensure_ascii=False).encode().ljust(PAGE, b"\0")
+        (outcome,) = self._records().put(Batch(_oid(entry.name), [entry.at], None, page))
+        if outcome >= 2:
+            raise ExhaustedError(f"the store has no room for the record of export {entry.name!r}")
+
+    def _newest(self) -> Iterator[Entry]:
+        """The newest record of each export."""
+        try:
+            records = self._store.find_pool(CATALOGUE)
+        except UnknownPoolError:
+            return
+        indices: dict[bytes, int] = {}
+        cursor = b""
+        while True:
+            scanned, cursor = records.scan(cursor, _SCAN_PAGES)
+            for oid, found, _ in scanned:
+                indices[oid] = max(indices.get(oid, 0), *found)
+            if not cursor:
+                break
+        for oid, at in indices.items():
+            try:
+                yield self._entry(_record(records.fetch(oid, [at], False).pages, oid), at)
+            except _BadRecordError as error:
+                yield self._damaged(oid, at, str(error))
+
+    def _entry(self, record: dict[str, Any], at: int) -> Entry:
+        pool: StorePool | None = None
+        with suppress(UnknownPoolError):
+            pool = self._store.find_pool(PREFIX + record["name"])
+        if pool is not None and pool.id != record["pool"]:
+            pool = None
+        allow = None if (found := record["allow"]) is None else tuple(found)
+        flags = record["draining"], record["multi_conn"]
+        return Entry(record["name"], record["size"], *flags, allow, record["pool"], pool, at)
+
+    def _damaged(self, oid: bytes, at: int, why: str) -> Entry:
+        pools = [pool for pool in self._store.pools() if pool.name.startswith(PREFIX)]
+        its = next((pool for pool in pools if _oid(pool.name.removeprefix(PREFIX)) == oid), None)
+        name = _NAMELESS + oid.hex() if its is None else its.name.removeprefix(PREFIX)
+        if (oid, at) not in self._told:
+            self._told.add((oid, at))
+            log.error("the record of export %s cannot be read: %s; the export is not served", name, why)
+        return Entry(name, 0, True, False, (), 0 if its is None else its.id, its, at, why)
+
+
+class _BadRecordError(ValueError):
+    """Why a record cannot be read."""
+
+
+def _record(page: bytes, oid: bytes) -> dict[str, Any]:
+    """What a record says, every field of which can be believed."""
+    if not page:
+        raise _BadRecordError("it fails its checksum")
+    try:
+        said = {"multi_conn": False, "allow": None, **json.loads(page.rstrip(b"\0"))}
+        check_name(said["name"])
+        check_size(said["size"])
+        check_allowed(() if said["allow"] is None else said["allow"])
+        kinds = {"draining": bool, "multi_conn": bool, "pool": int, "allow": list | None}
+        wrong = [key for key, kind in kinds.items() if not isinstance(said[key], kind)]
+        if wrong or isinstance(said["size"], bool) or _oid(said["name"]) != oid:
+            raise _BadRecordError(f"its {', '.join(wrong) or 'name'} cannot be so")
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise _BadRecordError(f"it makes no sense ({error})") from error
+    return said
+
+
+def _oid(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()[:24]

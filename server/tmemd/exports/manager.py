@@ -1,0 +1,283 @@
+"""Exports: block devices over NBD on the pools of the catalogue. One process of an arena has them: worker 0.
+
+What an administrator asks comes as a method's name and the bytes of its request, for it may come from another worker
+over the control line; the answer is bytes too. Calls are carried out one after another. The catalogue is changed first
+where an export grows, and the server first where one goes, so that a process that dies between the two leaves no
+device that says more than is kept. `start` mends what another left half done, and serves all there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from tmem_proto.v1 import admin_pb2 as pb
+from tmemd.base.errors import BusyError, TmemdError
+from tmemd.base.logs import log
+from tmemd.exports.catalogue import OID, PAGE, Catalogue, check_allowed, check_size
+from tmemd.exports.snapshots import LEASE, Snapshots
+from tmemd.store.api import Served
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tmemd.exports.catalogue import Entry
+    from tmemd.store.api import BlockServer, Renewing, Store
+
+_NOBODY = Served((), {})
+_LOOK_PAGES = 1 << 20
+EVERYBODY = "*"
+"""Stands for anybody among those who may open an export. No client has this name."""
+
+
+class Exports:
+    """All exports, and the server of them if there is one."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._catalogue = Catalogue(store)
+        self._snapshots = Snapshots(store)
+        self._server: BlockServer | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._calls: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+            "CreateExport": (pb.CreateExportRequest, self._create),
+            "ListExports": (pb.ListExportsRequest, self._list),
+            "RemoveExport": (pb.RemoveExportRequest, self._remove),
+            "ResizeExport": (pb.ResizeExportRequest, self._resize),
+            "DrainExport": (pb.DrainExportRequest, self._drain),
+            "AllowExport": (pb.AllowExportRequest, self._allow),
+            "OpenSnapshot": (pb.OpenSnapshotRequest, self._open_snapshot),
+            "CloseSnapshot": (pb.CloseSnapshotRequest, self._snapshots.close),
+        }
+        self._readings: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+            "ScanSnapshot": (pb.ScanSnapshotRequest, self._snapshots.scan),
+            "ReadSnapshot": (pb.ReadSnapshotRequest, self._snapshots.read),
+            "CheckUnused": (pb.RemoveExportRequest, self._check_unused),
+        }
+        self._lapsing: set[asyncio.Task[None]] = set()
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        return self._server.addresses if self._server is not None else ()
+
+    async def start(self, listen: Sequence[str], poll: int, tls: Renewing | None = None) -> None:
+        """Clear away what was left half done; serve on these addresses, if any."""
+        await self._store.call(self._catalogue.mend)
+        await self._store.call(self._snapshots.clear)
+        if listen:
+            await self._store.call(lambda: self._serve(self._store.block_server(listen, poll, tls)))
+
+    async def answer(self, method: str, request: bytes) -> bytes:
+        """Carry out a call."""
+        if method in self._readings:
+            kind, carry_out = self._readings[method]
+            return await self._store.call(lambda: carry_out(kind.FromString(request)).SerializeToString())
+        kind, carry_out = self._calls[method]
+        async with self._one_at_a_time:
+            answer = await self._store.call(lambda: carry_out(kind.FromString(request)))
+        if isinstance(answer, pb.OpenSnapshotResponse):
+            lapsing = asyncio.create_task(self._snapshots.lapse(answer.id))
+            self._lapsing.add(lapsing)
+            lapsing.add_done_callback(self._lapsing.discard)
+        return bytes(answer.SerializeToString())
+
+    def served(self) -> dict[str, Served]:
+        """Who has which export open, and what passed through it."""
+        return {} if self._server is None else self._server.served()
+
+    def counters(self) -> dict[str, int]:
+        """Of all connections; nothing where none are served."""
+        return {} if self._server is None else self._server.counters()
+
+    async def stop(self, grace: float) -> bool:
+        """Stop serving; whether every client's requests were done in time."""
+        for lapsing in self._lapsing:
+            lapsing.cancel()
+        await asyncio.to_thread(self._snapshots.end_of, "")
+        server = self._server
+        return server is None or await asyncio.to_thread(server.stop, grace)
+
+    def close(self) -> None:
+        """Stop at once, so that the arena can be let go."""
+        self._snapshots.end_of("")
+        if self._server is not None:
+            self._server.stop(0)
+
+    def _serve(self, server: BlockServer) -> None:
+        self._server = server
+        for entry in self._catalogue.entries():
+            try:
+                self._add(entry)
+            except (TmemdError, ValueError) as error:  # the others are served all the same
+                log.error("export %s is not served: %s", entry.name, error)
+
+    def _add(self, entry: Entry) -> None:
+        if self._server is not None and entry.pool is not None and not entry.damaged:
+            self._server.add(entry.name, entry.pool, OID, entry.size, entry.draining, entry.multi_conn, entry.allow)
+
+    def _create(self, request: pb.CreateExportRequest) -> pb.CreateExportResponse:
+        allow = tuple(dict.fromkeys(request.allowed.clients)) if request.HasField("allowed") else None
+        if allow and EVERYBODY in allow:
+            _must_be_alone(allow)
+            allow = None
+        settings = request.reserve, request.codec, request.multi_conn, allow, request.block_size or PAGE
+        entry = self._catalogue.create(request.name, request.size, *settings)
+        self._add(entry)
+        return pb.CreateExportResponse(export=_shown(entry, _NOBODY))
+
+    def _list(self, _: pb.ListExportsRequest) -> pb.ListExportsResponse:
+        served = self.served()
+        shown = [_shown(entry, served.get(entry.name, _NOBODY)) for entry in self._catalogue.entries()]
+        return pb.ListExportsResponse(exports=shown, addresses=self.addresses)
+
+    def _remove(self, request: pb.RemoveExportRequest) -> pb.RemoveExportResponse:
+        entry = self._catalogue.find(request.name)
+        if not request.force:
+            self._snapshots.check_none(request.name)
+        self._snapshots.end_of(request.name)
+        if self._server is not None and not entry.damaged:
+            self._server.remove(request.name, request.force)
+        return pb.RemoveExportResponse(dropped=self._catalogue.remove(request.name))
+
+    def _resize(self, request: pb.ResizeExportRequest) -> pb.ResizeExportResponse:
+        check_size(request.size)
+        entry = self._catalogue.find(request.name)
+        if entry.damaged:
+            return pb.ResizeExportResponse(export=self._show(self._renew(entry, request.size)))
+        if request.size < entry.size:
+            self._snapshots.check_none(entry.name)
+            entry = self._shrink(entry, request.size)
+        elif request.size > entry.size:
+            entry = self._catalogue.change(entry, size=request.size)
+            if self._server is not None:
+                self._server.resize(entry.name, entry.size)
+        return pb.ResizeExportResponse(export=self._show(entry))
+
+    def _renew(self, entry: Entry, size: int) -> Entry:
+        """A sound record in place of a damaged one: the export is of that size, and nobody may open it yet."""
+        if entry.pool is None:
+            entry.must_be_sound()
+        _must_be_empty(entry, size)
+        entry = self._catalogue.change(entry, size=size, draining=False)
+        self._add(entry)
+        return entry
+
+    def _shrink(self, entry: Entry, size: int) -> Entry:
+        """Smaller, if nothing is beyond the new end and nobody is there to write it."""
+        if self._server is None:
+            _must_be_empty(entry, size)
+            return self._catalogue.change(entry, size=size)
+        self._server.drain(entry.name, True)
+        try:
+            if self.served()[entry.name].clients:
+                raise BusyError(f"export {entry.name!r} is in use: it can only grow until its clients are gone")
+            _must_be_empty(entry, size)
+            self._server.resize(entry.name, size)
+            return self._catalogue.change(entry, size=size)
+        finally:
+            self._server.drain(entry.name, entry.draining)
+
+    def _drain(self, request: pb.DrainExportRequest) -> pb.DrainExportResponse:
+        entry = self._catalogue.find(request.name)
+        entry.must_be_sound()
+        draining = not request.undo
+        if entry.draining != draining:
+            entry = self._catalogue.change(entry, draining=draining)
+        if self._server is not None:
+            self._server.drain(entry.name, draining)
+        return pb.DrainExportResponse(export=self._show(entry))
+
+    def _allow(self, request: pb.AllowExportRequest) -> pb.AllowExportResponse:
+        entry = self._catalogue.find(request.name)
+        entry.must_be_sound()
+        allow = _allowed(entry, request)
+        if allow != entry.allow:
+            entry = self._catalogue.change(entry, allow=allow)
+        if self._server is not None:
+            self._server.allow(entry.name, allow)
+        return pb.AllowExportResponse(export=self._show(entry))
+
+    def _open_snapshot(self, request: pb.OpenSnapshotRequest) -> pb.OpenSnapshotResponse:
+        entry = self._catalogue.find(request.export)
+        number, paused = self._snapshots.begin(entry, self._server)
+        return pb.OpenSnapshotResponse(id=number, export=self._show(entry), paused=paused, lease_seconds=LEASE)
+
+    def _check_unused(self, request: pb.RemoveExportRequest) -> pb.RemoveExportResponse:
+        """Raise where an export is open or being saved, so that nobody else may change its pages."""
+        clients = len(self.served().get(request.name, _NOBODY).clients)
+        if clients:
+            raise BusyError(
+                f"export {request.name!r} is in use by {clients} client{'s' * (clients > 1)}, who alone may change it"
+            )
+        self._snapshots.check_none(request.name)
+        return pb.RemoveExportResponse()
+
+    def _show(self, entry: Entry) -> pb.Export:
+        return _shown(entry, self.served().get(entry.name, _NOBODY))
+
+
+def _must_be_alone(named: Sequence[str]) -> None:
+    """Raise where others are named besides everybody."""
+    if [name for name in named if name != EVERYBODY]:
+        raise ValueError(f"{EVERYBODY!r} is anyone: name it alone, or the clients that may open the export")
+
+
+def _allowed(entry: Entry, request: pb.AllowExportRequest) -> tuple[str, ...] | None:
+    """Who may open an export, once the request is carried out."""
+    if bool(request.clients) == request.anyone:
+        raise ValueError("name the clients that may open the export, or say that anyone may: one of the two")
+    anyone = request.anyone or EVERYBODY in request.clients
+    if anyone and request.undo:
+        raise ValueError("anyone and undo exclude each other: name the clients that may open the export")
+    if anyone:
+        _must_be_alone(request.clients)
+        return None
+    if not request.undo:
+        allow = tuple(dict.fromkeys((*(entry.allow or ()), *request.clients)))
+        check_allowed(allow)
+        return allow
+    if entry.allow is None:
+        raise ValueError(f"anyone may open export {entry.name!r}: first name the clients that may")
+    return tuple(name for name in entry.allow if name not in request.clients)
+
+
+def _must_be_empty(entry: Entry, size: int) -> None:
+    """Raise where anything is stored beyond the first `size` bytes."""
+    assert entry.pool is not None
+    block = entry.pool.page_size
+    last, inside = divmod(size, block)
+    if inside and (rest := entry.pool.fetch(OID, [last], False).pages[inside:]).strip(b"\0"):
+        raise _holds(entry, size, size + len(rest) - len(rest.lstrip(b"\0")))
+    first, cursor = last + bool(inside), b""
+    while True:
+        scanned, cursor = entry.pool.scan(cursor, _LOOK_PAGES)
+        beyond = [index for _, indices, _ in scanned for index in indices if first <= index]
+        if beyond:
+            raise _holds(entry, size, min(beyond) * block)
+        if not cursor:
+            return
+
+
+def _holds(entry: Entry, size: int, at: int) -> BusyError:
+    return BusyError(f"export {entry.name!r} holds data beyond {size} bytes, at {at} for one: trim it first")
+
+
+def _shown(entry: Entry, served: Served) -> pb.Export:
+    if entry.pool is None:
+        return pb.Export(name=entry.name, damaged=entry.damaged, draining=entry.draining, allowed=pb.Allowed())
+    stats = entry.pool.stats()
+    return pb.Export(
+        name=entry.name,
+        size=entry.size,
+        reserve=entry.pool.reserve(),
+        codec=entry.pool.settings().codec,
+        pages=stats["pages"],
+        footprint_bytes=stats["footprint_bytes"],
+        draining=entry.draining,
+        clients=[pb.ExportClient(address=one.address, tls=one.tls, identity=one.identity) for one in served.clients],
+        counters=served.counters,
+        multi_conn=entry.multi_conn,
+        allowed=None if entry.allow is None else pb.Allowed(clients=entry.allow),
+        block_size=entry.pool.page_size,
+        damaged=entry.damaged,
+    )

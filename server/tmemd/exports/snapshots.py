@@ -1,0 +1,141 @@
+"""Snapshots of exports: what is read of one is the device as it was at one instant, while its clients go on.
+
+The block server keeps pages before they change, in a pool of the snapshot's own, `.save/NAME`, which goes with it. A
+snapshot that nobody asks for anything for `LEASE` seconds ends: who opened it is gone. Those of a daemon that died are
+cleared away by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tmem_proto.v1 import admin_pb2 as pb
+from tmemd.base.errors import BusyError, SnapshotError, UnknownPoolError
+from tmemd.exports.catalogue import OID
+from tmemd.rpc import messages
+from tmemd.store.api import Settings
+
+if TYPE_CHECKING:
+    from tmemd.exports.catalogue import Entry
+    from tmemd.store.api import BlockServer, BlockSnapshot, Store
+
+PREFIX = ".save/"
+LEASE = 60
+_BATCH_PAGES = 256
+_UNKNOWN = "there is no such snapshot: it was closed, or nothing was asked of it for {} seconds"
+
+
+@dataclass(slots=True)
+class _Open:
+    """A snapshot under way. `server` is its own, where exports are not served."""
+
+    export: str
+    page_size: int
+    snapshot: BlockSnapshot
+    server: BlockServer | None
+    until: float
+
+
+class Snapshots:
+    """All snapshots of a store's exports. Its methods may take long, and are for a thread, but for `lapse`."""
+
+    def __init__(self, store: Store, lease: float = LEASE) -> None:
+        self._store = store
+        self._lease = lease
+        self._open: dict[int, _Open] = {}
+
+    def clear(self) -> None:
+        """Remove what a daemon that died has left."""
+        for pool in self._store.pools():
+            if pool.name.startswith(PREFIX):
+                with suppress(UnknownPoolError):
+                    pool.destroy()
+
+    def check_none(self, export: str) -> None:
+        """Raise where one of this export is under way."""
+        if any(one.export == export for one in list(self._open.values())):
+            raise BusyError(f"export {export!r} is being saved")
+
+    def begin(self, entry: Entry, server: BlockServer | None) -> tuple[int, float]:
+        """A snapshot of an export; its id, and for how many seconds requests were held up."""
+        entry.must_be_sound()
+        self.check_none(entry.name)
+        assert entry.pool is not None
+        held = entry.pool.settings()
+        settings = Settings(kind="persistent", codec=held.codec, page_size=held.page_size)
+        with suppress(UnknownPoolError):  # what a snapshot left that ended while a lock of the arena was held
+            self._store.find_pool(PREFIX + entry.name).destroy()
+        shadow = self._store.create_pool(PREFIX + entry.name, settings)
+        own = None
+        try:
+            if server is None:
+                server = own = self._store.block_server([], 0, None)
+                own.add(entry.name, entry.pool, OID, entry.size, True, True, ())
+            snapshot = server.snapshot(entry.name, shadow)
+        except BaseException:
+            shadow.destroy()
+            if own is not None:
+                own.stop(0)
+            raise
+        number = secrets.randbits(63) | 1
+        until = time.monotonic() + self._lease
+        self._open[number] = _Open(entry.name, held.page_size, snapshot, own, until)
+        return number, snapshot.paused
+
+    def scan(self, request: pb.ScanSnapshotRequest) -> pb.ScanSnapshotResponse:
+        """Some of the pages it has."""
+        indices, following = self._used(request.id).snapshot.held(request.first)
+        return pb.ScanSnapshotResponse(indices=indices, next=following or 0)
+
+    def read(self, request: pb.ReadSnapshotRequest) -> pb.ReadSnapshotResponse:
+        """Pages of it."""
+        found = self._used(request.id)
+        indices = messages.indices(request, messages.batch_limit(found.page_size, _BATCH_PAGES))
+        found.snapshot.release(request.done)
+        pages = messages.pages(found.snapshot.fetch(indices), True, 0)
+        return pb.ReadSnapshotResponse.FromString(messages.inside(pages))
+
+    def close(self, request: pb.CloseSnapshotRequest) -> pb.CloseSnapshotResponse:
+        """End it. Raises where it had ended before."""
+        self._used(request.id)
+        before = self._end(request.id)
+        if before:
+            raise SnapshotError(f"the snapshot has ended: {before}")
+        return pb.CloseSnapshotResponse()
+
+    def end_of(self, export: str) -> None:
+        """End those of an export, or of all."""
+        for number, one in list(self._open.items()):
+            if export in ("", one.export):
+                self._end(number)
+
+    async def lapse(self, number: int) -> None:
+        """End a snapshot once nothing is asked of it any more."""
+        while (one := self._open.get(number)) is not None:
+            left = one.until - time.monotonic()
+            if left <= 0:
+                await self._store.call(lambda: self._end(number))
+                return
+            await asyncio.sleep(left)
+
+    def _used(self, number: int) -> _Open:
+        one = self._open.get(number)
+        if one is None:
+            raise SnapshotError(_UNKNOWN.format(self._lease))
+        one.until = time.monotonic() + self._lease
+        return one
+
+    def _end(self, number: int) -> str:
+        """End one; why it had ended before, if so."""
+        one = self._open.pop(number, None)
+        if one is None:
+            return ""
+        before = one.snapshot.end()
+        if one.server is not None:
+            one.server.stop(0)
+        return before

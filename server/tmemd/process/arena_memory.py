@@ -1,0 +1,162 @@
+"""How much memory there is for the arena: on the machine, in the container, on the arena's file system.
+
+Unless it is set, `memory` is the least of a quarter of the machine's, half of what the container may use, and what is
+free on the arena's file system; an arena that is there already keeps its own. What is set and cannot be had is refused,
+and what is more than there is at the moment is warned of.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tmemd.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tmemd.config.settings import Config
+
+_MIB = 1 << 20
+_FREE_PART = 15 / 16
+"""Of what is free on a file system, what the arena takes of it."""
+_APPARENT = 60
+"""Times `memory`, what the arena's mapping is charged with, used or not."""
+_CAP_IPC_LOCK = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What there is, in bytes; None where nothing limits it."""
+
+    machine: int
+    container: int | None
+    arena: str | None = None
+    capacity: int | None = None
+    """Of the arena's file system."""
+    free: int | None = None
+    """There, with what the arena has already."""
+
+
+def look(arena: str | None, root: Path = Path("/")) -> Room:
+    """What there is. `root` is where /proc and /sys lie."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [limit for limit in _limits(root) if limit < machine]
+    container = min(limits, default=None)
+    if arena is None:
+        return Room(machine, container)
+    path = Path(arena)
+    try:
+        its = os.statvfs(path if path.exists() else path.absolute().parent)
+        own = path.stat().st_blocks * 512 if path.exists() else 0
+    except OSError:
+        return Room(machine, container)  # whoever opens the arena will say why
+    if not its.f_blocks:
+        return Room(machine, container)
+    return Room(machine, container, arena, its.f_blocks * its.f_frsize, its.f_bavail * its.f_frsize + own)
+
+
+def choose(room: Room) -> tuple[int, str]:
+    """How much memory to use, and why so much.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    parts = [(room.machine // 4, f"a quarter of the machine's {in_mib(room.machine)}")]
+    if room.container is not None:
+        parts.append((room.container // 2, f"half of the {in_mib(room.container)} that its container may use"))
+    if room.free is not None:
+        free = f"what is free of the {in_mib(room.capacity or 0)} of the file system of {room.arena}, less a sixteenth"
+        parts.append((int(room.free * _FREE_PART), free))
+    memory, why = min(parts)
+    if memory < _MIB:
+        raise ConfigError(f"there is no memory for the arena: {why} is {memory} bytes; {_way_out(room)}")
+    return memory // _MIB * _MIB, why
+
+
+def check(room: Room, config: Config) -> Iterator[str]:
+    """What there is less of than `memory`.
+
+    Raises:
+        ConfigError: The arena's file system can never hold so much.
+    """
+    memory = config.memory
+    if room.capacity is not None and memory > room.capacity:
+        raise ConfigError(
+            f"memory is {in_mib(memory)}, and the file system of {room.arena} has {in_mib(room.capacity)}: "
+            f"{_way_out(room)}, or set memory to less"
+        )
+    if room.free is not None and memory > room.free:
+        yield (
+            f"memory is {in_mib(memory)}, of which {in_mib(room.free)} are free on the file system of {room.arena}: "
+            f"beyond it pages are refused (no_space)"
+        )
+    if room.container is not None and memory > room.container:
+        yield (
+            f"memory is {in_mib(memory)}, and the container may use {in_mib(room.container)}: beyond it the system "
+            f"ends a process; set memory to less, or the limit to {in_mib(memory)} and 300 MiB for each worker"
+        )
+    elif memory > room.machine:
+        yield f"memory is {in_mib(memory)}, and the machine has {in_mib(room.machine)}"
+    yield from _of_ulimits(config)
+
+
+def in_mib(size: int) -> str:
+    return f"{size >> 20} MiB" if size >= _MIB else f"{size} bytes"
+
+
+def _way_out(room: Room) -> str:
+    if room.arena is None:
+        return "set memory"
+    return (
+        "make that larger (mount -o remount,size=; for a container --shm-size, or shm_size in Compose; podman-compose "
+        "ignores ipc:, so that the container has a /dev/shm of its own), give another arena"
+    )
+
+
+def _of_ulimits(config: Config) -> Iterator[str]:
+    needed = _APPARENT * config.memory
+    for kind, flag in ((resource.RLIMIT_AS, "-v"), (resource.RLIMIT_FSIZE, "-f")):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY and limit < needed and (flag == "-v" or config.arena is not None):
+            yield f"ulimit {flag} is {in_mib(limit)}; the arena's addresses are some {in_mib(needed)}, used or not"
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if config.mlock and limit != resource.RLIM_INFINITY and limit < needed and not _may_lock():
+        yield (
+            f"mlock: the limit of locked memory is {in_mib(limit)}, and the arena is charged with some {in_mib(needed)}"
+            ": make it unlimited (LimitMEMLOCK=infinity, ulimit -l)"
+        )
+
+
+def _may_lock() -> bool:
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return bool(int(next(line for line in lines if line.startswith("CapEff:")).split()[1], 16) & _CAP_IPC_LOCK)
+    return False
+
+
+def _limits(root: Path) -> Iterator[int]:
+    """Of memory, of this process's cgroup and all above it, in either version."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
+                yield from _upwards(root / mount, path, "memory.max")
+        elif "memory" in controllers.split(","):
+            yield from _upwards(root / "sys/fs/cgroup/memory", path, "memory.limit_in_bytes")
+
+
+def _upwards(mount: Path, path: str, name: str) -> Iterator[int]:
+    """The limits of a cgroup and of those above it, as far as the container sees them."""
+    at = Path(path.lstrip("/"))
+    for folder in (at, *at.parents):
+        with suppress(OSError, ValueError):  # not there, or `max`
+            yield int((mount / folder / name).read_text())

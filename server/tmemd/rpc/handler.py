@@ -1,0 +1,96 @@
+"""What every call has: its client known, its errors answered with a status, its time and outcome counted."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
+
+from tmemd.base.errors import InjectedError, UnavailableError, status_of
+from tmemd.base.logs import Faults
+from tmemd.rpc.registration import sound
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from grpc import StatusCode
+    from grpc.aio import ServicerContext
+
+    from tmemd.config.faults import Injections
+    from tmemd.security.identity import Client, Identities
+    from tmemd.store.lock_waits import Patience
+    from tmemd.telemetry.counters import Counts
+
+_faults = Faults()
+
+
+class _Service(Protocol):
+    @property
+    def counts(self) -> Counts: ...
+    @property
+    def identities(self) -> Identities: ...
+    @property
+    def injections(self) -> Injections: ...
+    @property
+    def patience(self) -> Patience: ...
+
+
+S = TypeVar("S", bound=_Service)
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+def rpc(
+    handler: Callable[[S, Q, Client], Awaitable[R]],
+) -> Callable[[S, Q, ServicerContext[Any, Any]], Coroutine[Any, Any, R]]:
+    """A unary method of a service, of the function that does its work."""
+    method = handler.__name__
+
+    @functools.wraps(handler)
+    async def answer(self: S, request: Q, context: ServicerContext[Any, Any]) -> R:
+        start = time.perf_counter()
+        try:
+            client = self.identities.of(context)
+            sound(request)
+            flights = self.identities.flights
+            flights.begin(client.name)
+            try:
+                if self.injections.active:
+                    response = await self.injections.around(method, lambda: handler(self, request, client))
+                else:
+                    response = await handler(self, request, client)
+            except UnavailableError as error:
+                response = await self.patience.again(error, lambda: handler(self, request, client))
+            finally:
+                flights.end(client.name)
+        except Exception as error:
+            code, text = explain(method, error)
+            self.counts.answered(method, code.name, time.perf_counter() - start)
+            await context.abort(code, text)
+        self.counts.answered(method, "OK", time.perf_counter() - start)
+        return response
+
+    return answer
+
+
+async def identify(service: _Service, method: str, context: ServicerContext[Any, Any]) -> Client:
+    """The client of a stream; one that cannot be told ends the stream."""
+    try:
+        return service.identities.of(context)
+    except Exception as error:
+        await fail(service, method, context, error)
+
+
+async def fail(service: _Service, method: str, context: ServicerContext[Any, Any], error: Exception) -> NoReturn:
+    """End a stream with an error."""
+    code, text = explain(method, error)
+    service.counts.answered(method, code.name, 0.0)
+    await context.abort(code, text)
+
+
+def explain(method: str, error: Exception) -> tuple[StatusCode, str]:
+    """Status and text of an error. One that is a fault of ours goes to the log with its trace."""
+    code, text = status_of(error)
+    if code.name == "INTERNAL" and not isinstance(error, InjectedError):
+        _faults.log(f"{method} failed", error)
+    return code, text

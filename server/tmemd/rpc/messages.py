@@ -1,0 +1,201 @@
+"""Messages into what the store takes, and back. What makes no sense is a `ValueError` before anything is touched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from grpc import StatusCode
+
+from tmem_proto.v1 import admin_pb2
+from tmem_proto.v1 import tmem_pb2 as pb
+from tmemd.config.faults import Injection
+from tmemd.rpc.registration import Written
+from tmemd.store.api import Batch, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from google.protobuf.descriptor import FieldDescriptor
+    from google.protobuf.message import Message
+
+    from tmemd.store.api import Fetched
+
+OID_BYTES = 24
+HAS_MOST = 65536
+FLUSH_MOST = 8192
+"""Indices of a flush: they fit into the smallest message that a daemon can be told to take."""
+BATCH_BYTES = 2 << 20
+"""Most bytes of pages in a batch, decoded: with their headers they fit in gRPC's default message of 4 MiB."""
+
+REFUSED_FLUSHED = 16
+"""Added to a refusal that flushed an older page."""
+
+_STATUS: dict[int, StatusCode] = {code.value[0]: code for code in StatusCode if code is not StatusCode.OK}
+
+_REFUSED = pb.PUT_OUTCOME_REFUSED_QUOTA
+_CODES = [pb.PUT_OUTCOME_STORED, pb.PUT_OUTCOME_REPLACED]
+_CODES += [_REFUSED + at // 2 + at % 2 * REFUSED_FLUSHED for at in range(10)]  # type: ignore[misc]
+_OUTCOMES = bytes(_CODES).ljust(256, b"\0")
+"""The wire's outcome of each of the engine's codes."""
+
+_BYTES_FIELD = 2
+
+
+def _tag(field: FieldDescriptor) -> bytes:
+    return bytes([field.number << 3 | _BYTES_FIELD])
+
+
+# What stands before a field of bytes, and how many those are.
+_SNAPSHOT_PAGES = _tag(admin_pb2.ReadSnapshotResponse.DESCRIPTOR.fields_by_name["pages"])
+_PAGES = _tag(pb.GetResponse.DESCRIPTOR.fields_by_name["pages"])
+_BODIES = {field.name: _tag(field) for field in pb.Reply.DESCRIPTOR.oneofs_by_name["body"].fields}
+
+_M = TypeVar("_M", "pb.PutRequest", "pb.GetRequest", "pb.FlushRequest", "admin_pb2.ReadSnapshotRequest")
+
+
+def batch_limit(page_size: int, batch_pages: int) -> int:
+    """Most pages of a batch."""
+    return min(batch_pages, BATCH_BYTES // page_size)
+
+
+def oid(given: bytes) -> bytes:
+    if len(given) != OID_BYTES:
+        raise ValueError(f"oid is {len(given)} bytes long; it must be {OID_BYTES}")
+    return given
+
+
+def indices(request: _M, limit: int) -> list[int]:
+    """The indices of a batch: not too many, all different."""
+    found = list(request.indices)
+    if len(found) > limit:
+        raise ValueError(f"the batch has {len(found)} pages; at most {limit} are taken")
+    if len(set(found)) != len(found):
+        raise ValueError("an index is there twice")
+    return found
+
+
+def batch(request: pb.PutRequest, page_size: int, limit: int) -> Batch:
+    """The pages of a put."""
+    chosen = indices(request, limit)
+    size = len(request.pages)
+    if request.encoding == pb.ENCODING_RAW:
+        if request.lengths:
+            raise ValueError("raw pages have no lengths")
+        if size != len(chosen) * page_size:
+            raise ValueError(f"{len(chosen)} pages of {page_size} bytes are not {size} bytes")
+        return Batch(oid(request.oid), chosen, None, request.pages)
+    if request.encoding != pb.ENCODING_LZ4:
+        raise ValueError(f"there is no encoding {request.encoding}")
+    lengths = list(request.lengths)
+    if len(lengths) != len(chosen):
+        raise ValueError(f"there are {len(lengths)} lengths for {len(chosen)} pages")
+    if sum(lengths) != size:
+        raise ValueError(f"the lengths sum to {sum(lengths)}; there are {size} bytes")
+    if lengths and not 0 < min(lengths) <= max(lengths) <= page_size:
+        raise ValueError(f"a length is not 1 to {page_size}")
+    return Batch(oid(request.oid), chosen, lengths, request.pages)
+
+
+def outcomes(codes: bytes) -> pb.PutResponse:
+    return pb.PutResponse(outcomes=codes.translate(_OUTCOMES))
+
+
+def stale_put(count: int) -> pb.PutResponse:
+    return pb.PutResponse(outcomes=bytes([pb.PUT_OUTCOME_STALE]) * count)
+
+
+def pages(fetched: Fetched, lz4: bool, acknowledgement: int) -> Written:
+    """A `GetResponse`."""
+    head = pb.GetResponse(found=fetched.found, acknowledgement=acknowledgement)
+    if lz4:
+        head.encoding = pb.ENCODING_LZ4
+        head.lengths.extend(fetched.lengths)
+        head.checksums.extend(fetched.checksums)
+    if not fetched.pages:
+        return Written((head.SerializeToString(),))
+    return Written((head.SerializeToString(), _PAGES, varint(len(fetched.pages)), fetched.pages))
+
+
+def inside(message: Written) -> bytes:
+    """A `ReadSnapshotResponse` of a `GetResponse`."""
+    return b"".join((_SNAPSHOT_PAGES, varint(sum(map(len, message.parts))), *message.parts))
+
+
+def reply(number: int, body: str, response: Message | Written) -> pb.Reply | Written:
+    """The reply to command `number`."""
+    if not isinstance(response, Written):
+        return pb.Reply(id=number, **{body: response})  # type: ignore[arg-type]
+    head = b"\x08" + varint(number) if number else b""
+    return Written((head, _BODIES[body], varint(sum(map(len, response.parts))), *response.parts))
+
+
+def varint(number: int) -> bytes:
+    digits = bytearray()
+    while number > 127:
+        digits.append(number & 127 | 128)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)
+
+
+def wants_lz4(request: pb.GetRequest) -> bool:
+    if request.accept not in (pb.ENCODING_RAW, pb.ENCODING_LZ4):
+        raise ValueError(f"there is no encoding {request.accept}")
+    return request.accept == pb.ENCODING_LZ4
+
+
+def settings_from(message: pb.PoolSettings) -> Settings:
+    return Settings(
+        kind=message.kind,
+        codec=message.codec or "lz4",
+        allocator=message.allocator,
+        page_size=message.page_size or 4096,
+        quota=message.quota,
+        weight=message.weight,
+        shared=message.shared,
+        inclusive=message.inclusive,
+        max_zpage=message.max_zpage,
+        owner=message.owner,
+    )
+
+
+def settings_to(settings: Settings) -> pb.PoolSettings:
+    return pb.PoolSettings(
+        kind=settings.kind,
+        codec=settings.codec,
+        allocator=settings.allocator,
+        page_size=settings.page_size,
+        quota=settings.quota,
+        weight=settings.weight,
+        shared=settings.shared,
+        inclusive=settings.inclusive,
+        max_zpage=settings.max_zpage,
+        owner=settings.owner,
+    )
+
+
+def injection_from(message: admin_pb2.Injection) -> Injection:
+    if message.code and message.code not in _STATUS:
+        raise ValueError(f"there is no status {message.code}")
+    return Injection(
+        method=message.method,
+        delay_ms=message.delay_ms,
+        code=_STATUS.get(message.code),
+        fraction=message.fraction or 1.0,
+        after=message.after,
+    )
+
+
+def injection_to(injection: Injection) -> admin_pb2.Injection:
+    return admin_pb2.Injection(
+        method=injection.method,
+        delay_ms=injection.delay_ms,
+        code=injection.code.value[0] if injection.code else 0,
+        fraction=injection.fraction,
+        after=injection.after,
+    )
+
+
+def positions(found: bytes, chosen: Sequence[int]) -> list[int]:
+    """The indices of the hits."""
+    return [index for index, outcome in zip(chosen, found, strict=True) if outcome == pb.GET_OUTCOME_HIT]

@@ -1,0 +1,30 @@
+"""What the services of one daemon share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tmemd.config.faults import Injections
+    from tmemd.config.settings import Config
+    from tmemd.rpc.sessions import Sessions
+    from tmemd.security.identity import Identities
+    from tmemd.security.pool_rights import Access
+    from tmemd.store.api import Store
+    from tmemd.store.lock_waits import Patience
+    from tmemd.telemetry.counters import Counts
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Each is one for the whole daemon, and lives as long as it does."""
+
+    config: Config
+    store: Store
+    counts: Counts
+    identities: Identities
+    injections: Injections
+    access: Access
+    sessions: Sessions
+    patience: Patience

@@ -1,0 +1,99 @@
+"""Who calls.
+
+A client is known by the name that its verified certificate bears, by the engine's rule, which its NBD server has too.
+Where the daemon asks for no certificates it is known by where its address lies: `local`, this machine, or `network`. No
+certificate stands for either of these.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from tmemd.base.errors import DeniedError, UnauthenticatedError
+from tmemd.base.parsers import is_loopback
+from tmemd.security.call_limits import Flights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from grpc.aio import ServicerContext
+
+    from tmemd.config.settings import Config
+
+LOCAL, NETWORK = "local", "network"
+_MOST_KNOWN = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who asks."""
+
+    name: str
+    administrator: bool
+
+    def must_administer(self) -> None:
+        """Raise `DeniedError` unless the client may do everything."""
+        if not self.administrator:
+            raise DeniedError(f"client {self.name!r} is no administrator")
+
+
+class Identities:
+    """Finds the client of a call. Lives on the event loop.
+
+    What is remembered is what a certificate or an address says, never a connection: the same address and port may be
+    another client's a moment later.
+    """
+
+    def __init__(self, config: Config, name_of: Callable[[bytes], str]) -> None:
+        """`name_of` finds the name in a certificate, in DER; a `ValueError` says why there is none."""
+        self._name_of = name_of
+        self.flights = Flights(config.max_client_calls)
+        self._administrators = config.administrators
+        self._by_certificate = config.tls_client_ca is not None
+        self._known: dict[bytes | str, Client] = {}
+        self._only = None if self._by_certificate or not is_loopback(config.listen) else self._client(LOCAL)
+
+    def reconfigure(self, config: Config) -> None:
+        """Know administrators, and how many calls a client may have, as a configuration says by now."""
+        self.flights.most = config.max_client_calls
+        self._administrators = config.administrators
+        self._known.clear()
+        if self._only is not None:
+            self._only = self._client(LOCAL)
+
+    def of(self, context: ServicerContext[Any, Any]) -> Client:
+        """The client of a call.
+
+        Raises:
+            UnauthenticatedError: Its certificate does not tell who it is.
+        """
+        if self._only is not None:
+            return self._only
+        if not self._by_certificate:
+            place = context.peer().rpartition(":")[0]
+            return self._known.get(place) or self._remember(place, _located(context.peer()))
+        certificate = b"".join(context.auth_context().get("x509_pem_cert", ()))
+        return self._known.get(certificate) or self._remember(certificate, self._certified(certificate))
+
+    def _certified(self, certificate: bytes) -> str:
+        try:
+            return self._name_of(ssl.PEM_cert_to_DER_cert(certificate.decode()))
+        except ValueError as error:
+            raise UnauthenticatedError(str(error)) from error
+
+    def _remember(self, key: bytes | str, name: str) -> Client:
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[key] = client = self._client(name)
+        return client
+
+    def _client(self, name: str) -> Client:
+        return Client(name, name in self._administrators)
+
+
+def _located(peer: str) -> str:
+    family, _, address = peer.partition(":")
+    return LOCAL if family == "unix" or is_loopback(unquote(address)) else NETWORK

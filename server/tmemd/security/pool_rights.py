@@ -1,0 +1,205 @@
+"""The pools of a store as each client may have them.
+
+- A pool belongs to the client that created it; one without an owner to the administrators, who may do everything.
+- Others may open it if it is shared and their `shared` patterns match its name, and may do nothing else to it.
+- The quotas of a client's pools are parts of the client's quota, and together never more: whoever makes a pool or
+  changes a quota does so alone, among all the daemon's processes.
+
+What a client has no right to is a `DeniedError` that tells no more than the client itself has said.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tmemd.base.errors import (
+    DeniedError,
+    LimitError,
+    OtherPoolError,
+    PoolExistsError,
+    UnavailableError,
+    UnknownPoolError,
+)
+from tmemd.config.clients import UNNAMED
+from tmemd.exports.catalogue import is_reserved, is_the_daemons
+from tmemd.process.arena_lock import open_arena
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tmemd.config.clients import Clients
+    from tmemd.security.identity import Client
+    from tmemd.store.api import Settings, Store, StorePool
+
+
+class Access:
+    """Finds, makes and limits pools on behalf of clients. `visible` and `owned` may be called from any thread."""
+
+    def __init__(self, store: Store, clients: Clients) -> None:
+        self._store = store
+        self._clients = clients
+        arena = store.info()["arena"]
+        self._file = None if arena is None else open_arena(arena, os.O_RDONLY)
+
+    def reconfigure(self, clients: Clients) -> None:
+        self._clients = clients
+
+    def open(self, client: Client, name: str, settings: Settings | None) -> StorePool:
+        """The pool of a name, made where there is none and there are settings."""
+        if settings is None:
+            return self.find(client, name)
+        _check_free(name)
+        with self._alone():
+            try:
+                held = self.find(client, name).settings()
+            except UnknownPoolError:
+                return self._make(client, name, settings)
+            return self._store.open_pool(name, self._as_held(settings, held))
+
+    def create(self, client: Client, name: str, settings: Settings) -> StorePool:
+        """A new pool."""
+        _check_free(name)
+        with self._alone():
+            try:
+                self._store.find_pool(name)
+            except UnknownPoolError:
+                return self._make(client, name, settings)
+            raise PoolExistsError(name)
+
+    def find(self, client: Client, name: str) -> StorePool:
+        """A pool that the client may open."""
+        pool = self._store.find_pool(name)
+        if not self._may_open(client, name, pool.settings()):
+            raise DeniedError(f"client {client.name!r} may not open pool {name!r}")
+        return pool
+
+    def own(
+        self, client: Client, name: str, number: int = 0, *, destroy: bool = False, look: bool = False
+    ) -> StorePool:
+        """A pool that the client may care for, destroy or look at, and, where it says which it means, of that id.
+
+        The daemon's own pools are only looked at.
+        """
+        if not look:
+            check_not_the_daemons(name)
+        pool = self._store.find_pool(name)
+        if not _owns(client, pool.settings()):
+            raise DeniedError(f"pool {name!r} is not client {client.name!r}'s own")
+        if number not in (0, pool.id):
+            raise OtherPoolError(name, number)
+        if destroy:
+            _check_free(name)
+        return pool
+
+    def visible(self, client: Client) -> list[StorePool]:
+        """All pools that the client may open."""
+        return [pool for pool, settings in self._all() if self._may_open(client, pool.name, settings)]
+
+    def owned(self, client: Client, owner: str) -> list[StorePool]:
+        """All pools of an owner, who must be the client itself unless it is an administrator."""
+        if not client.administrator and owner != client.name:
+            raise DeniedError(f"client {client.name!r} may not care for pools of {owner!r}")
+        return [pool for pool, settings in self._all() if settings.owner == owner]
+
+    def set_quota(self, client: Client, name: str, quota: int, number: int = 0) -> None:
+        """Limit a pool. Without a quota of its own it has what is left of its owner's."""
+        with self._alone():
+            pool = self.own(client, name, number)
+            pool.set_quota(self._part(pool.settings().owner, quota, but=name))
+
+    def set_weight(self, client: Client, name: str, weight: int, number: int = 0) -> None:
+        pool = self.own(client, name, number)
+        self._check_weight(client, weight)
+        pool.set_weight(weight)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+    def _make(self, client: Client, name: str, settings: Settings) -> StorePool:
+        owner = settings.owner or client.name
+        if owner != client.name and not client.administrator:
+            raise DeniedError(f"client {client.name!r} may not make pools of {owner!r}")
+        weight = settings.weight or self._clients.get(owner, UNNAMED).weight
+        self._check_weight(client, weight)
+        quota = self._part(owner, settings.quota)
+        return self._store.create_pool(name, replace(settings, owner=owner, weight=weight, quota=quota))
+
+    def _as_held(self, settings: Settings, held: Settings) -> Settings:
+        """Settings to open a pool with that is there: what was left to the daemon is as it is."""
+        limited = held.owner in self._clients
+        return replace(
+            settings,
+            owner=settings.owner or held.owner,
+            weight=settings.weight or (held.weight if limited else UNNAMED.weight),
+            quota=settings.quota or (held.quota if limited else 0),
+        )
+
+    def _part(self, owner: str, quota: int, but: str | None = None) -> int:
+        """The quota of one pool: what was asked for, as far as the owner's quota has it left."""
+        whole = self._clients.get(owner, UNNAMED).quota
+        if not whole:
+            return quota
+        quotas = {pool.name: its.quota for pool, its in self._all() if its.owner == owner and pool.name != but}
+        for name, other in quotas.items():
+            if not other:
+                raise LimitError(f"client {owner!r} has a quota, and pool {name!r} of it has none: give it one first")
+        left = max(whole - sum(quotas.values()), 0)
+        if not left or quota > left:
+            raise LimitError(
+                f"client {owner!r} has a quota of {whole} bytes, of which its other pools have {sum(quotas.values())}: "
+                f"{left} are left, {quota or 'some'} were asked for"
+            )
+        return quota or left
+
+    def _check_weight(self, client: Client, weight: int) -> None:
+        most = self._clients.get(client.name, UNNAMED).weight
+        if weight > most and not client.administrator:
+            raise DeniedError(f"client {client.name!r} may give its pools a weight of {most}, not of {weight}")
+
+    def _may_open(self, client: Client, name: str, settings: Settings) -> bool:
+        if _owns(client, settings):
+            return True
+        return settings.shared and self._clients.get(client.name, UNNAMED).may_share(name)
+
+    def _all(self) -> Iterator[tuple[StorePool, Settings]]:
+        for pool in self._store.pools():
+            with suppress(UnknownPoolError):  # destroyed since
+                yield pool, pool.settings()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else makes pools or changes quotas, here (nothing is awaited) or in another process of the arena."""
+        if self._file is None:
+            yield
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = UnavailableError("another process of the arena makes a pool or changes a quota, and does not end")
+            held.waited = False
+            raise held from None
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def _check_free(name: str) -> None:
+    check_not_the_daemons(name)
+    if is_reserved(name):
+        raise DeniedError(f"pool {name!r} is an export's: pools of such names are made with exports")
+
+
+def check_not_the_daemons(name: str) -> None:
+    """Raise DeniedError for a pool that the daemon alone changes."""
+    if is_the_daemons(name):
+        raise DeniedError(f"pool {name!r} is the daemon's own: nobody else changes it")
+
+
+def _owns(client: Client, settings: Settings) -> bool:
+    return client.administrator or settings.owner == client.name

@@ -1,0 +1,71 @@
+"""Compaction as pages come and go, so that memory which holds nothing is given back without being asked for.
+
+Replaced and flushed pages leave room in the frames of their size that only pages of that size can use. When such room
+has grown to an eighth of the footprint, pages are moved together. What one compaction leaves is what it cannot free:
+the next waits until there is a sixteenth more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from tmemd.base.errors import LimitError
+from tmemd.base.logs import Faults
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tmemd.store.api import Store
+
+WORTH, MORE = 1 / 8, 1 / 16
+SMALLEST = 1 << 20
+"""Bytes of footprint below which nothing is gained."""
+
+
+def room(stats: Mapping[str, int]) -> float:
+    """The part of the footprint that holds no page."""
+    footprint = stats["footprint_bytes"]
+    if footprint < SMALLEST:
+        return 0.0
+    return 1 - (stats["payload_bytes"] + stats["slot_header_bytes"]) / footprint
+
+
+class Upkeep:
+    """Looks every so many seconds whether to compact; never, if 0."""
+
+    def __init__(self, store: Store, seconds: int) -> None:
+        self._store = store
+        self._seconds = seconds
+        self._left = 0.0
+        self._faults = Faults()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        if self._seconds:
+            self._task = asyncio.create_task(self._go_on())
+
+    async def stop(self) -> None:
+        """Done when no compaction is at work any more."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _go_on(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds)
+            try:
+                await self._store.call(self._look)
+            except LimitError:
+                continue  # there is more urgent work
+            except Exception as error:
+                self._faults.log("cannot compact the store", error)
+
+    def _look(self) -> None:
+        now = room(self._store.stats())
+        self._left = min(self._left, now)
+        if now >= max(WORTH, self._left + MORE):
+            self._store.compact()
+            self._left = room(self._store.stats())

@@ -1,0 +1,102 @@
+"""Threads for long calls, of which there are few.
+
+A call that was begun in a thread is never abandoned: its caller may be cancelled, but `Work.ended` is done only when
+the thread is, so that whoever must know waits for that. One that still waits for a thread when its caller is cancelled
+is dropped with all it holds: callers that come and go leave nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from tmemd.base.errors import LimitError
+from tmemd.base.logs import Seldom
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class _Job(Generic[T]):
+    """A call that can be dropped while it waits in the executor's queue."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self.call: Callable[[], T] | None = call
+
+    def __call__(self) -> T:
+        assert self.call is not None
+        return self.call()
+
+
+class Work(Generic[T]):
+    """A call in a thread, or waiting for one."""
+
+    def __init__(self, threads: ThreadPoolExecutor, call: Callable[[], T]) -> None:
+        self._job = _Job(call)
+        self._thread = threads.submit(self._job)
+        self.ended: asyncio.Future[T] = asyncio.wrap_future(self._thread)
+
+    async def result(self) -> T:
+        """What came of it. Where its caller is cancelled, a call that has not begun never does."""
+        try:
+            return await asyncio.shield(self.ended)
+        except asyncio.CancelledError:
+            if self._thread.cancel():
+                self._job.call = None
+            raise
+
+
+class Threaded:
+    """What makes long calls in threads of its own."""
+
+    def __init__(self, threads: int, most_waiting: int, most_of_client: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tmemd")
+        self._most = threads + most_waiting
+        self._most_of_client = threads + most_of_client
+        self._under_way = 0
+        self._of_client: Counter[str] = Counter()
+        self._limit = Seldom(f"{most_waiting} long calls wait for a thread, which is the limit")
+
+    def run(self, call: Callable[[], T], client: str | None = None) -> Work[T]:
+        """Make a long call in a thread, for a client or the daemon itself.
+
+        Raises:
+            LimitError: Many wait already, of all or of the client; the call is not made.
+        """
+        if self._under_way >= self._most:
+            self._limit.warn()
+            raise LimitError("the daemon is busy: too many long calls wait already")
+        if client is not None and self._of_client[client] >= self._most_of_client:
+            raise LimitError(f"too many long calls of client {client!r} wait already")
+        work = Work(self._threads, call)
+        self._begun(client)
+        work.ended.add_done_callback(partial(self._done, client))
+        return work
+
+    async def call(self, call: Callable[[], T], client: str | None = None) -> T:
+        """Make a long call and wait for it."""
+        return await self.run(call, client).result()
+
+    def close(self) -> None:
+        """Wait for the calls in threads."""
+        self._threads.shutdown()
+
+    def _begun(self, client: str | None) -> None:
+        self._under_way += 1
+        if client is not None:
+            self._of_client[client] += 1
+
+    def _done(self, client: str | None, future: asyncio.Future[Any]) -> None:
+        """A failure whose caller went away is nobody's: do not have the loop complain."""
+        self._under_way -= 1
+        if client is not None:
+            self._of_client[client] -= 1
+            if not self._of_client[client]:
+                del self._of_client[client]
+        if not future.cancelled():
+            future.exception()

@@ -1,0 +1,130 @@
+"""What the daemon itself counts; the store counts the rest. Used on the event loop, read by the metrics' thread.
+
+A reader may see one call counted and the next not; each number by itself is right. Counts of several processes add up,
+and travel between them as JSON: a field is a number, a `Counter` whose keys are text or tuples of text, or latencies.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tmemd.store.api import Served
+
+BOUNDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 10.0)
+"""Upper bounds of the latency buckets, in seconds; what is above all of them has a bucket too."""
+
+NBD_GAUGES = frozenset(("connected", "handshakes", "buffer_bytes", "buffer_waiters"))
+"""What an NBD server tells of this moment."""
+
+_GAUGE = {"gauge": True}
+
+
+@dataclass(slots=True)
+class Latency:
+    """How long calls of one method took."""
+
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
+    seconds: float = 0.0
+
+    def add(self, other: Latency) -> None:
+        self.buckets = [ours + theirs for ours, theirs in zip(self.buckets, other.buckets, strict=True)]
+        self.seconds += other.seconds
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since the process started. A field that is a gauge, not a counter, says so: it ends with its process."""
+
+    workers: int = field(default=0, metadata=_GAUGE)
+    """Processes that serve."""
+    worker_replacements: int = 0
+    """Processes that died and were replaced."""
+    late_messages: int = 0
+    """Mutations of an older epoch, dropped."""
+    sessions: int = field(default=0, metadata=_GAUGE)
+    """Open now."""
+    bytes_in: Counter[str] = field(default_factory=Counter)
+    """Bytes of pages received, by encoding."""
+    bytes_out: Counter[str] = field(default_factory=Counter)
+    """Bytes of pages sent, by encoding."""
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Calls answered, by method and status. Commands of a stream count as their method."""
+    latencies: dict[str, Latency] = field(default_factory=dict)
+    exports: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """What passed through exports, by export and what it is."""
+    export_clients: Counter[str] = field(default_factory=Counter, metadata=_GAUGE)
+    """Connections that have an export open."""
+    export_sizes: Counter[str] = field(default_factory=Counter, metadata=_GAUGE)
+    """Bytes of each device."""
+    export_draining: Counter[str] = field(default_factory=Counter, metadata=_GAUGE)
+    """1 where no new client is let in."""
+    nbd: Counter[str] = field(default_factory=Counter)
+    """NBD connections turned away, by why."""
+    nbd_now: Counter[str] = field(default_factory=Counter, metadata=_GAUGE)
+    """NBD connections, and what they hold."""
+
+    def answered(self, method: str, code: str, seconds: float) -> None:
+        self.calls[method, code] += 1
+        latency = self.latencies.get(method)
+        if latency is None:
+            latency = self.latencies.setdefault(method, Latency())
+        latency.buckets[bisect_left(BOUNDS, seconds)] += 1
+        latency.seconds += seconds
+
+    def take_exports(self, served: Mapping[str, Served], connections: Mapping[str, int]) -> None:
+        """The exports as they are now, and the connections of their server."""
+        self.nbd = Counter({key: n for key, n in connections.items() if key not in NBD_GAUGES})
+        self.nbd_now = Counter({key: n for key, n in connections.items() if key in NBD_GAUGES})
+        self.exports = Counter({(name, key): n for name, its in served.items() for key, n in its.counters.items()})
+        self.export_clients = Counter({name: len(its.clients) for name, its in served.items()})
+        self.export_sizes = Counter({name: its.size for name, its in served.items()})
+        self.export_draining = Counter({name: int(its.draining) for name, its in served.items()})
+
+    def add(self, other: Counts, *, gauges: bool = True) -> None:
+        """Add what another process has counted; without gauges if it is no more."""
+        for each in fields(self):
+            if each.metadata and not gauges:
+                continue
+            ours, theirs = getattr(self, each.name), getattr(other, each.name)
+            if isinstance(ours, Counter):
+                ours.update(theirs)
+            elif isinstance(ours, dict):
+                for method, latency in theirs.items():
+                    ours.setdefault(method, Latency()).add(latency)
+            else:
+                setattr(self, each.name, ours + theirs)
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {each.name: _dumped(getattr(self, each.name)) for each in fields(self)}
+
+    @classmethod
+    def load(cls, dumped: dict[str, Any]) -> Counts:
+        """From what `dump` gave."""
+        counts = cls()
+        for each in fields(cls):
+            empty, value = getattr(counts, each.name), dumped[each.name]
+            if isinstance(empty, Counter):
+                value = Counter({_key(key): count for key, count in value})
+            elif isinstance(empty, dict):
+                value = {method: Latency(buckets, seconds) for method, (buckets, seconds) in value}
+            setattr(counts, each.name, value)
+        return counts
+
+
+def _dumped(value: Any) -> Any:
+    if isinstance(value, Counter):
+        return list(value.items())
+    if isinstance(value, dict):
+        return [(method, (latency.buckets, latency.seconds)) for method, latency in value.items()]
+    return value
+
+
+def _key(dumped: Any) -> Any:
+    return tuple(dumped) if isinstance(dumped, list) else dumped

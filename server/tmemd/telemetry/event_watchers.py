@@ -1,0 +1,200 @@
+"""Who watches the store, and the one look-out for all of them.
+
+The look-out is there only while somebody watches. It looks at the arena's statistics a few times a second, so it tells
+what any process does, and hands what happened to each watcher. A watcher's queue is bounded: one that reads too slowly
+loses the oldest events and is told how many. Lives on the event loop; the looks are taken in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tmem_proto.v1 import admin_pb2 as pb
+from tmemd.base.errors import ClosedError, LimitError, UnknownPoolError
+from tmemd.base.logs import Faults
+from tmemd.exports.catalogue import PREFIX
+from tmemd.telemetry.store_diff import ExportSeen, PoolSeen, Seen, counters, differences
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from tmemd.config.settings import Config
+    from tmemd.security.identity import Client
+    from tmemd.store.api import Store, StorePool
+    from tmemd.telemetry.counters import Counts
+    from tmemd.telemetry.processes import Worker, Workers
+    from tmemd.telemetry.store_diff import Happening
+
+INTERVAL = 0.25
+"""Seconds between looks, at least."""
+REST = 15
+"""Times as long as the last look took, at least: looks at very many pools are rarer."""
+
+
+class Watcher:
+    """One who watches: the events that wait for it. With a pool's id, events of that pool alone, until it is gone."""
+
+    def __init__(self, pool: int, most: int) -> None:
+        self._pool = pool
+        self._waiting: deque[pb.Event] = deque(maxlen=most)
+        self._missed = 0
+        self._gone = False
+        self._failed: Exception | None = None
+        self._news = asyncio.Event()
+
+    def offer(self, happening: Happening) -> None:
+        """Add an event, in place of the oldest where too many wait."""
+        pool, event = happening
+        if self._gone or self._pool not in (0, pool):
+            return
+        self._missed += len(self._waiting) == self._waiting.maxlen
+        self._waiting.append(event)
+        self._gone = self._pool != 0 and event.kind == pb.EVENT_KIND_POOL_DESTROYED
+        self._news.set()
+
+    def fail(self, error: Exception) -> None:
+        """Have `next` raise this when the events that wait are taken."""
+        self._failed = error
+        self._news.set()
+
+    async def next(self) -> pb.Event | None:
+        """The next event: what was missed comes first. None when the pool is gone."""
+        while True:
+            if self._missed:
+                missed, self._missed = self._missed, 0
+                return pb.Event(time=time.time(), kind=pb.EVENT_KIND_MISSED, count=missed)
+            if self._waiting:
+                return self._waiting.popleft()
+            if self._failed:
+                raise self._failed
+            if self._gone:
+                return None
+            self._news.clear()
+            await self._news.wait()
+
+
+class LookOut:
+    """All watchers, and the looks taken for them."""
+
+    def __init__(self, store: Store, workers: Workers, config: Config, counts: Callable[[], Awaitable[Counts]]) -> None:
+        """`counts` is what all workers have counted together, exports included."""
+        self._counts = counts
+        self._store = store
+        self._workers = workers
+        self._config = config
+        self._watchers: set[Watcher] = set()
+        self._by_client: Counter[Client] = Counter()
+        """Those who watch, and those about to."""
+        self._looking = asyncio.Lock()
+        self._seen: Seen | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @asynccontextmanager
+    async def watching(self, client: Client, pool: StorePool | None) -> AsyncIterator[Watcher]:
+        """A watcher of what happens from now on, to a pool or to all."""
+        self._check_room(client)
+        self._by_client[client] += 1
+        try:
+            async with self._joined(pool) as watcher:
+                yield watcher
+        finally:
+            self._by_client[client] -= 1
+            self._by_client += Counter()  # without those who have none
+
+    def _check_room(self, client: Client) -> None:
+        """Raise where a client may have no watcher more. A quarter of all are kept for administrators."""
+        most, of_one = self._config.max_watchers, self._config.max_client_watchers
+        if not client.administrator and self._by_client[client] >= of_one:
+            raise LimitError(f"client {client.name!r} has {of_one} watchers, which is the limit")
+        tenants = sum(count for one, count in self._by_client.items() if not one.administrator)
+        full = self._by_client.total() >= most
+        if full or (not client.administrator and tenants >= max(1, most - most // 4)):
+            raise LimitError(f"{self._by_client.total()} watch already, which is the limit")
+
+    @asynccontextmanager
+    async def _joined(self, pool: StorePool | None) -> AsyncIterator[Watcher]:
+        seen = await self._look()  # what happened before is for those who watched already
+        gone = pool is not None and pool.id not in seen.pools
+        del seen  # which would be kept, pools and all, as long as this one watches
+        if self._closed:
+            raise ClosedError("the daemon is stopping")
+        if pool is not None and gone:
+            raise UnknownPoolError(pool.name)
+        watcher = Watcher(0 if pool is None else pool.id, self._config.watch_events)
+        self._watchers.add(watcher)
+        if self._task is None:
+            self._task = asyncio.create_task(self._look_out())
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
+            self._rest()
+
+    def close(self) -> None:
+        """End all watchers."""
+        self._closed = True
+        for watcher in self._watchers:
+            watcher.fail(ClosedError("the daemon is stopping"))
+
+    def _rest(self) -> None:
+        if not self._watchers and self._task is not None:
+            self._task.cancel()
+            self._task = None
+            self._seen = None
+
+    async def _look_out(self) -> None:
+        spent, faults = 0.0, Faults()
+        while not self._closed:
+            await asyncio.sleep(max(INTERVAL, spent * REST))
+            start = time.monotonic()
+            try:
+                await self._look()
+            except Exception as error:
+                faults.log("cannot see what happens in the store", error)
+            spent = time.monotonic() - start
+
+    async def _look(self) -> Seen:
+        async with self._looking:
+            counts = await self._counts()
+            after = await self._store.call(lambda: look(self._store, self._workers.all))
+            before = self._seen
+            after = self._seen = replace(after, exports=_exports(counts, after, before))
+            for happening in differences(before or after, after, time.time()):
+                for watcher in self._watchers:
+                    watcher.offer(happening)
+        return after
+
+
+def look(store: Store, workers: Sequence[Worker]) -> Seen:
+    """The store as it is now."""
+    pools = {}
+    for pool in store.pools():
+        try:
+            pools[pool.id] = PoolSeen(pool.name, pool.owner, pool.frozen(), counters(pool.stats()))
+        except UnknownPoolError:
+            continue  # destroyed since
+    replaced = {worker.number: worker.replaced for worker in workers}
+    return Seen(pools, store.stats()["recoveries"], replaced)
+
+
+def _exports(counts: Counts, now: Seen, before: Seen | None) -> dict[str, ExportSeen]:
+    """By the names of their pools. While worker 0 is being replaced nobody says how they are: they are as they were."""
+    told = {
+        PREFIX + name: ExportSeen(
+            size=size,
+            draining=bool(counts.export_draining[name]),
+            clients=counts.export_clients[name],
+            attached=counts.exports[name, "attached"],
+            refused=counts.exports[name, "refused"],
+        )
+        for name, size in counts.export_sizes.items()
+    }
+    there = {pool.name for pool in now.pools.values()}
+    kept = before.exports if before is not None else {}
+    return {name: seen for name, seen in {**kept, **told}.items() if name in there}
