@@ -23,8 +23,12 @@ address, kind, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 class Interrupt({"exception": Exception, "interrupt": KeyboardInterrupt}[kind]):
     pass
 
+armed = False
+
 def interrupt(number, frame):
-    raise Interrupt
+    # The kernel may give a signal to another thread, and that one runs when the timer is stopped already.
+    if armed:
+        raise Interrupt
 
 def page(number):
     return number.to_bytes(8, "big") * 512
@@ -54,11 +58,13 @@ for turn in range(rounds):
         try:
             # Once, and in every other round again and again: then also what cleans up after the first is broken off.
             delay = dice.uniform(0.00001, usual)
+            armed = True
             signal.setitimer(signal.ITIMER_REAL, delay, turn % 2 and max(usual / 20, 0.0001))
             call()
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            armed = False
     except Interrupt:
+        armed = False
         broken += 1
     signal.setitimer(signal.ITIMER_REAL, 0)
     number += 1
