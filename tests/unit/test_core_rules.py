@@ -7,18 +7,14 @@ import pytest
 
 ENGINE = Path(__file__).parents[2] / "server" / "engine"
 CORE = ENGINE / "core" / "src"
-ALLOCATOR = {"arena", "frames", "heap", "slot", "types", "error"}
 MAY_USE = {
     "error": set[str](),
     "types": {"error"},
     "arena": {"types", "error"},
     "codec": {"types", "error"},
-    "slot": {"arena", "types", "error"},
+    "pool_table": {"arena", "types", "error"},
     "index": {"arena", "types", "error"},
-    "frames": {"arena", "slot", "types", "error"},
-    "heap": {"arena", "codec", "frames", "slot", "types", "error"},
-    "zsmalloc": ALLOCATOR,
-    "zbud": ALLOCATOR,
+    "alloc": {"arena", "codec", "types", "error"},
 }
 # The index keeps typed ids in tables; where those lie in the arena it cannot know.
 HIDDEN_FROM_INDEX = {"Arena", "Map", "Budget", "Geometry", "ShardHeader", "ShardMap", "layout"}

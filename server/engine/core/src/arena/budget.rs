@@ -6,7 +6,7 @@
 //! others (see `promise`).
 
 use super::file::Arena;
-use super::map::NoSpace;
+use super::mapping::map::NoSpace;
 use super::promise::is_over;
 
 /// Why memory could not be committed.

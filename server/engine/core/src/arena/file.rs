@@ -13,15 +13,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::budget::Budget;
-use super::door::{self, io_error, refusal};
 use super::header::{self, Header};
 use super::layout::*;
-use super::lock::{Acquired, Level, LockWord, Missed};
-use super::map::Map;
-use super::owner::{self, Owner};
-use super::patience::Patience;
-use super::range::{self, ATTACHED, ATTACHING};
+use super::locks::file_lock::{self, ATTACHED, ATTACHING};
+use super::locks::lock::{Acquired, Level, LockWord, Missed};
+use super::locks::owner::{self, Owner};
+use super::locks::wait_limit::Patience;
+use super::mapping::map::Map;
 use super::table::Table;
+use super::trust::{self, io_error, refusal};
 use crate::error::{Error, Lock, Result};
 use crate::types::{FRAME, MAX_POOLS, StoreOptions};
 
@@ -51,21 +51,21 @@ impl Arena {
     /// A private arena, which goes with its last user.
     pub fn private(options: &StoreOptions) -> Result<Arena> {
         let path = PathBuf::from("(private)");
-        let file = door::memfd().map_err(|e| io_error(&path, "cannot create", e))?;
+        let file = trust::memfd().map_err(|e| io_error(&path, "cannot create", e))?;
         Arena::create(file, &path, None, options)
     }
 
     /// Create the arena at `path`, or attach it where it exists.
     pub fn open(path: &Path, options: &StoreOptions) -> Result<(Arena, Attach)> {
-        if door::is_descriptor(path) {
+        if trust::is_descriptor(path) {
             Arena::fill(path, options)?;
         }
         match Arena::attach(path, options.lock_wait) {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             other => return other,
         }
-        let arena = Arena::create(door::unnamed(path)?, path, Some(path.to_owned()), options)?;
-        match door::link(arena.map.file(), path) {
+        let arena = Arena::create(trust::unnamed(path)?, path, Some(path.to_owned()), options)?;
+        match trust::link(arena.map.file(), path) {
             Ok(()) => Ok((arena, Attach::Created)),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 Arena::attach(path, options.lock_wait)
@@ -76,17 +76,17 @@ impl Arena {
 
     /// Make an arena of memory that was handed down, where it is none yet: nobody has it attached, and it has no magic.
     fn fill(path: &Path, options: &StoreOptions) -> Result<()> {
-        let file = door::open(path)?;
+        let file = trust::open(path)?;
         let locks = owner::open_again(&file).map_err(|e| io_error(path, "cannot open", e))?;
         lock_attaching(&locks, path, options.lock_wait)?;
         let mut magic = [0; 8];
         let read = std::os::unix::fs::FileExt::read_at(&file, &mut magic, 0);
         read.map_err(|e| io_error(path, "cannot read", e))?;
-        let alone = range::lock(locks.as_raw_fd(), ATTACHED, libc::F_WRLCK).is_ok();
+        let alone = file_lock::lock(locks.as_raw_fd(), ATTACHED, libc::F_WRLCK).is_ok();
         if magic != [0; 8] || !alone {
             return Ok(());
         }
-        let _ = range::lock(locks.as_raw_fd(), ATTACHED, libc::F_UNLCK);
+        let _ = file_lock::lock(locks.as_raw_fd(), ATTACHED, libc::F_UNLCK);
         Arena::create(file, path, None, options).map(drop)
     }
 
@@ -103,7 +103,7 @@ impl Arena {
         let len = geometry.file_len();
         file.set_len(len)
             .map_err(|e| io_error(path, "cannot size", e))?;
-        door::seal(&file);
+        trust::seal(&file);
         let locks = owner::open_again(&file).map_err(|e| io_error(path, "cannot open", e))?;
         let map = Map::new(file, len).map_err(|e| io_error(path, "cannot map", e))?;
         format(&map, geometry, options).map_err(|e| io_error(path, "cannot initialise", e))?;
@@ -130,7 +130,7 @@ impl Arena {
 
     /// Attach the arena at `path`.
     pub fn attach(path: &Path, limit: Duration) -> Result<(Arena, Attach)> {
-        let file = door::open(path)?;
+        let file = trust::open(path)?;
         let refuse = |why: String| Err(refusal(path, why));
         let meta = file
             .metadata()
@@ -155,7 +155,7 @@ impl Arena {
         if let Some(why) = fault(map.view(0), geometry) {
             return refuse(why);
         }
-        let alone = range::lock(locks.as_raw_fd(), ATTACHED, libc::F_WRLCK).is_ok();
+        let alone = file_lock::lock(locks.as_raw_fd(), ATTACHED, libc::F_WRLCK).is_ok();
         if header.older && !alone {
             return refuse(
                 "its layout is the one before this build's, and a process of an earlier build has it attached: it is \
@@ -169,7 +169,7 @@ impl Arena {
             Attach::Shared
         };
         let owner = Owner::new(&map, locks).map_err(|e| io_error(path, "cannot lock", e))?;
-        range::lock(owner.locks(), ATTACHING, libc::F_UNLCK)
+        file_lock::lock(owner.locks(), ATTACHING, libc::F_UNLCK)
             .map_err(|e| io_error(path, "cannot lock", e))?;
         let arena = Arena::of(owner, map, Some(path.to_owned()), geometry, limit);
         arena.whole()?;
@@ -235,7 +235,7 @@ impl Arena {
     }
 
     /// Commit another frame of the pool table. The admin lock is held.
-    pub fn grow_pools(&self) -> std::result::Result<(), super::map::NoSpace> {
+    pub fn grow_pools(&self) -> std::result::Result<(), super::mapping::map::NoSpace> {
         let committed = self.superblock().committed.get();
         self.map.populate(committed, FRAME as u64)?;
         self.superblock().committed.set(committed + FRAME as u64);
@@ -363,7 +363,7 @@ impl Arena {
 }
 
 fn lock_attaching(locks: &File, path: &Path, limit: Duration) -> Result<()> {
-    match range::lock_within(locks.as_raw_fd(), ATTACHING, limit) {
+    match file_lock::lock_within(locks.as_raw_fd(), ATTACHING, limit) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::Busy {
             lock: Lock::Attaching,

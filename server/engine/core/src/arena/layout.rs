@@ -12,9 +12,9 @@
 
 use std::mem::offset_of;
 
-use super::cell::{W32, W64};
-use super::lock::LockWord;
-use super::map::Overlay;
+use super::locks::lock::LockWord;
+use super::mapping::cell::{W32, W64};
+use super::mapping::map::Overlay;
 use crate::types::{FRAME, MAX_POOLS};
 
 /// "tmemarna" in a file's first eight bytes.

@@ -3,9 +3,9 @@
 //! It grows in steps of a sixteenth, so that growth is rare and the unused tail small.
 
 use super::budget::{Budget, Full};
-use super::cell::W32;
 use super::file::Arena;
 use super::layout::TableHead;
+use super::mapping::cell::W32;
 use crate::types::FRAME;
 
 #[derive(Clone, Copy)]

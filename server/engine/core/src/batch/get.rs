@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use super::pages::Room;
 use super::{SCRATCH, Scratch, Target, stretches};
+use crate::alloc::slot::{Header, Zhandle};
 use crate::arena::{Counter, waiting_at_least};
 use crate::codec::{Compressor, Form, checksum};
 use crate::error::{Error, Result, unless_busy};
-use crate::pools::PoolView;
+use crate::pool_table::PoolView;
 use crate::shard::{ObjectKey, Shard};
-use crate::slot::{Header, Zhandle};
 use crate::types::{CLUSTER, Fetch};
 
 /// Added to a counter, takes one off it: a hit that turned out to be none.

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use super::get::{copy_out, decode};
 use super::{SCRATCH, Scratch, Target};
+use crate::alloc::slot::Header;
 use crate::arena::{Arena, Counter};
 use crate::error::{Result, unless_busy};
-use crate::pools::PoolView;
+use crate::pool_table::PoolView;
 use crate::shard::{ObjectKey, Shard};
-use crate::slot::Header;
 use crate::types::{CLUSTER, Fetch};
 
 /// How long a page is believed to be known by its number.

@@ -20,15 +20,15 @@ pub use scan::{ScanCursor, ScannedCluster};
 
 use std::cell::RefCell;
 
+use crate::alloc::slot::HEADER;
+use crate::alloc::zbud::Zbud;
+use crate::alloc::zsmalloc::CLASSES;
 use crate::arena::{Arena, Counter};
 use crate::codec::Compressor;
 use crate::error::Result;
-use crate::pools::{PoolId, PoolView, damaged, unknown};
+use crate::pool_table::{PoolId, PoolView, damaged, unknown};
 use crate::shard::{ObjectKey, Shard, with_shard_for};
-use crate::slot::HEADER;
 use crate::types::{CLUSTER, Codec};
-use crate::zbud::Zbud;
-use crate::zsmalloc::CLASSES;
 
 /// Most bytes of pages that are worked on under one lock.
 const STRETCH: usize = 256 << 10;
@@ -90,7 +90,7 @@ impl Input {
 /// The largest payload that costs less than a raw page.
 pub fn payload_limit(zbud: bool, page_size: usize) -> usize {
     if zbud {
-        let chunk = page_size / crate::zbud::CHUNKS as usize;
+        let chunk = page_size / crate::alloc::zbud::CHUNKS as usize;
         debug_assert!(Zbud::fits(page_size as u32, page_size - chunk));
         page_size - chunk - HEADER
     } else {

@@ -1,10 +1,10 @@
 //! Relief: room made in shards other than the one that needs it, one lock at a time.
 
+use crate::alloc::frames::Frames;
 use crate::arena::{Arena, Budget, is_backed, pool_frames, promised_to};
 use crate::error::{Result, unless_busy};
-use crate::evict::TRIES;
-use crate::frames::Frames;
-use crate::pools;
+use crate::pool_table;
+use crate::shard::evict::TRIES;
 use crate::shard::{Shard, with_shard, with_shard_for};
 use crate::types::{Cause, FRAME};
 
@@ -67,7 +67,7 @@ pub fn settle(shard: &Shard<'_>) {
 /// Whether any shard has frames that could be given up, without taking a lock.
 fn has_spare(arena: &Arena) -> bool {
     let reserved = |shard| arena.shard(shard).reserve_frames.get() > 0;
-    (0..arena.shards()).any(reserved) || pools::ephemeral_frames(arena) > 0
+    (0..arena.shards()).any(reserved) || pool_table::ephemeral_frames(arena) > 0
 }
 
 /// Evict from one shard until the arena uses `target` bytes, or a bounded number of rounds is done; false when done.

@@ -4,9 +4,9 @@
 //! page that is there from the first call to the last is given once, whatever happens to the others meanwhile.
 
 use super::Target;
+use crate::alloc::slot::Zhandle;
 use crate::error::{Error, Result};
 use crate::shard::{ObjectKey, Shard};
-use crate::slot::Zhandle;
 use crate::types::{CLUSTER, Oid};
 
 /// Pages of one cluster of an object: index and stamp of each, as `flush_if` takes them.

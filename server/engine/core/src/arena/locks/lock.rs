@@ -15,8 +15,8 @@
 use std::sync::atomic::{AtomicU32, Ordering::*};
 use std::time::{Duration, Instant};
 
-use super::layout::OWNER_MASK;
-use super::map::Overlay;
+use super::super::layout::OWNER_MASK;
+use super::super::mapping::map::Overlay;
 use super::owner::Owner;
 
 /// Somebody sleeps until the lock is released.
@@ -67,7 +67,7 @@ pub enum Missed {
 impl LockWord {
     /// Make it a fresh, free lock. Nobody else may be using it.
     pub fn init(&self) {
-        super::cell::crash_point();
+        super::super::mapping::cell::crash_point();
         self._room.iter().for_each(|room| room.store(0, Relaxed));
         self.word.store(0, Release);
     }
@@ -233,8 +233,8 @@ mod order {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arena::map::Map;
-    use crate::arena::{door, owner};
+    use crate::arena::mapping::map::Map;
+    use crate::arena::{locks::owner, trust};
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -246,7 +246,7 @@ mod tests {
 
     impl Shared {
         fn new() -> Shared {
-            let file = door::memfd().expect("a memory file");
+            let file = trust::memfd().expect("a memory file");
             file.set_len(4096).expect("a frame");
             let locks = owner::open_again(&file).expect("its other description");
             let map = Map::new(file, 4096).expect("a mapping");

@@ -10,10 +10,10 @@
 //! ```
 //! Locking: runs under the shard lock; takes none of its own.
 
+use crate::alloc::frames::{Run, RunKind};
+use crate::alloc::heap::{Allocator, Heap, Owner};
+use crate::alloc::slot::{HEADER_WORDS, Slot, Zhandle};
 use crate::arena::{Full, W32};
-use crate::frames::{Run, RunKind};
-use crate::heap::{Allocator, Heap, Owner};
-use crate::slot::{HEADER_WORDS, Slot, Zhandle};
 use crate::types::FRAME;
 
 /// Chunks to a zbud page.

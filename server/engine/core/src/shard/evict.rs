@@ -5,15 +5,15 @@
 //! start unused, so a scan that is read once goes as it came and does not wash out what is used again. The runs looked at in one step are bounded, so the work of
 //! a put is.
 
+use crate::alloc::frames::{Run, RunKind};
+use crate::alloc::heap::{Allocator, Heap};
+use crate::alloc::slot::HEADER;
+use crate::alloc::zbud::Zbud;
+use crate::alloc::zsmalloc::Zsmalloc;
 use crate::arena::{Counter, Full, SEGMENT_FRAMES};
-use crate::frames::{Run, RunKind};
-use crate::heap::{Allocator, Heap};
-use crate::pools;
+use crate::pool_table;
 use crate::shard::Shard;
-use crate::slot::HEADER;
 use crate::types::{Cause, FRAME};
-use crate::zbud::Zbud;
-use crate::zsmalloc::Zsmalloc;
 
 /// Most rounds of making room for one put.
 pub const TRIES: u32 = 8;
@@ -29,7 +29,7 @@ impl<'a> Shard<'a> {
     pub fn make_room(&self, pool: u32, full: Full, force: bool) -> bool {
         match full {
             Full::Quota => {
-                pools::is_ephemeral(self.arena, pool)
+                pool_table::is_ephemeral(self.arena, pool)
                     && self
                         .heap(pool)
                         .is_some_and(|heap| self.evict(&heap, Cause::Quota, force))
@@ -52,8 +52,9 @@ impl<'a> Shard<'a> {
             let filled = (heap.count(Counter::Payload).get() + slots) / FRAME as u64;
             frames > filled + frames / 16 + 16
         };
-        let packs =
-            |&pool: &u32| pools::is_live(self.arena, pool) && !pools::uses_zbud(self.arena, pool);
+        let packs = |&pool: &u32| {
+            pool_table::is_live(self.arena, pool) && !pool_table::uses_zbud(self.arena, pool)
+        };
         let heaps = (0..self.arena.pool_slots()).filter(packs);
         let Some(heap) = heaps.filter_map(|pool| self.heap(pool)).find(loose) else {
             return false;
@@ -67,7 +68,7 @@ impl<'a> Shard<'a> {
     /// The ephemeral heap with the most frames for its weight.
     pub fn victim(&self) -> Option<Heap<'a>> {
         let ephemeral = |pool: &u32| {
-            pools::is_live(self.arena, *pool) && pools::is_ephemeral(self.arena, *pool)
+            pool_table::is_live(self.arena, *pool) && pool_table::is_ephemeral(self.arena, *pool)
         };
         let heaps = (0..self.arena.pool_slots())
             .filter(ephemeral)
@@ -131,7 +132,7 @@ impl<'a> Shard<'a> {
             .raw_page(run)
             .is_some_and(|slot| !slot.take_reference());
         if unused {
-            self.remove_at(heap, crate::slot::Zhandle::raw(run.first));
+            self.remove_at(heap, crate::alloc::slot::Zhandle::raw(run.first));
         }
         unused
     }

@@ -4,17 +4,17 @@
 //! are evicted at once, so that the pool finds its memory free. A reserve that was set is a word of the pool's record: it
 //! holds from then on, whoever dies.
 
+use crate::alloc::heap::Heap;
 use crate::arena::{
     HEAP_FRAMES, heap_head, is_backed, kept, pool_frames, promised, promised_beyond, promised_to,
     with_index,
 };
-use crate::backing;
 use crate::batch::shrink;
 use crate::error::{Error, Result, unless_busy};
-use crate::heap::Heap;
-use crate::pool::Pool;
-use crate::pools;
+use crate::pool_table;
 use crate::shard::{with_shard, with_shard_for};
+use crate::store::backing;
+use crate::store::pool::Pool;
 use crate::types::{Cause, FRAME, Kind};
 
 const PAGE: u64 = FRAME as u64;
@@ -77,7 +77,7 @@ impl Pool {
     fn publish(&self, bytes: u64) -> Result<()> {
         let record = self.record()?;
         let sb = self.arena.superblock();
-        let others = pools::reserves(&self.arena, Some(self.slot()));
+        let others = pool_table::reserves(&self.arena, Some(self.slot()));
         sb.reserves
             .publish(others.saturating_add(bytes.max(record.reserve.get())));
         record.reserve.publish(bytes);
@@ -93,7 +93,7 @@ impl Pool {
         let kept = if is_backed(arena) { kept(arena) } else { 0 };
         let held = arena
             .used()
-            .saturating_sub(pools::ephemeral_frames(arena) * PAGE + kept);
+            .saturating_sub(pool_table::ephemeral_frames(arena) * PAGE + kept);
         let others = promised(arena, Some(self.slot()));
         let memory = arena.superblock().memory.get();
         let free = memory.saturating_sub(held.saturating_add(others));

@@ -2,10 +2,10 @@
 
 use super::Pool;
 use crate::arena::{Counter, SEGMENT_FRAMES};
-use crate::backing;
 use crate::error::{Result, unless_busy};
-use crate::pools::{self, PoolId};
+use crate::pool_table::{self, PoolId};
 use crate::shard::{ObjectKey, Shard, with_shard};
+use crate::store::backing;
 use crate::types::Oid;
 
 /// Index nodes of an object removed under one lock.
@@ -20,7 +20,7 @@ const RUNS_AT_ONCE: u32 = 64;
 impl Pool {
     /// Remove an object's pages; the number found. Complete on return, each lock held for a bounded time.
     pub fn flush_object(&self, oid: &Oid) -> Result<u64> {
-        pools::record(&self.arena, self.id).ok_or_else(|| self.unknown())?;
+        pool_table::record(&self.arena, self.id).ok_or_else(|| self.unknown())?;
         let key = self.key(oid);
         let mut found = 0;
         for shard in 0..self.arena.shards() {
@@ -41,7 +41,7 @@ impl Pool {
     pub fn destroy(&self) -> Result<u64> {
         let begun = self
             .arena
-            .with_admin(|| pools::begin_destroy(&self.arena, self.id))?;
+            .with_admin(|| pool_table::begin_destroy(&self.arena, self.id))?;
         if begun {
             self.purge()
         } else {
@@ -67,7 +67,7 @@ impl Pool {
             return Ok(dropped);
         }
         self.arena
-            .with_admin(|| pools::end_destroy(&self.arena, self.id))?;
+            .with_admin(|| pool_table::end_destroy(&self.arena, self.id))?;
         if self.arena.superblock().backed.get() != 0 {
             backing::trim(&self.arena)?;
         }
@@ -214,7 +214,7 @@ fn purge_some(
     let Some(heap) = shard.heap(id.slot) else {
         return false;
     };
-    if !pools::is_destroying(shard.arena, id) {
+    if !pool_table::is_destroying(shard.arena, id) {
         return false; // another process finished the purge, and the slot may be another pool's
     }
     let mut runs = 0;

@@ -4,8 +4,8 @@
 //! Each step moves the objects of one zspage, so the shard lock is held for a bounded time.
 
 use super::{CLASSES, GROUPS, NO_OBJECT, Zsmalloc, Zspage};
+use crate::alloc::heap::{Allocator, Owner};
 use crate::arena::{Counter, W32};
-use crate::heap::{Allocator, Owner};
 use crate::types::FRAME;
 
 /// How many zspages of a list are looked at for the emptiest.

@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
+use crate::alloc::frames::Frames;
+use crate::alloc::heap::{Heap, heap_bytes};
+use crate::alloc::slot::HEADER;
+use crate::alloc::zsmalloc::{CLASSES, Zsmalloc};
 use crate::arena::{
     Arena, COUNTER_NAMES, COUNTERS, Counter, HeapHead, heap_head, promised, promised_to,
     waiting_at_most,
 };
 use crate::error::{Result, unless_busy};
-use crate::frames::Frames;
-use crate::heap::{Heap, heap_bytes};
-use crate::pools;
+use crate::pool_table;
 use crate::shard::with_shard;
-use crate::slot::HEADER;
 use crate::types::FRAME;
-use crate::zsmalloc::{CLASSES, Zsmalloc};
 
 /// The longest wait for one shard's lock.
 const GLANCE: Duration = Duration::from_millis(10);
@@ -134,7 +134,7 @@ fn add_counters(sums: &mut [u64; COUNTERS], head: &HeapHead) {
 impl StoreStats {
     pub(crate) fn read(arena: &Arena) -> Result<StoreStats> {
         let mut counters = [0; COUNTERS];
-        let pools: Vec<u32> = pools::list(arena, false)
+        let pools: Vec<u32> = pool_table::list(arena, false)
             .iter()
             .map(|(id, _)| id.slot)
             .collect();

@@ -13,8 +13,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::SeqCst;
 
 use super::cell::{W32, W64, crash_point};
-use super::fault;
 use super::registry::Entry;
+use super::sigbus;
 use crate::types::FRAME;
 
 const MADV_POPULATE_WRITE: libc::c_int = 23;
@@ -56,7 +56,7 @@ impl Map {
             return Err(io::Error::new(io::ErrorKind::Unsupported, why));
         }
         let size = usize::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
-        fault::install();
+        sigbus::install();
         let entry = Entry::claim()?;
         let mapped = Map::map(&file, size).inspect_err(|_| entry.free())?;
         entry.file.store(file.as_raw_fd(), SeqCst);
@@ -304,7 +304,7 @@ mod tests {
     const LEN: u64 = FRAMES * FRAME as u64;
 
     fn map() -> Map {
-        let file = crate::arena::door::memfd().expect("a memory file");
+        let file = crate::arena::trust::memfd().expect("a memory file");
         file.set_len(LEN).expect("some frames");
         Map::new(file, LEN).expect("a mapping")
     }

@@ -1,6 +1,6 @@
 //! Owners: who is attached, by a number that is never given twice and that its owner's locks bear.
 //!
-//! An owner holds the byte of its number (`range::OWNERS` on) for as long as it is attached, so the kernel tells whether it
+//! An owner holds the byte of its number (`file_lock::OWNERS` on) for as long as it is attached, so the kernel tells whether it
 //! lives: no process id, no clock and no namespace is asked. The lock is that of an open file description which is not
 //! mapped, for a mapping would keep it open in a forked child. A child gives its parent's up and takes a number of its
 //! own, before anything else of it runs: from then on it is like any other process that is attached. A child that
@@ -15,10 +15,10 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::SeqCst};
 
-use super::layout::{KNOWN_OWNERS, OWNER_MASK, OWNERS_AT};
-use super::map::Map;
-use super::range::{self, ATTACHED, OWNERS};
-use super::registry::{self, Entry};
+use super::super::layout::{KNOWN_OWNERS, OWNER_MASK, OWNERS_AT};
+use super::super::mapping::map::Map;
+use super::super::mapping::registry::{self, Entry};
+use super::file_lock::{self, ATTACHED, OWNERS};
 
 /// Numbers tried until one is free: after a billion of them they come again.
 const TRIES: u32 = 1024;
@@ -51,7 +51,7 @@ impl Owner {
     pub fn new(map: &Map, locks: File) -> io::Result<Owner> {
         watch_forks()?;
         let owner = Owner { entry: map.entry() };
-        range::lock(locks.as_raw_fd(), ATTACHED, libc::F_RDLCK)?;
+        file_lock::lock(locks.as_raw_fd(), ATTACHED, libc::F_RDLCK)?;
         registry::without_fork(|| owner.entry.locks.store(locks.into_raw_fd(), SeqCst));
         owner.entry.owner.store(number(owner.entry)?, SeqCst);
         Ok(owner)
@@ -65,7 +65,7 @@ impl Owner {
 
     /// Whether another owner is there.
     pub fn is_alive(&self, number: u32) -> bool {
-        range::is_locked(self.entry.locks.load(SeqCst), OWNERS + i64::from(number))
+        file_lock::is_locked(self.entry.locks.load(SeqCst), OWNERS + i64::from(number))
     }
 
     /// The descriptor that holds the locks.
@@ -88,7 +88,9 @@ impl Drop for Owner {
 
 /// The process that an owner says it is, for messages alone: anybody may have written it.
 pub fn process_of(map: &Map, number: u32) -> Option<u32> {
-    let word = map.view::<super::cell::W64>(known_at(number)).get();
+    let word = map
+        .view::<super::super::mapping::cell::W64>(known_at(number))
+        .get();
     (word >> 32 == u64::from(number)).then_some(word as u32)
 }
 
@@ -106,7 +108,7 @@ fn number(entry: &Entry) -> io::Result<u32> {
     for _ in 0..TRIES {
         let number = word(OWNERS_AT).fetch_add(1, SeqCst) as u32 & OWNER_MASK;
         let byte = OWNERS + i64::from(number);
-        if number != 0 && range::lock(entry.locks.load(SeqCst), byte, libc::F_WRLCK).is_ok() {
+        if number != 0 && file_lock::lock(entry.locks.load(SeqCst), byte, libc::F_WRLCK).is_ok() {
             let known = u64::from(number) << 32 | u64::from(std::process::id());
             word(known_at(number)).store(known, SeqCst);
             return Ok(number);
@@ -155,7 +157,7 @@ extern "C" fn after_in_child() {
 fn attach_again(entry: &Entry) -> io::Result<u32> {
     let inherited = entry.locks.load(SeqCst);
     let own = reopen(entry.file.load(SeqCst)).and_then(|own| {
-        range::lock(own.as_raw_fd(), ATTACHED, libc::F_RDLCK)?;
+        file_lock::lock(own.as_raw_fd(), ATTACHED, libc::F_RDLCK)?;
         Ok(own)
     });
     let Ok(own) = own else {

@@ -6,11 +6,11 @@
 //! runs, by all shards in turn.
 //! Locking: takes one shard's lock at a time, for a bounded piece of work.
 
+use crate::alloc::frames::{Frames, KEPT_RUN};
 use crate::arena::{Arena, Budget, is_backed, kept, owed, with_index};
 use crate::error::{Error, Result};
-use crate::frames::{Frames, KEPT_RUN};
-use crate::machine;
 use crate::shard::with_shard;
+use crate::store::machine;
 use crate::types::FRAME;
 
 /// Most runs committed under one lock: 8 MiB.

@@ -16,10 +16,10 @@ mod compact;
 
 pub use classes::{CLASSES, Class};
 
+use crate::alloc::frames::{Run, RunKind};
+use crate::alloc::heap::{Allocator, Heap, Owner};
+use crate::alloc::slot::{HEADER, HEADER_WORDS, Slot, Zhandle};
 use crate::arena::{Full, W32};
-use crate::frames::{Run, RunKind};
-use crate::heap::{Allocator, Heap, Owner};
-use crate::slot::{HEADER, HEADER_WORDS, Slot, Zhandle};
 use crate::types::FRAME;
 
 /// Fullness groups of zspages with room; a full zspage is in none.

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use crate::arena::Arena;
 use crate::batch::{Target, payload_limit};
 use crate::error::{Error, Result};
-use crate::pools::{self, PoolId};
+use crate::pool_table::{self, PoolId};
 use crate::shard::{ObjectKey, with_shard};
-use crate::stats::PoolStats;
+use crate::store::stats::PoolStats;
 use crate::types::{AllocatorKind, Codec, Oid, PoolSettings};
 
 /// A named set of pages. Cheap to clone; keeps the store attached.
@@ -28,10 +28,10 @@ pub struct Pool {
 
 impl Pool {
     pub(crate) fn new(arena: Arc<Arena>, id: PoolId, name: &str) -> Result<Pool> {
-        let settings = pools::settings(&arena, id.slot);
+        let settings = pool_table::settings(&arena, id.slot);
         arena.whole()?;
         if settings.validate().is_err() {
-            return Err(pools::damaged(&arena, id.slot)); // a neighbour wrote there
+            return Err(pool_table::damaged(&arena, id.slot)); // a neighbour wrote there
         }
         let page_size = settings.page_size as usize;
         let limit = payload_limit(settings.allocator == AllocatorKind::Zbud, page_size);
@@ -56,7 +56,7 @@ impl Pool {
 
     /// Settings, quota and weight as they are now.
     pub fn settings(&self) -> PoolSettings {
-        pools::settings(&self.arena, self.id.slot)
+        pool_table::settings(&self.arena, self.id.slot)
     }
 
     /// Bytes of a page.
@@ -80,7 +80,7 @@ impl Pool {
     }
 
     fn unknown(&self) -> Error {
-        pools::unknown(&self.arena, &self.name)
+        pool_table::unknown(&self.arena, &self.name)
     }
 
     /// From now on puts act as flushes and are refused; gets and flushes work.
@@ -127,7 +127,7 @@ impl Pool {
     }
 
     pub(crate) fn record(&self) -> Result<&crate::arena::PoolRecord> {
-        pools::record(&self.arena, self.id).ok_or_else(|| self.unknown())
+        pool_table::record(&self.arena, self.id).ok_or_else(|| self.unknown())
     }
 
     fn set(&self, change: impl FnOnce(&crate::arena::PoolRecord)) -> Result<()> {

@@ -10,19 +10,23 @@
 //!
 //! Lock order: admin, then one shard. Whoever finds `dirty` set under the lock rebuilds the shard first.
 
+pub mod check;
+pub mod evict;
+mod put;
+mod recovery;
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use crate::alloc::frames::{Frames, Run, RunKind};
+use crate::alloc::heap::{Allocator, Heap, Owner};
+use crate::alloc::slot::{Header, Slot, Zhandle};
+use crate::alloc::zbud::Zbud;
+use crate::alloc::zsmalloc::Zsmalloc;
 use crate::arena::{Acquired, Arena, Budget, Counter, DIRTY, Level, SUSPECT, ShardHeader, TableId};
 use crate::codec::Form;
 use crate::error::{Error, Lock, Result};
-use crate::frames::{Frames, Run, RunKind};
-use crate::heap::{Allocator, Heap, Owner};
 use crate::index::{NodeCells, NodeId, Nodes, ObjectCells, Objects, cluster_hash, object_hash};
-use crate::recovery;
-use crate::slot::{Header, Slot, Zhandle};
 use crate::types::{CLUSTER, Oid};
-use crate::zbud::Zbud;
-use crate::zsmalloc::Zsmalloc;
 
 /// A shard whose lock is held.
 pub struct Shard<'a> {

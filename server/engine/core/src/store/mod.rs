@@ -1,21 +1,26 @@
 //! The store as its users see it: an arena, its pools, and its upkeep.
 
+mod backing;
+mod machine;
+pub mod pool;
+mod reserve;
+pub mod stats;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::alloc::heap::Allocator;
+use crate::alloc::zsmalloc::Zsmalloc;
 use crate::arena::{Arena, Attach, Counter, Geometry};
-use crate::backing;
 use crate::batch::shrink;
-use crate::check;
 use crate::error::{Error, Lock, Result, unless_busy};
-use crate::heap::Allocator;
-use crate::pool::Pool;
-use crate::pools;
+use crate::pool_table;
+use crate::shard::check;
 use crate::shard::with_shard;
-use crate::stats::StoreStats;
 use crate::types::{Cause, LOCK_WAIT, PoolSettings, StoreOptions};
-use crate::zsmalloc::Zsmalloc;
+use pool::Pool;
+use stats::StoreStats;
 
 /// Times a shard is asked for memory in vain: the hand has then been all the way round the largest.
 const IDLE: u32 = 256;
@@ -106,13 +111,15 @@ impl Store {
     }
 
     fn recover(&self) -> Result<()> {
-        for slot in (0..self.arena.pool_slots()).filter(|&slot| pools::is_live(&self.arena, slot)) {
-            if let Some(fault) = pools::fault(&self.arena, slot) {
+        for slot in
+            (0..self.arena.pool_slots()).filter(|&slot| pool_table::is_live(&self.arena, slot))
+        {
+            if let Some(fault) = pool_table::fault(&self.arena, slot) {
                 return Err(fault);
             }
         }
         self.arena.with_admin(|| {
-            let reserves = pools::reserves(&self.arena, None);
+            let reserves = pool_table::reserves(&self.arena, None);
             self.arena.superblock().reserves.publish(reserves);
         })?;
         // A shard that is held is in use, and is made whole by its next taker if it must be.
@@ -123,7 +130,7 @@ impl Store {
 
     /// Purge the pools that somebody began to destroy. To help one who is still at it does no harm.
     fn finish_destroys(&self) -> Result<()> {
-        for (id, name) in pools::list(&self.arena, true) {
+        for (id, name) in pool_table::list(&self.arena, true) {
             Pool::new(self.arena.clone(), id, &name)?.purge()?;
         }
         Ok(())
@@ -177,10 +184,13 @@ impl Store {
         settings.validate()?;
         let id = self
             .arena
-            .with_admin(|| match pools::find(&self.arena, name) {
-                None => pools::create(&self.arena, name, settings),
+            .with_admin(|| match pool_table::find(&self.arena, name) {
+                None => pool_table::create(&self.arena, name, settings),
                 Some(id) => {
-                    match pools::difference(&pools::settings(&self.arena, id.slot), settings) {
+                    match pool_table::difference(
+                        &pool_table::settings(&self.arena, id.slot),
+                        settings,
+                    ) {
                         None => Ok(id),
                         Some(difference) => Err(Error::Mismatch(format!(
                             "pool {name:?} exists with other settings: {difference}"
@@ -193,13 +203,17 @@ impl Store {
 
     /// The pool of a name, where there is one.
     pub fn find_pool(&self, name: &str) -> Result<Option<Pool>> {
-        let id = self.arena.with_admin(|| pools::find(&self.arena, name))?;
+        let id = self
+            .arena
+            .with_admin(|| pool_table::find(&self.arena, name))?;
         id.map(|id| Pool::new(self.arena.clone(), id, name))
             .transpose()
     }
 
     pub fn pools(&self) -> Result<Vec<Pool>> {
-        let list = self.arena.with_admin(|| pools::list(&self.arena, false))?;
+        let list = self
+            .arena
+            .with_admin(|| pool_table::list(&self.arena, false))?;
         list.into_iter()
             .map(|(id, name)| Pool::new(self.arena.clone(), id, &name))
             .collect()
@@ -246,7 +260,7 @@ impl Store {
         self.finish_destroys()?;
         let mut moved_pages = 0;
         for id in 0..self.arena.shards() {
-            for (pool, _) in pools::list(&self.arena, false) {
+            for (pool, _) in pool_table::list(&self.arena, false) {
                 moved_pages += unless_busy(self.compact_heap(id, pool.slot))?.unwrap_or(0);
             }
             unless_busy(with_shard(&self.arena, id, |shard| {

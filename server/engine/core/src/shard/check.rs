@@ -5,16 +5,16 @@
 
 use std::collections::HashMap;
 
+use crate::alloc::frames::{Run, RunKind};
+use crate::alloc::heap::{Heap, heap_bytes};
+use crate::alloc::slot::Zhandle;
+use crate::alloc::zbud::Zbud;
+use crate::alloc::zsmalloc::{CLASSES, Zsmalloc};
 use crate::arena::{Counter, GAUGES};
 use crate::codec::Form;
-use crate::frames::{Run, RunKind};
-use crate::heap::{Heap, heap_bytes};
-use crate::pools;
+use crate::pool_table;
 use crate::shard::Shard;
-use crate::slot::Zhandle;
 use crate::types::{CLUSTER, FRAME, MAX_POOLS};
-use crate::zbud::Zbud;
-use crate::zsmalloc::{CLASSES, Zsmalloc};
 
 /// What the runs of one pool add up to.
 #[derive(Default)]
@@ -52,7 +52,7 @@ fn check_runs(shard: &Shard<'_>, faults: &mut Vec<String>) -> HashMap<u32, Sum> 
             }
             match shard
                 .heap(pool)
-                .filter(|_| pools::is_live(shard.arena, pool))
+                .filter(|_| pool_table::is_live(shard.arena, pool))
             {
                 Some(heap) => check_run(
                     shard,

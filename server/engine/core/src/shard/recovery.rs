@@ -5,17 +5,17 @@
 //! Of two slots with one key the one whose number is nearest the shard's counter is kept: the counter moves just before a
 //! slot is stamped, so the newer of a put that was cut short is at distance 0, and numbers may wrap.
 
+use crate::alloc::frames::{Run, RunKind};
+use crate::alloc::heap::{Heap, heap_bytes, punch_unmade, rebuild_budget};
+use crate::alloc::slot::{HEADER, Slot, Zhandle};
+use crate::alloc::zbud::Zbud;
+use crate::alloc::zsmalloc::{CLASSES, Zsmalloc};
 use crate::arena::{Arena, Full};
 use crate::codec::{Compressor, Form, checksum};
 use crate::error::{Error, Result};
-use crate::frames::{Run, RunKind};
-use crate::heap::{Heap, heap_bytes, punch_unmade, rebuild_budget};
-use crate::pools;
+use crate::pool_table;
 use crate::shard::Shard;
-use crate::slot::{HEADER, Slot, Zhandle};
 use crate::types::{CLUSTER, FRAME, MAX_POOLS};
-use crate::zbud::Zbud;
-use crate::zsmalloc::{CLASSES, Zsmalloc};
 
 /// Most runs committed again to be kept, after a crash.
 const RUNS_MISSED: u32 = 8;
@@ -47,7 +47,7 @@ impl<'a> Rebuild<'_, 'a> {
             heap.begin_rebuild();
         }
         shard.nodes.reset();
-        let live = |pool| pools::is_live(shard.arena, pool);
+        let live = |pool| pool_table::is_live(shard.arena, pool);
         shard.objects.begin_rebuild(live, shard.hash_of())?;
         self.each_run(segments, |run| self.index_run(run))?;
         let mut frames = vec![0; MAX_POOLS];
@@ -97,11 +97,11 @@ impl<'a> Rebuild<'_, 'a> {
         }
         let (kind, class, pool) = frames.tag(run);
         if matches!(kind, RunKind::Free | RunKind::Reserved)
-            || !pools::is_live(self.shard.arena, pool)
+            || !pool_table::is_live(self.shard.arena, pool)
         {
             return None;
         }
-        if self.deep && pools::is_ephemeral(self.shard.arena, pool) {
+        if self.deep && pool_table::is_ephemeral(self.shard.arena, pool) {
             return None; // it may be a page that was flushed, come back with the bytes: better forgotten
         }
         let heap = self.shard.heap(pool)?;
@@ -153,7 +153,7 @@ impl<'a> Rebuild<'_, 'a> {
                 let sound =
                     |place: &Zhandle| place.offset() >= run.offset() && place.offset() + 64 <= end;
                 let word = frames.entry(run)[1].get();
-                if (word & 0xff) + (word >> 8 & 0xff) > crate::zbud::CHUNKS {
+                if (word & 0xff) + (word >> 8 & 0xff) > crate::alloc::zbud::CHUNKS {
                     return Vec::new();
                 }
                 let slots = Zbud::new(*heap)

@@ -23,10 +23,10 @@ mod segments;
 
 pub use kept::KEPT_RUN;
 
+use crate::alloc::slot::{HEADER, HEADER_WORDS, Slot, Zhandle};
 use crate::arena::{
     Arena, Budget, ENTRY, SEGMENT_FRAMES, ShardHeader, ShardMap, Table, TableId, W32,
 };
-use crate::slot::{HEADER, HEADER_WORDS, Slot, Zhandle};
 use crate::types::FRAME;
 
 const PAGE: u64 = FRAME as u64;

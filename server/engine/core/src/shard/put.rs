@@ -4,17 +4,17 @@
 //! room. Replace-or-keep leaves the older page as it was instead; for the moment that both stand it may pass the limit by a little.
 //! Room is made in bounded rounds; what this shard cannot find is asked of the others, with the lock released.
 
+use crate::alloc::heap::{Allocator, Heap};
+use crate::alloc::slot::{HEADER, Header, Zhandle};
+use crate::alloc::zbud::Zbud;
+use crate::alloc::zsmalloc::Zsmalloc;
 use crate::arena::{Budget, Counter, Full, is_over_by, promised_beyond, promised_to};
 use crate::codec::Form;
-use crate::evict::TRIES;
-use crate::heap::{Allocator, Heap};
 use crate::index::NodeId;
-use crate::pools::{self, PoolView};
+use crate::pool_table::{self, PoolView};
+use crate::shard::evict::TRIES;
 use crate::shard::{Item, Law, ObjectKey, Shard};
-use crate::slot::{HEADER, Header, Zhandle};
 use crate::types::{CLUSTER, FRAME, MAX_PAGE, Outcome, Reason};
-use crate::zbud::Zbud;
-use crate::zsmalloc::Zsmalloc;
 
 /// Bytes by which the limit may be passed while a page and the one that replaces it both stand: what the largest takes, twice, as
 /// its index or frame table may need some. Less than the buffers of a thread.
@@ -94,7 +94,7 @@ impl<'a> Shard<'a> {
         let held = self
             .arena
             .used()
-            .saturating_sub(pools::ephemeral_frames(self.arena) * FRAME as u64)
+            .saturating_sub(pool_table::ephemeral_frames(self.arena) * FRAME as u64)
             .saturating_add(promised_beyond(self.arena, Some(pool)));
         held >= accept
     }

@@ -3,13 +3,13 @@
 //! The footprint of a pool is the frames committed for it, in all shards; a quota is a limit on that, exact at every
 //! commit. Heaps are made when a pool first stores something in a shard and stay for the next pool of that slot.
 
+use crate::alloc::frames::{Frames, Run, RunKind};
+use crate::alloc::slot::{Slot, Zhandle};
 use crate::arena::{
     Arena, Budget, CLASS_WORDS, COUNTERS, Counter, Full, GAUGES, HEAP_FRAMES, HeapHead, TABLES,
     W32, heap_at, pool_frames,
 };
 use crate::codec::Form;
-use crate::frames::{Frames, Run, RunKind};
-use crate::slot::{Slot, Zhandle};
 use crate::types::{FRAME, MAX_PAGE, MAX_POOLS};
 
 const PAGE: u64 = FRAME as u64;
