@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use crate::backend::counts::{Counts, ExportCounters};
 use crate::backend::{Backend, Client, ExportInfo, Link, Refusal, Resolver};
-use crate::counts::{Counts, ExportCounters};
 use crate::protocol::{MAX_DATA, MAX_STRING};
-use crate::socket::Socket;
+use crate::wire::Socket;
 
 /// How long a client waits for the seat of a connection whose other end is gone.
 pub(crate) const HANDOVER: Duration = Duration::from_secs(2);

@@ -10,7 +10,7 @@ use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use tmem_core::PoolSettings;
-use tmem_nbd::cache::{Caches, PREFIX};
+use tmem_nbd::backends::cache_object::{Caches, PREFIX};
 use tmem_nbd::{
     Access, Budget, Client, ExportCounters, ExportError, ExportStatus, Exports, Limits, Listen,
     PoolExport, PoolExportSettings, Renewal, Reporter, Server, ServerCounters, Settings, Tls,

@@ -12,7 +12,7 @@ use tmem_nbd::san::{
     Backing, CacheAddress, FileBacking, Gateway, NbdBacking, Register, Settings, Status, Tokens,
     Volume, default_state, exposition,
 };
-use tmem_nbd::streams::{self, Stream};
+use tmem_nbd::stdio::{self, Stream};
 use tmem_nbd::{
     Access, Budget, Exports, Listen, Renewal, Scrapes, Server, Settings as Serving, Tls, TlsFiles,
 };
@@ -82,7 +82,7 @@ impl SanGateway {
         metrics: Option<&str>,
         buffers: usize,
     ) -> PyResult<SanGateway> {
-        streams::open_standard();
+        stdio::open_standard();
         let value = |why: String| PyValueError::new_err(why);
         let endpoint = Endpoint::parse(server).map_err(value)?;
         let listen = listen.iter().map(|address| address.parse());
@@ -189,8 +189,8 @@ impl SanGateway {
     #[staticmethod]
     fn say(py: Python<'_>, line: &str, error: bool) {
         py.detach(|| match error {
-            true => streams::say(Stream::Error, line, Duration::ZERO),
-            false => streams::say(Stream::Output, line, READY),
+            true => stdio::say(Stream::Error, line, Duration::ZERO),
+            false => stdio::say(Stream::Output, line, READY),
         });
     }
 
@@ -298,7 +298,7 @@ impl Doors {
 }
 
 fn complain(line: &str) {
-    streams::say(Stream::Error, line, Duration::ZERO);
+    stdio::say(Stream::Error, line, Duration::ZERO);
 }
 
 fn start(

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::budget::{Budget, Hold};
-use super::{Context, Contexts, Out, Reply};
-use crate::counts::Counts;
+use super::{Context, Contexts, Reply};
+use crate::backend::counts::Counts;
 use crate::protocol::Errno;
-use crate::socket::Socket;
+use crate::wire::{Out, Socket};
 
 /// Buffers kept for replies of tickets, and the bytes of them.
 const SPARE: usize = 32;

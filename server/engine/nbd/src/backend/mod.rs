@@ -5,23 +5,22 @@
 //! A connection's requests come one after the other; several connections' come at once.
 
 mod budget;
+pub mod counts;
 mod link;
-mod out;
 mod reply;
 
 pub use budget::Budget;
 pub(crate) use budget::Hold;
 pub(crate) use link::{Head, Link};
 pub use link::{Later, Ticket};
-pub(crate) use out::Out;
 pub use reply::Reply;
 
 use std::sync::Arc;
 
 use tmem_core::Pool;
 
+use crate::backends::pool_device::snapshot::Saving;
 use crate::protocol::Errno;
-use crate::snapshot::Saving;
 
 /// What a client is told of an export when it opens it. Sizes in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 //! Where the client took structured replies, data and holes are chunks of their own; elsewhere, and where it forbade
 //! fragments, a read's reply is one body in which holes are zeros. Backends need not know which.
 
-use super::{Context, Head, Out};
-use crate::backend::out::Mark;
+use super::{Context, Head};
 use crate::protocol::{Chunk, Errno, SimpleReply, chunk, command};
+use crate::wire::{Mark, Out};
 
 /// Bytes before a data chunk's data.
 const DATA_HEADER: usize = Chunk::SIZE + 8;

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno as Os;
 use rustix::net::{RecvFlags, recv, sockopt};
 
-use crate::tcp::tune;
+use crate::wire::tune;
 
 /// A TCP peer that gives no sign of life for so long is taken for gone.
 const SILENCE: Duration = Duration::from_secs(20);

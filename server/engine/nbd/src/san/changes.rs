@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::backing::Change;
-use super::puts::Put;
+use super::cache::puts::Put;
 use super::stripes::{Changing, GROUP};
+use super::volume::backing::Change;
 use super::{Busy, Shared};
 use crate::backend::Ticket;
 use crate::protocol::Errno;

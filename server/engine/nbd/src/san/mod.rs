@@ -5,7 +5,7 @@
 //! 1. The object in the cache is a random *generation*, known to this gateway alone, or content that never changes (a
 //!    shared volume, read-only). A gateway that starts cold begins a new one, so nothing of before can be read. It starts
 //!    warm only from the token of a clean detach, which it takes away first, and only if the volume's fingerprint is what
-//!    it was: see `volume`. What two gateways put never meets in one object.
+//!    it was: see `volume::tokens`. What two gateways put never meets in one object.
 //! 2. A change begins by moving the *version* of its stripes on and marking them as changing: see `stripes`. It is
 //!    acknowledged when the SAN has it, the pages it touches were flushed from the cache (or owed, see 4), and the
 //!    read-ahead buffer has none of them. While a stripe is changing reads of it ask the SAN alone, and nothing they
@@ -15,49 +15,38 @@
 //!    the version under that lock and sends its flush after: so an older page is either not sent, or flushed after it was
 //!    put. A page that was written is put under the same rule, with the version its own change gave it.
 //! 4. While the cache is away (dead, cut off, late) or rests, flushes are *owed*. It is read again only in a session of
-//!    which the server lets nothing older through, and after all that was owed is flushed: see `link`. What cannot be
+//!    which the server lets nothing older through, and after all that was owed is flushed: see `cache::link`. What cannot be
 //!    remembered any more makes the generation be given up; so does a server that is another instance than before, as one
 //!    that lost power may bring flushed pages back, and a volume whose size has changed.
 //! 5. When the connection to the SAN was lost the volume may be another: before anything of it is asked again, all versions
 //!    move on, the read-ahead buffer is emptied and the generation given up. So nothing that was kept, or read and not yet
 //!    put, is seen after. Of a shared volume the cache is kept, as its content is what its name says.
-//! 6. What the read-ahead buffer gives is fetched by these rules, and no older than the last change: see `ahead`.
+//! 6. What the read-ahead buffer gives is fetched by these rules, and no older than the last change: see `readahead`.
 //!
 //! **First do no harm.** A cache read has a bound that follows the SAN's own latency; beyond it the SAN answers. A cache
-//! that is slower than the SAN, or late several times in a row, is left alone and tried now and then: see `judge`. Pages
+//! that is slower than the SAN, or late several times in a row, is left alone and tried now and then: see `cache::usefulness`. Pages
 //! that were surely never put are not asked for, and where hits are rare both are asked at once. Puts wait for nobody and
-//! nobody waits for puts: see `puts`. Scans are not put, and of a working set that does not fit only part is.
+//! nobody waits for puts: see `cache::puts`. Scans are not put, and of a working set that does not fit only part is.
 //!
-//! Layers, lower first: `stripes`, `seen`, `owed`, `judge`, `counters`, `streams <- ahead`; `register <- names <- backing`,
-//! `sample`, `volume`; `unflushed <- remote`; `link`; `puts`; `reads`, `changes`; the gateway. Locking: a stripe, then `link`, the queue of puts or the buffer.
+//! Layers, lower first: `stripes`, `counters`, `readahead`; `volume` and `cache`; `reads`, `changes`; the gateway. Locking: a stripe,
+//! then `cache::link`, the queue of puts or the buffer.
 
-mod ahead;
-mod backing;
+mod cache;
 mod changes;
 mod counters;
 mod exposition;
-mod judge;
-mod link;
-mod names;
-mod owed;
-mod puts;
+mod readahead;
 mod reads;
-mod register;
-mod remote;
-mod sample;
-mod seen;
-mod streams;
 mod stripes;
-mod unflushed;
 mod volume;
 
-pub use backing::{Backing, Change, Changed, FileBacking, Lost, Read};
+pub use cache::link::CacheAddress;
 pub use counters::Histogram;
 pub use exposition::exposition;
-pub use link::CacheAddress;
-pub use register::{Register, default_state};
-pub use remote::NbdBacking;
-pub use volume::Tokens;
+pub use volume::backing::{Backing, Change, Changed, FileBacking, Lost, Read};
+pub use volume::register::{Register, default_state};
+pub use volume::remote::NbdBacking;
+pub use volume::tokens::Tokens;
 
 use std::io::{self, Read as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -67,15 +56,15 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, ExportInfo, Later, Reply, Request, Served};
 use crate::protocol::Errno;
-use ahead::Ahead;
+use cache::link::{Generation, Link};
+use cache::presence::Seen;
+use cache::puts::Puts;
+use cache::usefulness::Judge;
 use counters::Counters;
-use judge::Judge;
-use link::{Generation, Link};
-use puts::Puts;
-use register::Hold;
-use seen::Seen;
+use readahead::buffer::Ahead;
 use stripes::Stripes;
-use volume::Voided;
+use volume::register::Hold;
+use volume::tokens::Voided;
 
 /// How a gateway looks for what it needs, and when it leaves the cache alone. Sizes in bytes.
 #[derive(Clone, Debug)]
@@ -241,7 +230,7 @@ impl Gateway {
         let spawn = |name: &str| thread::Builder::new().name(name.into());
         let lost = Arc::downgrade(&shared);
         shared.backing.watch(Box::new(move || forget_all(&lost)));
-        spawn("san-put").spawn(move || puts::run(&putter))?;
+        spawn("san-put").spawn(move || cache::puts::run(&putter))?;
         spawn("san-keep").spawn(move || link.keep(|| tend(&keeper)))?;
         Ok(Gateway {
             shared,

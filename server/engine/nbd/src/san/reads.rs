@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::ahead::Fetch;
+use super::cache::link::Session;
+use super::cache::puts::Put;
 use super::changes::groups;
-use super::link::Session;
-use super::puts::Put;
+use super::readahead::buffer::Fetch;
 use super::stripes::Version;
 use super::{Busy, Shared};
 use crate::backend::Ticket;

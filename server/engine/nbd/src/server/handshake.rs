@@ -11,13 +11,14 @@ use std::time::Instant;
 use super::Shared;
 use super::input::{Input, agree, wait};
 use super::options::{Query, parse_go, parse_query};
-use crate::backend::{Client, Context, Contexts, ExportInfo, Head, Link, Out, Refusal};
+use crate::backend::{Client, Context, Contexts, ExportInfo, Head, Link, Refusal};
 use crate::exports::{HANDOVER, Opened};
 use crate::protocol::{
     BASE_ALLOCATION, MAX_DATA, OPTION_MAGIC, OptionReply, OptionRequest, SERVER_MAGIC, handshake,
     info, option, reply, transmission,
 };
 use crate::tls::{Tls, TlsSession};
+use crate::wire::Out;
 
 /// Most bytes of an option's data.
 const MOST: u32 = 64 << 10;

@@ -3,8 +3,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::socket::Socket;
 use crate::tls::TlsSession;
+use crate::wire::Socket;
 
 /// What is received at once at most, and kept from request to request, in bytes.
 const KEEP: usize = 512 << 10;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::sockopt;
 
-use crate::tcp::tune;
+use crate::wire::tune;
 
 /// How long a listener rests that cannot accept, as where there are no file descriptors left.
 const REST: Duration = Duration::from_millis(50);

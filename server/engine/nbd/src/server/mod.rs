@@ -3,20 +3,17 @@
 //! Stopping: no new connections; those that are there finish what was received and are closed; what is not done within the
 //! grace is cut off.
 
-mod check;
 mod connection;
 mod handshake;
 mod input;
 mod listen;
+mod metrics_http;
 mod options;
-mod parked;
-mod polling;
-mod scrape;
 mod seats;
 mod transmission;
 
 pub use listen::{Listen, is_loopback};
-pub use scrape::Scrapes;
+pub use metrics_http::Scrapes;
 pub use seats::Limits;
 
 use std::io;
@@ -27,8 +24,8 @@ use std::time::Duration;
 
 use crate::backend::{Budget, Client, Link};
 use crate::exports::Exports;
-use crate::socket::Socket;
 use crate::tls::Tls;
+use crate::wire::Socket;
 use listen::{Accepted, Listener, Waker};
 use seats::Seats;
 

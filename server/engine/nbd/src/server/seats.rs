@@ -254,7 +254,7 @@ mod tests {
 
     use super::*;
     use crate::backend::Budget;
-    use crate::socket::Socket;
+    use crate::wire::Socket;
 
     fn link() -> Arc<Link> {
         let (stream, _) = UnixStream::pair().unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tmem_core::{Kind, Pool, PoolSettings, Store, StoreOptions};
-use tmem_nbd::cache::{Caches, PREFIX};
+use tmem_nbd::backends::cache_object::{Caches, PREFIX};
 use tmem_nbd::client::{Client, Command, Endpoint, Failure, Options};
 use tmem_nbd::san::{
     Backing, CacheAddress, Change, Changed, FileBacking, Gateway, Read, Settings, Tokens, Volume,

@@ -20,12 +20,12 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use super::counters::Counters;
-use super::judge::Judge;
-use super::owed::Owed;
-use super::seen::Seen;
-use crate::cache::{CONTEXT, PREFIX};
+use super::pending_flushes::Owed;
+use super::presence::Seen;
+use super::usefulness::Judge;
+use crate::backends::cache_object::{CONTEXT, PREFIX};
 use crate::client::{Client, ClientTls, Command, ConnectError, Done, Endpoint, Failure, Options};
+use crate::san::counters::Counters;
 
 /// Between two tries to bring the cache up, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -331,7 +331,7 @@ impl Link {
     /// A new object. Nothing is up.
     fn regenerate(&self, state: &mut State) {
         state.generation = Generation {
-            object: super::random(),
+            object: crate::san::random(),
             instance: None,
         };
         state.owed.clear();
@@ -443,7 +443,7 @@ impl Link {
         drop(state);
         let mut name = format!("{PREFIX}{}/{}", self.address.pool, hex(&generation.object));
         if !self.shared {
-            name = format!("{name}/{}", hex(&super::random::<16>()));
+            name = format!("{name}/{}", hex(&crate::san::random::<16>()));
         }
         let changes = self.open(&name)?;
         let instance = changes.opened().description.clone();

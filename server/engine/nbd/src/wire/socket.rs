@@ -14,8 +14,8 @@ use rustix::net::{
     RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown,
 };
 
-use crate::backend::Out;
 use crate::tls::TlsSession;
+use crate::wire::Out;
 
 /// Stretches of a buffer handed to the system at once.
 const SLICES: usize = 64;

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use super::Renewal;
 use super::input::{agree, wait};
 use super::listen::{Accepted, Listen, Listener, Waker};
-use crate::backend::Out;
-use crate::socket::Socket;
 use crate::tls::{Tls, TlsSession};
+use crate::wire::Out;
+use crate::wire::Socket;
 
 /// Connections at once.
 const MOST: usize = 16;

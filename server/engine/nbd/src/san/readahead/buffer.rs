@@ -10,8 +10,8 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::counters::Counters;
 use super::streams::{Advice, Streams};
+use crate::san::counters::Counters;
 
 /// Called with the fetch's bytes, or None where they are not to be had.
 pub type Waiter = Box<dyn FnOnce(Option<Arc<Vec<u8>>>) + Send>;

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::link::hex;
-use super::random;
+use crate::san::cache::link::hex;
+use crate::san::random;
 
 const MAGIC: &str = "tmem san mark 1";
 /// Longest file that is read here, in bytes.
@@ -36,7 +36,7 @@ pub struct Mark {
     pub names: Vec<String>,
     pub size: u64,
     pub content: String,
-    /// See [`super::Backing::witness`].
+    /// See [`crate::san::Backing::witness`].
     pub witness: String,
 }
 

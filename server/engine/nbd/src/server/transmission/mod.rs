@@ -3,21 +3,26 @@
 //! One receive brings as many requests as are there; their replies leave together. No more is held of a connection than one
 //! piece of a read or write, or one whole request where the backend takes no pieces; what is large comes out of the server's budget.
 
+mod check;
+mod parked;
+mod polling;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
-use super::check::{Checks, is_write};
 use super::connection::nonsense;
 use super::handshake::Session;
 use super::input::Input;
-use super::parked::{Parked, Pauses, request_of};
-use super::polling::Polling;
-use crate::backend::{Backend, Head, Hold, Later, Link, Out, Reply, Request, Served};
+use crate::backend::{Backend, Head, Hold, Later, Link, Reply, Request, Served};
 use crate::exports::Others;
 use crate::protocol::{Errno, RequestHeader, command, flag};
+use crate::wire::Out;
+use check::{Checks, is_write};
+use parked::{Parked, Pauses, request_of};
+use polling::Polling;
 
 /// Replies of more bytes than this begin to be sent before the next request is looked at.
 const SEND_AT: usize = 64 << 10;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tmem_core::{CLUSTER, Error, Fetched, FetchedPage, Oid, Pool, waiting_at_least};
 
-use crate::pool::{PoolExport, waiting};
+use crate::backends::pool_device::{PoolExport, waiting};
 
 /// Locks that clusters share.
 const STRIPES: usize = 64;

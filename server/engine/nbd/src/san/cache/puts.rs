@@ -14,11 +14,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Shared;
 use super::link::Session;
-use super::stripes::{GROUP, Version};
 use crate::client::{Done, Failure};
 use crate::protocol::Errno;
+use crate::san::Shared;
+use crate::san::stripes::{GROUP, Version};
 
 /// Most bytes that wait.
 const QUEUE: usize = 16 << 20;

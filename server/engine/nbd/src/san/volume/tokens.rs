@@ -17,9 +17,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::backing::Backing;
-use super::link::{Generation, hex};
 use super::register::{Mark, Register, at, file_name, make_folder, read, store, sync};
 use super::sample::sample;
+use crate::san::cache::link::{Generation, hex};
 
 const MAGIC: &str = "tmem san token 1";
 /// Stands for the fingerprint of a volume that has none, before the mark's id.
@@ -71,7 +71,7 @@ impl Tokens {
             return None;
         };
         let generation = Generation {
-            object: crate::cache::hex(object)?,
+            object: crate::backends::cache_object::hex(object)?,
             instance: Some(instance.into()),
         };
         (key == self.key).then_some((known, generation))

@@ -26,7 +26,7 @@ use tmem_core::{CLUSTER, Error, FRAME, Fetch, Kind, Oid, Outcome, Pool, PoolSett
 use crate::backend::{
     Backend, Client, Context, ExportInfo, Later, Refusal, Reply, Request, Resolver, Served,
 };
-use crate::pool::briefly;
+use crate::backends::pool_device::briefly;
 use crate::protocol::{Errno, allocation};
 
 /// The meta context that stands for holes being misses.

@@ -13,6 +13,9 @@
 //! Locking: a cluster's stripe is taken shared by those who write or remove whole pages, exclusively by those who change parts of
 //! one, which read it first, so that no acknowledged write of others is undone. Reads take none.
 
+pub mod snapshot;
+mod span;
+
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
@@ -24,8 +27,8 @@ use tmem_core::{
 
 use crate::backend::{Backend, Context, ExportInfo, Later, Refusal, Reply, Request, Served};
 use crate::protocol::{Errno, allocation};
-use crate::snapshot::{Pages, Saving, Snapshot};
-use crate::span::{Missing, Span};
+use snapshot::{Pages, Saving, Snapshot};
+use span::{Missing, Span};
 
 /// Locks that clusters share.
 const STRIPES: usize = 64;

@@ -1,0 +1,7 @@
+//! The cache: the way to it, what is put there, and whether it pays.
+
+pub mod link;
+pub mod pending_flushes;
+pub mod presence;
+pub mod puts;
+pub mod usefulness;
