@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 import tmem
-from tmem._settings import Allocator, Kind
+from tmem._model.settings import Allocator, Kind
 
 SETTINGS = list(itertools.product(("persistent", "ephemeral"), ("lz4", "lz4hc", "zstd", "raw"), ("zsmalloc", "zbud")))
 

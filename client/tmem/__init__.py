@@ -8,9 +8,9 @@ with tmem.open(memory="256MiB") as store:
 ```
 """
 
-from tmem._cached_file import CachedFile, open_cached
-from tmem._cleancache import Cleancache
-from tmem._errors import (
+from tmem._files.cached_file import CachedFile, open_cached
+from tmem._files.stats import FileStats
+from tmem._model.errors import (
     ArenaError,
     ClosedError,
     CorruptPageError,
@@ -25,15 +25,15 @@ from tmem._errors import (
     UnknownExportError,
     UnknownPoolError,
 )
-from tmem._file_stats import FileStats
-from tmem._frontswap import Frontswap
-from tmem._link import ClientStats
-from tmem._oid import oid
+from tmem._model.oid import oid
+from tmem._model.outcome import Outcome, Outcomes
 from tmem._open import connect, open
-from tmem._outcome import Outcome, Outcomes
 from tmem._pool import Pool
+from tmem._protocol.connection import ClientStats
 from tmem._store import Store
-from tmem._tls import Tls
+from tmem._transport.tls import Tls
+from tmem.adapters.cleancache import Cleancache
+from tmem.adapters.frontswap import Frontswap
 
 __version__ = "0.1.0"
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tmem import _local
-from tmem._link import OnUnavailable, Options, parse_target
-from tmem._sizes import Size, parse_size
+from tmem._model.sizes import Size, parse_size
+from tmem._protocol.connection import OnUnavailable, Options, parse_target
 from tmem._store import Store
-from tmem._tls import Tls, security
+from tmem._transport import local
+from tmem._transport.tls import Tls, security
 
 if TYPE_CHECKING:
     import os
 
     import grpc
 
-    from tmem._wire import Wire
+    from tmem._protocol.messages import Wire
 
 _SHM = "shm://"
 
@@ -49,7 +49,7 @@ def open(
         EngineMissingError: The native part is not installed.
         ValueError: An argument makes no sense.
     """
-    transport = _local.open_arena(
+    transport = local.open_arena(
         memory=parse_size(memory, "memory"),
         arena=arena,
         shards=shards,
@@ -100,12 +100,12 @@ def connect(
     if not isinstance(address, str):
         raise TypeError(f"address must be a str, not {type(address).__name__}")
     if address.startswith(_SHM):
-        return Store(_local.attach_arena(_arena_path(address), mlock=mlock))
+        return Store(local.attach_arena(_arena_path(address), mlock=mlock))
     target = parse_target(address)
     options = Options(timeout=timeout, encoding=encoding, on_unavailable=on_unavailable)
     secure = security(address, tls, credentials)
     # gRPC is slow to import, and a store in this process does without.
-    from tmem._grpc import GrpcStore
+    from tmem._transport.grpc import GrpcStore
 
     return Store(GrpcStore(target, options, secure))
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar, cast, overload
 
-from tmem._outcome import OUTCOMES, Outcome, Outcomes
-from tmem._settings import PoolSettings
-from tmem._sizes import Size, parse_size
+from tmem._model.outcome import OUTCOMES, Outcome, Outcomes
+from tmem._model.settings import PoolSettings
+from tmem._model.sizes import Size, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from typing_extensions import Buffer
 
-    from tmem._oid import Oid
-    from tmem._stats import PoolStats
-    from tmem._transport import PoolTransport
+    from tmem._model.oid import Oid
+    from tmem._model.stats import PoolStats
+    from tmem._transport.api import PoolTransport
 
 _Target = TypeVar("_Target", bound="Buffer")
 _outcome = OUTCOMES.__getitem__

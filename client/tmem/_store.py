@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from tmem._errors import TmemError, UnknownPoolError
-from tmem._link import ClientStats
+from tmem._model.errors import TmemError, UnknownPoolError
+from tmem._model.settings import Allocator, Kind, pool_settings
+from tmem._model.sizes import Size, format_size, parse_size
 from tmem._pool import Pool
-from tmem._settings import Allocator, Kind, pool_settings
-from tmem._sizes import Size, format_size, parse_size
+from tmem._protocol.connection import ClientStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
     from typing import Any, Self
 
-    from tmem._exports import Export
-    from tmem._server import Client, Event, Worker
-    from tmem._stats import Compaction, StoreStats
-    from tmem._transport import StoreTransport
+    from tmem._model.stats import Compaction, StoreStats
+    from tmem._protocol.admin_ops import Client, Event, Worker
+    from tmem._protocol.export_ops import Export
+    from tmem._transport.api import StoreTransport
 
 
 class Store:

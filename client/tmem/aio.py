@@ -17,17 +17,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar, Unpack, cast, overload
 
-from tmem import _args, _exports, _server
-from tmem._aio_driver import Driver
-from tmem._errors import UnknownPoolError
-from tmem._lanes import SMALL, Lanes
-from tmem._link import ClientStats, Link, OnUnavailable, Options, parse_target
-from tmem._outcome import OUTCOMES, Outcome, Outcomes
+from tmem._model import checks
+from tmem._model.errors import UnknownPoolError
+from tmem._model.outcome import OUTCOMES, Outcome, Outcomes
+from tmem._model.settings import PoolOptions, PoolSettings, pool_settings
+from tmem._model.sizes import Size, parse_size
 from tmem._pool import as_dict
-from tmem._remote import RemotePool, RemoteStore
-from tmem._settings import PoolOptions, PoolSettings, pool_settings
-from tmem._sizes import Size, parse_size
-from tmem._tls import Tls, security
+from tmem._protocol import admin_ops, export_ops
+from tmem._protocol.connection import ClientStats, Link, OnUnavailable, Options, parse_target
+from tmem._protocol.lanes import SMALL, Lanes
+from tmem._protocol.page_ops import RemotePool, RemoteStore
+from tmem._transport.aio_runner import Driver
+from tmem._transport.tls import Tls, security
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
     import grpc
     from typing_extensions import Buffer
 
-    from tmem._oid import Oid
-    from tmem._stats import Compaction, PoolStats, StoreStats
-    from tmem._wire import Wire
+    from tmem._model.oid import Oid
+    from tmem._model.stats import Compaction, PoolStats, StoreStats
+    from tmem._protocol.messages import Wire
 
 __all__ = ["AsyncPool", "AsyncStore", "connect"]
 
@@ -75,8 +76,8 @@ class AsyncPool:
     async def put(self, oid: Oid, pages: Mapping[int, Buffer]) -> dict[int, Outcome]:
         """As `Pool.put`."""
         batch = as_dict(pages)
-        key = _args.oid_bytes(oid)
-        _args.pages(batch, self.page_size)
+        key = checks.oid_bytes(oid)
+        checks.pages(batch, self.page_size)
         if 0 < len(batch) <= SMALL:
             codes = await self._lanes.put(key, batch)
         else:
@@ -87,20 +88,20 @@ class AsyncPool:
     async def put_lz4(self, oid: Oid, blocks: Mapping[int, Buffer]) -> dict[int, Outcome]:
         """As `Pool.put_lz4`."""
         batch = as_dict(blocks)
-        key = _args.oid_bytes(oid)
+        key = checks.oid_bytes(oid)
         async with self._lanes.turn(key, batch.keys(), changes=True):
             codes = await self._run(self._pool.put_lz4(key, batch))
         return dict(zip(batch, map(OUTCOMES.__getitem__, codes), strict=True))
 
     async def put_range(self, oid: Oid, first: int, buffer: Buffer) -> Outcomes:
         """As `Pool.put_range`."""
-        key, wanted = _args.oid_bytes(oid), _args.range_of(first, buffer, self.page_size)
+        key, wanted = checks.oid_bytes(oid), checks.range_of(first, buffer, self.page_size)
         async with self._lanes.turn(key, wanted, changes=True):
             return Outcomes(first, await self._run(self._pool.put_range(key, first, buffer)))
 
     async def get(self, oid: Oid, indices: Iterable[int], *, exclusive: bool = False) -> dict[int, bytes]:
         """As `Pool.get`."""
-        key, wanted = _args.oid_bytes(oid), _args.index_list(indices)
+        key, wanted = checks.oid_bytes(oid), checks.index_list(indices)
         if 0 < len(wanted) <= SMALL and exclusive is False:
             return await self._lanes.get(key, wanted)
         async with self._lanes.turn(key, wanted, changes=self._takes(exclusive)):
@@ -118,25 +119,25 @@ class AsyncPool:
         self, oid: Oid, first: int, count: int, into: Buffer | None = None, *, exclusive: bool = False
     ) -> tuple[Buffer, bytes]:
         """As `Pool.get_range`."""
-        key, wanted = _args.oid_bytes(oid), _args.span(first, count)
+        key, wanted = checks.oid_bytes(oid), checks.span(first, count)
         async with self._lanes.turn(key, wanted, changes=self._takes(exclusive)):
             return await self._run(self._pool.get_range(key, first, count, into, exclusive))
 
     async def has(self, oid: Oid, first: int, count: int) -> bytes:
         """As `Pool.has`."""
-        key, wanted = _args.oid_bytes(oid), _args.span(first, count)
+        key, wanted = checks.oid_bytes(oid), checks.span(first, count)
         async with self._lanes.turn(key, wanted, changes=False):
             return await self._run(self._pool.has(key, first, count))
 
     async def flush(self, oid: Oid, indices: Iterable[int]) -> int:
         """As `Pool.flush`."""
-        key, wanted = _args.oid_bytes(oid), _args.index_list(indices)
+        key, wanted = checks.oid_bytes(oid), checks.index_list(indices)
         async with self._lanes.turn(key, wanted, changes=True):
             return await self._run(self._pool.flush(key, wanted))
 
     async def flush_object(self, oid: Oid) -> int:
         """As `Pool.flush_object`."""
-        key = _args.oid_bytes(oid)
+        key = checks.oid_bytes(oid)
         async with self._lanes.turn(key, None, changes=True):
             return await self._run(self._pool.flush_object(key))
 
@@ -239,21 +240,21 @@ class AsyncStore:
         """As `Store.check`."""
         return await self._run(self._store.check())
 
-    async def clients(self) -> list[_server.Client]:
+    async def clients(self) -> list[admin_ops.Client]:
         """As `Store.clients`."""
-        return await self._run(_server.clients(self._driver.link))
+        return await self._run(admin_ops.clients(self._driver.link))
 
-    async def workers(self) -> list[_server.Worker]:
+    async def workers(self) -> list[admin_ops.Worker]:
         """As `Store.workers`."""
-        return await self._run(_server.workers(self._driver.link))
+        return await self._run(admin_ops.workers(self._driver.link))
 
-    async def events(self, pool: str | None = None) -> AsyncIterator[_server.Event]:
+    async def events(self, pool: str | None = None) -> AsyncIterator[admin_ops.Event]:
         """As `Store.events`: `async for event in await store.events()`."""
         return await self._driver.watch(pool)
 
-    async def exports(self) -> list[_exports.Export]:
+    async def exports(self) -> list[export_ops.Export]:
         """As `Store.exports`."""
-        return await self._run(_exports.exports(self._driver.link))
+        return await self._run(export_ops.exports(self._driver.link))
 
     async def create_export(
         self,
@@ -265,26 +266,28 @@ class AsyncStore:
         multi_conn: bool = False,
         allow: Sequence[str] | None = None,
         block_size: Size = 4096,
-    ) -> _exports.Export:
+    ) -> export_ops.Export:
         """As `Store.create_export`."""
         settings = reserve, codec, multi_conn, allow, block_size
-        return await self._run(_exports.create(self._driver.link, name, size, *settings))
+        return await self._run(export_ops.create(self._driver.link, name, size, *settings))
 
     async def remove_export(self, name: str, *, force: bool = False) -> int:
         """As `Store.remove_export`."""
-        return await self._run(_exports.remove(self._driver.link, name, force))
+        return await self._run(export_ops.remove(self._driver.link, name, force))
 
-    async def resize_export(self, name: str, size: Size) -> _exports.Export:
+    async def resize_export(self, name: str, size: Size) -> export_ops.Export:
         """As `Store.resize_export`."""
-        return await self._run(_exports.resize(self._driver.link, name, size))
+        return await self._run(export_ops.resize(self._driver.link, name, size))
 
-    async def drain_export(self, name: str, *, undo: bool = False) -> _exports.Export:
+    async def drain_export(self, name: str, *, undo: bool = False) -> export_ops.Export:
         """As `Store.drain_export`."""
-        return await self._run(_exports.drain(self._driver.link, name, undo))
+        return await self._run(export_ops.drain(self._driver.link, name, undo))
 
-    async def allow_export(self, name: str, *clients: str, undo: bool = False, anyone: bool = False) -> _exports.Export:
+    async def allow_export(
+        self, name: str, *clients: str, undo: bool = False, anyone: bool = False
+    ) -> export_ops.Export:
         """As `Store.allow_export`."""
-        return await self._run(_exports.allow(self._driver.link, name, clients, undo, anyone))
+        return await self._run(export_ops.allow(self._driver.link, name, clients, undo, anyone))
 
     async def memory(self) -> int:
         """The most memory the store may use, in bytes."""

@@ -17,8 +17,8 @@ from unittest import mock
 import tmem
 from tests.daemon import daemon
 from tests.support import run
-from tmem._cached_file import CachedFile
-from tmem._file_source import FileSource
+from tmem._files.cached_file import CachedFile
+from tmem._files.source import FileSource
 
 PAGE = 16384
 PAGES = 2000
@@ -90,7 +90,7 @@ def measure(way: str, store: tmem.Store, path: Path) -> None:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as directory, mock.patch("tmem._cached_file.FileSource", SlowSource):
+    with tempfile.TemporaryDirectory() as directory, mock.patch("tmem._files.cached_file.FileSource", SlowSource):
         path = Path(directory) / "file"
         path.write_bytes(run(0, PAGES, PAGE))
         time.sleep(2 * SETTLE)

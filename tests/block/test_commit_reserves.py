@@ -18,7 +18,7 @@ from tests.daemon import Daemon, daemon
 from tests.integration.test_native import SETTINGS
 from tests.retry import eventually
 from tests.support import PATIENCE
-from tmem import _errors
+from tmem._model import errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,10 +72,10 @@ def test_it_outlasts_a_killed_daemon_and_is_whole_again_with_the_next(arena: Pat
         writer.join(PATIENCE)
     with daemon(*flags(arena)) as running, tmem.connect(running.address) as store:
         assert store.exports()[0].reserve == RESERVE
-        assert tmem_engine.Engine.attach(arena, errors=_errors).check() == []
+        assert tmem_engine.Engine.attach(arena, errors=errors).check() == []
         with opened(f"unix:{arena}.sock", "swap0") as client:
             client.do(Cmd.TRIM, 0, 64 * MIB)
-        assert tmem_engine.Engine.attach(arena, errors=_errors).check() == []
+        assert tmem_engine.Engine.attach(arena, errors=errors).check() == []
         assert taken(arena) >= RESERVE
     with daemon(*flags(arena)[:2]):
         assert taken(arena) < RESERVE // 2
@@ -105,7 +105,7 @@ def fill(tmpfs: Tmpfs) -> None:
 
 def engine_on(tmpfs: Tmpfs) -> tuple[tmem_engine.Engine, tmem_engine.EnginePool]:
     engine = tmem_engine.Engine.open(
-        errors=_errors, memory=64 * MIB, accept_threshold=90, arena=tmpfs.path / "arena", shards=2
+        errors=errors, memory=64 * MIB, accept_threshold=90, arena=tmpfs.path / "arena", shards=2
     )
     engine.commit_reserves(True)
     return engine, engine.pool("swap0", SETTINGS)

@@ -17,15 +17,15 @@ from tests.integration.commands import Command
 from tests.integration.daemons import daemon
 from tests.retry import eventually
 from tests.support import noise, page
-from tmem.cli.devices import restored
-from tmem.cli.pagesfile import MAGIC, Reader, Writer
-from tmem.cli.target import Target
+from tmem.cli.archive.exports import restored
+from tmem.cli.archive.format import MAGIC, Reader, Writer
+from tmem.cli.base.target import Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tmem._exports import Export
+    from tmem._protocol.export_ops import Export
 
 MIB = 1 << 20
 BLOCK = 16384

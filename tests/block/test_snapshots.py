@@ -20,9 +20,9 @@ from tests.faults.frozen import admin_held
 from tests.integration.commands import Command
 from tests.retry import eventually
 from tests.support import PATIENCE
-from tmem import _snapshots
-from tmem.cli.pagesfile import Pages, Reader
-from tmem.cli.target import Target
+from tmem._protocol import snapshot_ops
+from tmem.cli.archive.format import Pages, Reader
+from tmem.cli.base.target import Target
 from tmem_engine import set_lock_wait
 from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.base.errors import BusyError, SnapshotError
@@ -143,18 +143,18 @@ def test_an_export_that_is_saved_is_neither_removed_nor_cut_off_nor_saved_twice(
         with opened(address, "disk") as client:
             client.write(0, numbered(1, 4096) * 3)
         target = Target(store, running.address)
-        snapshot = target.ask(lambda link: _snapshots.begin(link, "disk"))
+        snapshot = target.ask(lambda link: snapshot_ops.begin(link, "disk"))
         assert "is being saved" in cli.fails("save", "export/disk", tmp_path / "saved")
         assert not (tmp_path / "saved").exists()
         eventually(lambda: not next(one for one in store.exports() if one.name == "disk").clients)
         assert "is being saved" in cli.fails("export", "rm", "disk", "--yes")
         assert "is being saved" in cli.fails("export", "resize", "disk", "512KiB")
-        assert target.ask(lambda link: _snapshots.scan(link, snapshot, 0)) == ([0, 1, 2], 0)
+        assert target.ask(lambda link: snapshot_ops.scan(link, snapshot, 0)) == ([0, 1, 2], 0)
         with pytest.raises(tmem.MismatchError, match="page 9999 is asked for"):
-            target.ask(lambda link: _snapshots.read(link, snapshot, [9999], 0))
+            target.ask(lambda link: snapshot_ops.read(link, snapshot, [9999], 0))
         cli("export", "rm", "disk", "--force", "--yes")
         with pytest.raises(tmem.MismatchError, match="no such snapshot"):
-            target.ask(lambda link: _snapshots.read(link, snapshot, [0], 0))
+            target.ask(lambda link: snapshot_ops.read(link, snapshot, [0], 0))
         assert [pool.name for pool in store.pools()] == [".exports"]
 
 
@@ -164,7 +164,7 @@ def test_what_a_daemon_that_was_killed_kept_for_a_save_is_cleared_away(tmp_path:
         target = Target(store, running.address)
         with opened(address, "disk") as client:
             client.write(0, numbered(1, 4096))
-            target.ask(lambda link: _snapshots.begin(link, "disk"))
+            target.ask(lambda link: snapshot_ops.begin(link, "disk"))
             client.write(0, numbered(2, 4096))
         assert store.find_pool(".save/disk").stats()["pages"] == 1
         running.kill()
@@ -200,9 +200,9 @@ def test_nobody_changes_the_pages_of_an_export_that_is_open_or_saved(tmp_path: P
             assert client.read(0, 8192) == blocks
         eventually(lambda: not store.exports()[0].clients)
         target = Target(store, running.address)
-        snapshot = target.ask(lambda link: _snapshots.begin(link, "disk"))
+        snapshot = target.ask(lambda link: snapshot_ops.begin(link, "disk"))
         all_refused()
-        target.ask(lambda link: _snapshots.close(link, snapshot))
+        target.ask(lambda link: snapshot_ops.close(link, snapshot))
         assert pool.put(0, {0: blocks[4096:]})[0].stored
         assert pool.flush(0, [1]) == 1
 
@@ -242,13 +242,13 @@ def test_where_memory_ends_the_save_fails_and_no_write_does(tmp_path: Path) -> N
         with opened(address, "disk") as client:
             for block in range(12 * MIB >> 12):
                 client.write(block << 12, numbered(1, 4096))
-            snapshot = target.ask(lambda link: _snapshots.begin(link, "disk"))
+            snapshot = target.ask(lambda link: snapshot_ops.begin(link, "disk"))
             for block in range(12 * MIB >> 12):
                 client.write(block << 12, numbered(2, 4096))
             with pytest.raises(tmem.MismatchError, match="no memory for the blocks that were changed"):
-                target.ask(lambda link: _snapshots.read(link, snapshot, [0], 0))
+                target.ask(lambda link: snapshot_ops.read(link, snapshot, [0], 0))
             with pytest.raises(tmem.MismatchError, match="no memory"):
-                target.ask(lambda link: _snapshots.close(link, snapshot))
+                target.ask(lambda link: snapshot_ops.close(link, snapshot))
 
 
 def test_of_many_writes_that_need_a_snapshots_memory_none_fails(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_of_many_writes_that_need_a_snapshots_memory_none_fails(tmp_path: Path) 
         clients = [stack.enter_context(opened(address, "disk")) for _ in range(writers)]
         for block in range(24 * MIB >> 12):
             clients[0].write(block << 12, noise[block % 16])
-        Target(store, running.address).ask(lambda link: _snapshots.begin(link, "disk"))
+        Target(store, running.address).ask(lambda link: snapshot_ops.begin(link, "disk"))
 
         def write(nth: int) -> list[Err]:
             blocks = range(nth, 46 * MIB >> 12, writers)
@@ -276,7 +276,7 @@ def test_a_write_that_needs_a_snapshots_memory_waits_for_a_neighbour_and_does_no
         with opened(address, "disk") as client:
             for block in range(8 * MIB >> 12):
                 client.write(block << 12, numbered(1, 4096))
-            snapshot = target.ask(lambda link: _snapshots.begin(link, "disk"))
+            snapshot = target.ask(lambda link: snapshot_ops.begin(link, "disk"))
             with admin_held(arena):
                 for block in range(32 * MIB >> 12):
                     write = client.submit(Cmd.WRITE, block << 12, 4096, data=numbered(2, 4096))
@@ -287,7 +287,7 @@ def test_a_write_that_needs_a_snapshots_memory_waits_for_a_neighbour_and_does_no
             assert client.answer(write).error == Err.OK
             assert client.read(block << 12, 4096) == numbered(2, 4096)
         with pytest.raises(tmem.MismatchError, match="a write needed the memory"):
-            target.ask(lambda link: _snapshots.close(link, snapshot))
+            target.ask(lambda link: snapshot_ops.close(link, snapshot))
 
 
 def test_what_a_snapshot_could_not_give_back_as_it_ended_keeps_no_later_one_out(tmp_path: Path) -> None:

@@ -20,13 +20,13 @@ import tmem
 from tests.integration import cached_file_model as model
 from tests.integration.daemons import Daemon, daemon
 from tests.support import PATIENCE, run
-from tmem._cached_file import CachedFile
-from tmem._file_identity import Settled
-from tmem._file_reader import FileReader
-from tmem._file_source import FileSource
-from tmem._file_stats import FileCounters
-from tmem._file_store import FileStore
-from tmem._store_guard import Guard
+from tmem._files.breaker import Guard
+from tmem._files.cached_file import CachedFile
+from tmem._files.identity import Settled
+from tmem._files.pages import FileStore
+from tmem._files.reader import FileReader
+from tmem._files.source import FileSource
+from tmem._files.stats import FileCounters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +87,7 @@ class SlowSource(FileSource):
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> type[SlowSource]:
     """Files are on slow storage; a test may say how slow."""
-    monkeypatch.setattr("tmem._cached_file.FileSource", SlowSource)
+    monkeypatch.setattr("tmem._files.cached_file.FileSource", SlowSource)
     monkeypatch.setattr(SlowSource, "seconds", 0.002)
     return SlowSource
 

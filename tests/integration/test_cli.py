@@ -12,7 +12,7 @@ import tmem
 from tests.integration.commands import Command
 from tests.integration.daemons import daemon
 from tests.support import noise, page, run
-from tmem.cli.stored import LABEL_INDEX
+from tmem.cli.archive.stored_file import LABEL_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -104,7 +104,7 @@ sys.meta_path.insert(0, Interrupter())
         "click",
         "rich.console",
         "tmem.cli.app",
-        "tmem.cli.top",
+        "tmem.cli.commands.top",
         "grpc",
     ],
 )
@@ -157,9 +157,9 @@ def test_a_standard_output_that_is_full_is_a_failure_that_says_so(server: str, l
 
 WRITER = """
 import sys
-from tmem.cli import ending
-from tmem.cli.outfile import PRIVATE, writing
-ending.prepare()
+from tmem.cli.base import interrupts
+from tmem.cli.base.output_file import PRIVATE, writing
+interrupts.prepare()
 with writing(sys.argv[1], PRIVATE) as sink:
     sink.write(b"new")
     print("begun", flush=True)

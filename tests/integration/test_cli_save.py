@@ -20,11 +20,11 @@ from tests.integration.busy_writer import OBJECTS, PAGES, flushed, round_of
 from tests.integration.commands import Command
 from tests.integration.daemons import daemon
 from tests.support import PAGE, PATIENCE, noise, page, run
-from tmem.cli.ahead import AHEAD
-from tmem.cli.pagesfile import BATCH_BYTES, Pages, Reader, Writer
-from tmem.cli.restoring import LANES, restore
-from tmem.cli.saving import save
-from tmem.cli.target import Target
+from tmem.cli.archive.format import BATCH_BYTES, Pages, Reader, Writer
+from tmem.cli.archive.restore import LANES, restore
+from tmem.cli.archive.save import save
+from tmem.cli.base.pipeline import AHEAD
+from tmem.cli.base.target import Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,17 +15,17 @@ import tmem
 from tests.integration.commands import Command
 from tests.integration.daemons import daemon
 from tests.support import noise, page, run
-from tmem.cli.failures import Failed
-from tmem.cli.saving import save
-from tmem.cli.session import Session
-from tmem.cli.sets import save_all
+from tmem.cli.archive.save import save
+from tmem.cli.archive.sets import save_all
+from tmem.cli.base.failures import Failed
+from tmem.cli.base.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tmem.cli.saving import Saved
-    from tmem.cli.target import PoolView
+    from tmem.cli.archive.save import Saved
+    from tmem.cli.base.target import PoolView
 
 LAST = "photos/2026 é"
 

@@ -13,7 +13,7 @@ import pytest
 
 import tmem
 from tests.support import filled, page
-from tmem._settings import Kind
+from tmem._model.settings import Kind
 
 THREADS = 4
 

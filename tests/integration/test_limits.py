@@ -4,7 +4,7 @@ import pytest
 
 import tmem
 from tests.support import PAGE, noise, page
-from tmem._settings import Kind
+from tmem._model.settings import Kind
 
 
 def fill(pool: tmem.Pool, oid: int, limit: int = 20_000) -> int:

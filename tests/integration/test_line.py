@@ -15,9 +15,9 @@ import tmem
 from tests.certificates import Authority
 from tests.integration.daemons import daemon
 from tests.support import page
-from tmem import _line
-from tmem._tls import Security
-from tmem._wire import Failure
+from tmem._protocol.messages import Failure
+from tmem._transport.h2 import direct
+from tmem._transport.tls import Security
 from tmem_proto.v1 import tmem_pb2 as pb
 
 if TYPE_CHECKING:
@@ -90,13 +90,13 @@ def silent(connection: socket.socket, _: int) -> None:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., tuple[Peer, _line.Exchange]]]:
+def serve() -> Iterator[Callable[..., tuple[Peer, direct.Exchange]]]:
     with contextlib.ExitStack() as stack:
 
-        def served(behave: Callable[[socket.socket, int], None], timeout: float = 30.0) -> tuple[Peer, _line.Exchange]:
+        def served(behave: Callable[[socket.socket, int], None], timeout: float = 30.0) -> tuple[Peer, direct.Exchange]:
             peer = Peer(behave)
             stack.callback(peer.close)
-            exchange = _line.Exchange(peer.target, Security(), timeout)
+            exchange = direct.Exchange(peer.target, Security(), timeout)
             stack.callback(exchange.close)
             return peer, exchange
 
@@ -150,8 +150,8 @@ def test_a_peer_that_takes_nothing_is_late(serve: Any) -> None:
 
 
 def test_a_ping_tells_the_silent_from_the_dead(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_line, "KEEPALIVE", 0.2)
-    monkeypatch.setattr(_line, "KEEPALIVE_TIMEOUT", 1.0)
+    monkeypatch.setattr(direct, "KEEPALIVE", 0.2)
+    monkeypatch.setattr(direct, "KEEPALIVE_TIMEOUT", 1.0)
 
     def alive(connection: socket.socket, _: int) -> None:
         connection.sendall(HEADERS_OF_ANSWER)
@@ -265,7 +265,7 @@ def test_a_server_that_cannot_be_spoken_to_is_left_to_grpc(serve: Any) -> None:
 def test_where_nobody_listens_nothing_was_sent() -> None:
     peer = Peer(silent)
     peer.close()
-    assert _line.Exchange(peer.target, Security(), 5.0).carry_out("Has", REQUEST) is None
+    assert direct.Exchange(peer.target, Security(), 5.0).carry_out("Has", REQUEST) is None
 
 
 def test_closing_breaks_off_a_command(serve: Any) -> None:
@@ -296,7 +296,7 @@ def test_grpc_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
         with tmem.connect(running.address) as store:
             store.pool("swap").put(1, {7: page(7)})
             assert exchange_of(store)._open is not None
-            assert isinstance(exchange_of(store), _line.Exchange)
+            assert isinstance(exchange_of(store), direct.Exchange)
         monkeypatch.setenv("TMEM_TRANSPORT", "grpc")
         with tmem.connect(running.address) as store:
             assert store.pool("swap").get(1, [7]) == {7: page(7)}

@@ -14,8 +14,8 @@ import pytest
 import tmem
 import tmem_engine
 from tests.support import PAGE, page
-from tmem import _errors
-from tmem._settings import PoolSettings
+from tmem._model import errors
+from tmem._model.settings import PoolSettings
 
 RESERVE = 4 << 20
 SETTINGS = PoolSettings(
@@ -47,7 +47,7 @@ def errors_of(error: type[Exception]) -> Any:
 
 
 def engine() -> tmem_engine.Engine:
-    return tmem_engine.Engine.open(errors=_errors, memory=4 << 20, accept_threshold=90)
+    return tmem_engine.Engine.open(errors=errors, memory=4 << 20, accept_threshold=90)
 
 
 def test_a_panic_is_an_error_that_the_store_outlives(capfd: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +130,7 @@ pool.set_reserve(RESERVE)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
-    native = tmem_engine.Engine.attach(arena, errors=_errors)
+    native = tmem_engine.Engine.attach(arena, errors=errors)
     pool = native.find_pool("swap0")
     assert pool is not None
     assert pool.reserve() == RESERVE

@@ -8,7 +8,7 @@ import pytest
 import tmem
 from tests.support import page, run
 from tmem import Outcome
-from tmem._settings import Kind
+from tmem._model.settings import Kind
 
 Call: TypeAlias = Callable[[], object]
 

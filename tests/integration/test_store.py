@@ -7,8 +7,8 @@ import pytest
 
 import tmem
 from tests.support import PAGE, filled, page
-from tmem._settings import PoolSettings
-from tmem._stats import PoolStats, StoreStats
+from tmem._model.settings import PoolSettings
+from tmem._model.stats import PoolStats, StoreStats
 
 DEFAULTS = {
     "kind": "persistent",

@@ -25,7 +25,7 @@ from tests.certificates import Authority
 from tests.daemon import Client, Daemon, daemon
 from tests.integration.test_tmemd_pages import Stream, code_of
 from tests.support import PATIENCE, noise, page
-from tmem._channel import OPTIONS
+from tmem._transport.channel import OPTIONS
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.v1.admin_pb2 import ListWorkersRequest
 from tmemd.config.settings import Config

@@ -7,7 +7,7 @@ from typing import Any
 
 from grpc.aio import EOF
 
-from tmem._aio_stream import _Stream
+from tmem._transport.aio_exchange import _Stream
 from tmem_proto.v1 import tmem_pb2 as pb
 
 

@@ -9,12 +9,12 @@ import pytest
 
 import tmem
 from tests.support import PATIENCE, page
-from tmem._cached_file import CachedFile
-from tmem._file_identity import Identity, Origin, Settled
-from tmem._file_reader import FileReader
-from tmem._file_stats import FileCounters
-from tmem._file_store import FileStore
-from tmem._store_guard import Guard
+from tmem._files.breaker import Guard
+from tmem._files.cached_file import CachedFile
+from tmem._files.identity import Identity, Origin, Settled
+from tmem._files.pages import FileStore
+from tmem._files.reader import FileReader
+from tmem._files.stats import FileCounters
 
 TICK = 2.0
 SIZE = 16384
@@ -238,7 +238,7 @@ def test_an_error_of_the_disk_reaches_every_reader_and_nothing_is_stuck(disk: Di
 
 
 def test_read_ahead_is_ahead_and_counted(disk: Disk, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tmem._file_reader._READERS", AtOnce())
+    monkeypatch.setattr("tmem._files.reader._READERS", AtOnce())
     disk.write(b"".join(page(number, SIZE) for number in range(64)))
     disk.clock += 10
     with opened(readahead=16 * SIZE) as file:
@@ -254,7 +254,7 @@ def test_read_ahead_is_ahead_and_counted(disk: Disk, opened: Opened, monkeypatch
 def test_read_ahead_that_nobody_used_is_counted_as_wasted(
     disk: Disk, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tmem._file_reader._READERS", AtOnce())
+    monkeypatch.setattr("tmem._files.reader._READERS", AtOnce())
     disk.write(page(1, SIZE) * 64)
     disk.clock += 10
     with opened(readahead=16 * SIZE) as file:

@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 import tmem
-from tmem._channel import failure
+from tmem._transport.channel import failure
 
 
 class _Failed(grpc.RpcError):

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from tmem.cli import app
-from tmem.cli.session import Leaf
+from tmem.cli.base.session import Leaf
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 

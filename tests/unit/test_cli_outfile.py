@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tmem.cli.failures import Failed
-from tmem.cli.outfile import BY_UMASK, PRIVATE, replaces, writing
+from tmem.cli.base.failures import Failed
+from tmem.cli.base.output_file import BY_UMASK, PRIVATE, replaces, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,7 +167,7 @@ def test_a_full_file_system_leaves_what_was_there(tmp_path: Path) -> None:
         input=f"""
 import os
 from pathlib import Path
-from tmem.cli.outfile import PRIVATE, writing
+from tmem.cli.base.output_file import PRIVATE, writing
 Path({str(file)!r}).write_bytes(b"old")
 try:
     with writing({str(file)!r}, PRIVATE) as sink:

@@ -9,7 +9,7 @@ import google_crc32c
 import pytest
 
 from tests.support import noise, page
-from tmem.cli.pagesfile import LARGEST, MAGIC, Pages, PagesFileError, Reader, Tombstones, Writer
+from tmem.cli.archive.format import LARGEST, MAGIC, Pages, PagesFileError, Reader, Tombstones, Writer
 
 OID, OTHER = bytes(range(24)), bytes(24)
 HEADER = {"pool": "p", "settings": {"page_size": 4096}}

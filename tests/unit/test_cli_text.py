@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from tmem._stats import PoolStats, StoreStats
-from tmem.cli import faults, text
-from tmem.cli.output import Column, lay_out
-from tmem.cli.samples import Sample, as_dict, lines, of_pools, rates
-from tmem.cli.target import PoolView
-from tmem.cli.units import grouped, unit_of
+from tmem._model.stats import PoolStats, StoreStats
+from tmem.cli.base import faults, text
+from tmem.cli.base.output import Column, lay_out
+from tmem.cli.base.target import PoolView
+from tmem.cli.base.units import grouped, unit_of
+from tmem.cli.commands.top_sample import Sample, as_dict, lines, of_pools, rates
 from tmem_proto.v1 import admin_pb2 as admin
 
 COLUMNS = (Column("NAME"), Column("PAGES", right=True), Column("HIT", right=True, rank=1), Column("OWNER", rank=2))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tmem._file_identity import SKEW, Identity, Origin, Settled, identify, origin
-from tmem._file_source import FileSource
+from tmem._files.identity import SKEW, Identity, Origin, Settled, identify, origin
+from tmem._files.source import FileSource
 
 NOW = 1_700_000_000.0
 
@@ -71,7 +71,7 @@ def test_a_named_volume_does_not_depend_on_the_host(tmp_path: Path, monkeypatch:
     path.write_bytes(b"bytes")
     with path.open("rb") as file:
         named, here = origin(file.fileno(), "san7"), origin(file.fileno(), None)
-        monkeypatch.setattr("tmem._file_identity._here", lambda _: ("another boot", 0, 0, ""))
+        monkeypatch.setattr("tmem._files.identity._here", lambda _: ("another boot", 0, 0, ""))
         assert origin(file.fileno(), "san7") == named
         assert origin(file.fileno(), None).key != here.key
         assert origin(file.fileno(), "san8").key != named.key

@@ -7,7 +7,7 @@ import time
 import pytest
 from grpc import StatusCode
 
-from tmem.cli import faults
+from tmem.cli.base import faults
 from tmemd.base.errors import InjectedError, NotAllowedError
 from tmemd.config import faults as inject
 from tmemd.config.faults import Injection, Injections

@@ -1,7 +1,7 @@
 import pytest
 
 from tmem import Outcome, Outcomes
-from tmem._outcome import OUTCOMES
+from tmem._model.outcome import OUTCOMES
 
 STORED, REPLACED, QUOTA, QUOTA_FLUSHED, FROZEN = 0, 1, 2, 3, 4
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from tmem._present import Present, Used
+from tmem._transport.current import Present, Used
 
 
 def test_one_that_is_left_is_closed_when_the_last_is_done() -> None:

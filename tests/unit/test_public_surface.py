@@ -120,7 +120,7 @@ def test_every_error_is_a_tmem_error() -> None:
 
 
 def test_the_tree_drawn_in_errors_is_the_tree() -> None:
-    from tmem import _errors
+    from tmem._model import errors as _errors
 
     drawn = {line.split()[1] for line in (_errors.__doc__ or "").splitlines() if line.startswith(("├", "└"))}
     assert drawn == {name for name in SURFACE if name.endswith("Error")} - {"TmemError"}

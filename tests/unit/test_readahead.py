@@ -3,7 +3,7 @@
 import itertools
 import random
 
-from tmem._readahead import Streams
+from tmem._files.readahead import Streams
 
 END = 1_000_000
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tmem_engine
-from tmem._codec import Codec, PageByPage, codec
+from tmem._protocol.codec import Codec, PageByPage, codec
 
 CODECS: list[Codec] = [PageByPage(), tmem_engine]
 SIZE = 4096

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 import tmem
 from tests.support import page
 from tests.unit.test_sdk_session import AWAY, Client, Server
-from tmem._aio_driver import Driver
-from tmem._lanes import Lanes
-from tmem._settings import PoolOptions
-from tmem._steps import Send, Steps
+from tmem._model.settings import PoolOptions
+from tmem._protocol.lanes import Lanes
+from tmem._protocol.operations import Send, Steps
+from tmem._transport.aio_runner import Driver
 from tmem.aio import AsyncPool
 
 T = TypeVar("T")

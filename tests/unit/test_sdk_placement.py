@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tmem._placement import Placement
-from tmem._wire import Failure
+from tmem._protocol.messages import Failure
+from tmem._protocol.routing import Placement
 from tmem_proto.v1 import admin_pb2 as admin
 
 AWAY, LATE, DENIED, UNIMPLEMENTED = Failure(14, ""), Failure(4, ""), Failure(7, ""), Failure(12, "")

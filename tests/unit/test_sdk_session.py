@@ -8,12 +8,12 @@ import pytest
 
 import tmem
 from tests.support import page
-from tmem._link import Breaker, Link, OnUnavailable, Options, backoff, parse_target
-from tmem._remote import RemotePool, RemoteStore
-from tmem._session import MOST_OWED, Debt
-from tmem._settings import Kind, pool_settings
-from tmem._steps import Send, Steps
-from tmem._wire import Failure
+from tmem._model.settings import Kind, pool_settings
+from tmem._protocol.connection import Breaker, Link, OnUnavailable, Options, backoff, parse_target
+from tmem._protocol.messages import Failure
+from tmem._protocol.operations import Send, Steps
+from tmem._protocol.page_ops import RemotePool, RemoteStore
+from tmem._protocol.session import MOST_OWED, Debt
 from tmem_proto.v1 import tmem_pb2 as pb
 
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 import pytest
 
-from tmem._sizes import format_size, parse_size
+from tmem._model.sizes import format_size, parse_size
 
 
 @pytest.mark.parametrize(

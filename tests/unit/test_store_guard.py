@@ -2,7 +2,7 @@
 
 import itertools
 
-from tmem._store_guard import Guard
+from tmem._files.breaker import Guard
 
 
 class Clock:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tmem._sizes import parse_size
+from tmem._model.sizes import parse_size
 from tmemd.base.errors import ConfigError
 from tmemd.base.os_errors import unreadable
 from tmemd.base.parsers import address, block_addresses, seconds, size

@@ -1,8 +1,6 @@
 """The command `tmem`: look at a store and care for it, from a shell.
 
-    tmem_main, __main__ -> __init__ -> app -> commands (pools, clients, look, top, files, care, moving, happenings ...)
-    commands -> stored, sets, saving, restoring -> devices -> pagesfile; outfile -> ending
-    commands -> session, target, output -> units, text, failures
+    tmem_main, __main__ -> __init__ -> app -> commands/ -> archive/ -> base/
 
 What it prints is for people, or one JSON document with `--json` (JSON lines where it goes on). Exit status 1 is a
 failure, 2 a command line that makes no sense.
@@ -13,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from tmem.cli import ending, streams
+from tmem.cli.base import interrupts, streams
 
 _PACKAGES = ("click", "rich")
 
@@ -21,7 +19,7 @@ _PACKAGES = ("click", "rich")
 def main() -> None:
     """Run the command and exit."""
     streams.fill()
-    ending.prepare()
+    interrupts.prepare()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs is in the errors too
     try:
         from tmem.cli.app import run

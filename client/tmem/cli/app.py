@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 import tmem
-from tmem.cli import bench, care, clients, ending, exports, files, happenings, look, moving, pools, san, streams, top
-from tmem.cli.failures import Failed, Misused, explain
-from tmem.cli.outfile import STANDARD_OUTPUT
-from tmem.cli.session import DEFAULT_SERVER, Session, Tree, pass_session
+from tmem.cli.base import interrupts, streams
+from tmem.cli.base.failures import Failed, Misused, explain
+from tmem.cli.base.output_file import STANDARD_OUTPUT
+from tmem.cli.base.session import DEFAULT_SERVER, Session, Tree, pass_session
+from tmem.cli.commands import bench, clients, events, exports, files, maintenance, pools, san, save_restore, stat, top
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -56,7 +57,7 @@ class Root(Tree):
             raise Failed(f"{STANDARD_OUTPUT}: {error.strerror}") from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        with ending.in_order():
+        with interrupts.in_order():
             return self._invoke(ctx)
 
     def _invoke(self, ctx: click.Context) -> Any:
@@ -70,7 +71,7 @@ class Root(Tree):
             raise Failed("nothing was done") from None
         except KeyboardInterrupt:
             click.echo(err=True)
-            raise click.exceptions.Exit(ending.INTERRUPTED) from None
+            raise click.exceptions.Exit(interrupts.INTERRUPTED) from None
         except MemoryError:
             raise Failed("there is not enough memory for that") from None
         except (tmem.TmemError, ValueError, OSError) as error:
@@ -129,7 +130,7 @@ def root(
     context.call_on_close(session.close)
 
 
-for _module in (bench, care, clients, exports, files, happenings, look, moving, pools, san, top):
+for _module in (bench, maintenance, clients, exports, files, events, stat, save_restore, pools, san, top):
     for _command in _module.COMMANDS:
         root.add_command(_command)
 

@@ -18,7 +18,7 @@ _EVERYWHERE = "0.0.0.0"
 
 
 def size(value: object) -> int:
-    """Bytes, or a number with a unit: the rule of the command line (`tmem._sizes`)."""
+    """Bytes, or a number with a unit: the rule of the command line (`tmem._model.sizes`)."""
     match = _SIZE.fullmatch(str(value))
     if isinstance(value, bool | float) or match is None or match[2].lower() not in _UNITS:
         raise ValueError(EXPECTED)

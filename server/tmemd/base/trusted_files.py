@@ -1,6 +1,6 @@
 """Files that decide whom the daemon trusts: read only where nobody but their owner can have written them.
 
-A client's side has the same rule: `tmem._tls`, and `tls/client.rs` of the engine.
+A client's side has the same rule: `tmem._transport.tls`, and `tls/client.rs` of the engine.
 """
 
 from __future__ import annotations

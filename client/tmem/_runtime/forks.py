@@ -1,0 +1,119 @@
+"""What a fork leaves to the child: locks, connections, and gRPC. All that is done about it is done here.
+
+A forked child has one thread, whatever its parent had: a lock that another thread held is never let go of, a socket is
+its parent's too, and gRPC works only where no thread was in a call of it. So a fork waits a moment for the calls of
+other threads, locks made by `lock` are free in the child, and who was given to `renew` begins anew. Where gRPC cannot
+work, `check` says so.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from typing import Any, Protocol
+
+from tmem._model.errors import TmemError
+
+
+class Renewable(Protocol):
+    """What has something that a child cannot share."""
+
+    def begin_anew(self) -> None:
+        """Called in the child. It takes no lock and uses no connection."""
+
+
+PATIENCE = 1.0
+"""Seconds that a fork waits for calls to end."""
+
+CALLS: set[object] = set()
+"""A token of each call under way. Discarding one is a single step, which no signal can come between."""
+
+LASTING: set[object] = set()
+"""A token of each thing that keeps gRPC at work and that waiting does not end: watches, asynchronous connections."""
+
+_SWEEP = 64
+_gate = threading.Lock()
+# No WeakSet: its callbacks would swallow what a signal handler raises in them.
+_locks: list[weakref.ref[Any]] = []
+_renewables: list[weakref.ref[Renewable]] = []
+_left: list[object] = []
+_held = False
+_quiet = True
+_spoilt = False
+
+
+def lock() -> threading.Lock:
+    """A lock that is free in a child, for what is consistent between any two steps under it."""
+    made = threading.Lock()
+    _remember(_locks, made)
+    return made
+
+
+def renew(thing: Renewable) -> None:
+    """Have this begin anew in a child, if it is there by then."""
+    _remember(_renewables, thing)
+
+
+def leave(thing: object) -> None:
+    """Keep something of the parent's that must not even be let go of in the child."""
+    _left.append(thing)
+
+
+def begin(token: object) -> None:
+    """A call begins; waits while the process forks. Its end is `CALLS.discard(token)`."""
+    check()
+    with _gate:
+        CALLS.add(token)
+
+
+def check() -> None:
+    """Raise where gRPC cannot work in this process."""
+    if _spoilt:
+        raise TmemError(
+            "this process was forked from one that was in a call to a server, watched its events or was connected by "
+            "tmem.aio, and gRPC cannot work in such a child: start it by multiprocessing's 'spawn' or 'forkserver'"
+        )
+
+
+def _before() -> None:
+    global _held, _quiet
+    _held = _gate.acquire(timeout=PATIENCE)
+    end = time.monotonic() + PATIENCE
+    while CALLS and not LASTING and time.monotonic() < end:
+        time.sleep(0.0005)
+    _quiet = _held and not (CALLS or LASTING)
+
+
+def _in_parent() -> None:
+    global _held
+    if _held:
+        _held = False
+        _gate.release()
+
+
+def _in_child() -> None:
+    global _gate, _held, _spoilt
+    _gate, _held = threading.Lock(), False
+    _spoilt = _spoilt or not _quiet
+    CALLS.clear()
+    LASTING.clear()
+    for held in _alive(_locks):
+        held._at_fork_reinit()
+    for thing in _alive(_renewables):
+        thing.begin_anew()
+
+
+def _remember(known: list[weakref.ref[Any]], thing: Any) -> None:
+    known.append(weakref.ref(thing))
+    if len(known) % _SWEEP == 0:
+        known[:] = [reference for reference in known if reference() is not None]
+
+
+def _alive(known: list[weakref.ref[Any]]) -> list[Any]:
+    return [thing for reference in known if (thing := reference()) is not None]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

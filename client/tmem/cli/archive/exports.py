@@ -1,0 +1,176 @@
+"""Exports in saved files: what a header tells of one, and an export that lets nobody in while it is restored.
+
+An export is held closed by draining it, which outlives this process: one that a restore has left half done lets no
+client in until somebody decides. A new one is made with rights of nobody, so that there is no moment before that.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tmem
+from tmem._protocol import export_ops
+from tmem.cli.archive.format import PagesFileError
+from tmem.cli.base import text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tmem._protocol.export_ops import Export
+    from tmem.cli.archive.format import Reader
+    from tmem.cli.base.target import Target
+
+PREFIX = "export/"
+"""What the names of exports' pools begin with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """An export, as a header has it beside the settings of its pool."""
+
+    size: int
+    reserve: int
+    multi_conn: bool
+    allowed: tuple[str, ...] | None
+    """None: anyone whom the server's address lets in."""
+
+
+def described(target: Target, pool: str) -> dict[str, Any] | None:
+    """What a header tells of the export that a pool is of; None for another pool, and where there is no server."""
+    if not (pool.startswith(PREFIX) and target.served):
+        return None
+    found = find(target, pool.removeprefix(PREFIX))
+    if found is None or found.damaged:
+        return None
+    return {name: getattr(found, name) for name in Description.__slots__}
+
+
+def find(target: Target, name: str) -> Export | None:
+    """The export of a name, if there is one."""
+    return next((one for one in target.ask(export_ops.exports) if one.name == name), None)
+
+
+@contextmanager
+def restored(
+    target: Target, reader: Reader, name: str, merge: bool, remark: Callable[[str], None]
+) -> Iterator[tuple[tmem.Pool, bool]]:
+    """The pool of the export to restore to, and whether it is new. It lets nobody in until the block has ended well."""
+    if not target.served:
+        raise tmem.MismatchError(
+            f"{target.address} is an arena of this machine: an export is restored by its server (--server HOST:PORT), "
+            "or its pages alone to a pool (--pool NAME)"
+        )
+    if reader.foreign:
+        raise PagesFileError("the file has pages that no export has: restore them to a pool, with --pool NAME")
+    wanted, found = _description(reader), find(target, name)
+    made = found is None
+    held_back = found is not None and found.draining
+    if found is None:
+        _make(target, reader, name, wanted)
+    else:
+        _must_fit(found, reader, wanted, merge)
+        if target.pool(PREFIX + name).frozen:
+            raise tmem.MismatchError(
+                f"export {name!r} is frozen: nothing was written; `tmem pool thaw {PREFIX}{name}` ends that"
+            )
+        _close(target, found)
+    try:
+        yield target.store.find_pool(PREFIX + name), made
+    except BaseException:
+        remark(
+            f"export {name!r} may hold a part of the file and lets nobody in: restore it again with --merge, or remove "
+            f"it (tmem export rm {name}); `tmem export drain {name} --undo` lets clients in as it is"
+        )
+        raise
+    if made and wanted is not None and wanted.allowed is None:
+        remark(
+            f"anyone whom the server's address lets in may open export {name!r}, as when it was saved: "
+            f"`tmem export allow {name} IDENTITY` names who may"
+        )
+    if held_back:
+        remark(f"export {name!r} lets nobody in, as before: `tmem export drain {name} --undo` ends that")
+    else:
+        target.ask(lambda link: export_ops.drain(link, name, True))
+
+
+def _description(reader: Reader) -> Description | None:
+    saved = reader.header.get("export")
+    if saved is None:
+        return None
+    try:
+        allowed = saved["allowed"]
+        found = Description(
+            size=saved["size"],
+            reserve=saved["reserve"],
+            multi_conn=saved["multi_conn"],
+            allowed=None if allowed is None else tuple(export_ops.names(allowed)),
+        )
+        if not (isinstance(found.size, int) and isinstance(found.reserve, int) and isinstance(found.multi_conn, bool)):
+            raise TypeError
+    except (KeyError, TypeError):
+        raise PagesFileError("the header does not describe an export") from None
+    if reader.furthest * reader.page_size >= found.size:
+        raise PagesFileError(f"the file has pages beyond the end of the export, which is of {_exact(found.size)}")
+    return found
+
+
+def _make(target: Target, reader: Reader, name: str, wanted: Description | None) -> None:
+    """A new export as the file tells, that nobody may open yet."""
+    settings = reader.header["settings"]
+    if wanted is None:
+        raise tmem.MismatchError(
+            f"there is no export {name!r}, and the file tells neither its size nor who may open it: make it first with "
+            f"`tmem export create {name} --size SIZE --codec {settings.get('codec', 'lz4')} --block-size "
+            f"{reader.page_size}` (its pages reach to {_exact((reader.furthest + 1) * reader.page_size)}), and restore "
+            "again"
+        )
+    nobody: tuple[str, ...] = ()
+    kind = wanted.reserve, settings["codec"], wanted.multi_conn, nobody, reader.page_size
+    target.ask(lambda link: export_ops.create(link, name, wanted.size, *kind))
+    target.ask(lambda link: export_ops.drain(link, name, False))
+    if wanted.allowed is None:
+        target.ask(lambda link: export_ops.allow(link, name, [], False, True))
+    elif wanted.allowed:
+        target.ask(lambda link: export_ops.allow(link, name, wanted.allowed or (), False, False))
+    if settings.get("quota"):
+        target.store.find_pool(PREFIX + name).quota = settings["quota"]
+
+
+def _must_fit(found: Export, reader: Reader, wanted: Description | None, merge: bool) -> None:
+    """Raise where an export cannot take what is in the file."""
+    if found.block_size != reader.page_size:
+        raise tmem.MismatchError(
+            f"export {found.name!r} has blocks of {found.block_size} bytes, the saved one of {reader.page_size}: "
+            "--as NAME restores it beside"
+        )
+    size = wanted.size if wanted else (reader.furthest + 1) * reader.page_size
+    if found.size < size and (wanted or found.size <= reader.furthest * reader.page_size):
+        raise tmem.MismatchError(
+            f"export {found.name!r} has {_exact(found.size)}, the saved one {_exact(size)}: nothing was written; "
+            f"`tmem export resize {found.name} {size}`, or --as NAME to restore it beside"
+        )
+    if found.pages and not merge:
+        raise tmem.MismatchError(
+            f"export {found.name!r} holds {text.quantity(found.pages, 'block')}: --as NAME restores it beside, --merge "
+            "puts the saved blocks over what it holds"
+        )
+
+
+def _close(target: Target, found: Export) -> None:
+    """Let no client in; raise where one is there."""
+    now = target.ask(lambda link: export_ops.drain(link, found.name, False))
+    if not now.clients:
+        return
+    if not found.draining:
+        target.ask(lambda link: export_ops.drain(link, found.name, True))
+    who = ", ".join(text.printable(one.identity or one.address) for one in now.clients)
+    raise tmem.MismatchError(
+        f"export {found.name!r} is open ({who}), and what is written to it would be lost: nothing was written; end "
+        f"its clients, or restore it beside with --as NAME"
+    )
+
+
+def _exact(size: int) -> str:
+    return f"{text.size(size)} ({size:,} bytes)"

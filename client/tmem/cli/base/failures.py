@@ -1,0 +1,92 @@
+"""Errors as one line that says what to do, and the exit status they end with."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+import click
+
+import tmem
+from tmem.cli.base.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_NEAR = 3
+
+_REMEDIES = {
+    "quota": "the pool is at its quota: flush, or raise it with `tmem pool quota {pool} SIZE`",
+    "frozen": "the pool is frozen: `tmem pool thaw {pool}` ends that",
+    "poor_compression": "the page takes more bytes than the pool's max-zpage: keep it elsewhere",
+    "memory": "the store is full: flush, `tmem compact`, or give tmemd more memory",
+    "no_space": "the file system of the arena is full: make space there",
+    "unavailable": "the server is away",
+}
+
+
+def remedy(reason: str, pool: str) -> str:
+    """What a reason of a refusal means, and what ends it."""
+    return f"{reason}: {_REMEDIES.get(reason, 'a reason of a newer server').format(pool=pool)}"
+
+
+class Failed(click.ClickException):
+    """The command failed, status 1."""
+
+    exit_code = 1
+
+    def show(self, file: object = None) -> None:  # noqa: ARG002 the interface is click's
+        click.echo(f"tmem: {printable(self.message)}", err=True)
+
+
+class Misused(Failed):
+    """The command line makes no sense, status 2."""
+
+    exit_code = 2
+
+
+def explain(error: Exception, address: str, names: Callable[[], Sequence[str]]) -> Failed:
+    """What to tell of an error. `names` asks for the names of the pools there are."""
+    if isinstance(error, tmem.UnknownPoolError):
+        return Failed(unknown_pool(error.name, names))
+    if isinstance(error, tmem.UnknownExportError):
+        return Failed(f"{error}: `tmem export ls` lists those there are")
+    if isinstance(error, tmem.UnavailableError):
+        return Failed(_away(str(error), address))
+    if isinstance(error, tmem.DeniedError):
+        return Failed(f"{address} does not allow that: {error}")
+    if isinstance(error, tmem.TmemError):
+        return Failed(str(error))
+    if isinstance(error, OSError):
+        return Failed(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+    return Misused(str(error))
+
+
+def unknown_pool(name: str, names: Callable[[], Sequence[str]]) -> str:
+    """That there is no such pool, with names that are near."""
+    try:
+        known = sorted(names())
+    except tmem.TmemError:
+        known = []
+    near = difflib.get_close_matches(name, known, _NEAR, 0.5) or [one for one in known if name and name in one][:_NEAR]
+    if near:
+        return f"there is no pool {name!r}; is it {' or '.join(repr(one) for one in near)}?"
+    if known:
+        return f"there is no pool {name!r}; `tmem pool ls` lists the {len(known)} there are"
+    return f"there is no pool {name!r}, nor any other; `tmem pool create {name}` makes it"
+
+
+def _away(why: str, address: str) -> str:
+    reason = why.removeprefix(f"{address}: ")
+    lowered = reason.lower()
+    if any(word in lowered for word in ("resolution", "name or service", "lookup")):
+        return f"the host of {address} is not known: check --server (TMEM_SERVER)"
+    if any(word in lowered for word in ("handshake", "ssl_error", "certificate")):
+        return f"{address} and this client do not agree on TLS: check --ca, --cert and --key: {reason}"
+    if "socket closed" in lowered:
+        return f"{address} hung up: does it want TLS? Give --ca, and --cert and --key where it asks who you are"
+    if any(word in lowered for word in ("refused", "failed to connect", "unreachable", "tried again", "no route")):
+        return f"nothing answers at {address}: is tmemd running? Start it, or name another with --server (TMEM_SERVER)"
+    if any(word in lowered for word in ("deadline", "no answer")):
+        return f"{address} did not answer in time: allow more with --timeout SECONDS"
+    return f"{address} cannot be reached: {reason}"

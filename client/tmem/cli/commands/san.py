@@ -1,0 +1,141 @@
+"""`tmem san`: a SAN volume served on this host through a cache on another, until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tmem.adapters.san import GatewaySettings, open_gateway
+from tmem.cli.base.arguments import SIZE
+from tmem.cli.base.failures import Failed, Misused
+from tmem.cli.base.session import DEFAULT_SERVER, Leaf, Session, pass_session
+from tmem.cli.base.text import printable
+
+if TYPE_CHECKING:
+    from tmem.adapters.san import Gateway
+
+_FIRST_LOOK = 2.0
+_MOMENT = 0.05
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_IGNORED = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGPOLL", "SIGPWR")
+
+
+@click.command("san", cls=Leaf)
+@click.option("--backing", required=True, metavar="PATH|DEVICE|nbd://...", help="The volume on the SAN.")
+@click.option("--pool", required=True, metavar="NAME", help="An ephemeral pool, --inclusive or --shared.")
+@click.option("--listen", required=True, multiple=True, metavar="unix:PATH|tcp:HOST:PORT", help="Where it is served.")
+@click.option("--shared/--exclusive", default=False, help="Read-only for many hosts; or for this host alone (default).")
+@click.option("--volume-id", metavar="ID", help="The volume's name, the same on all hosts that share it.")
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keeps tokens for warm starts.  [default: /var/lib/tmem/san, or below $XDG_STATE_HOME]",
+)
+@click.option("--trust-detach", is_flag=True, help="Start a device or nbd:// warm: no other host wrote to it.")
+@click.option("--page-size", type=SIZE, default="4096", show_default=True, help="As the pool's.")
+@click.option(
+    "--max-delay",
+    type=click.FloatRange(min=0.001),
+    default=0.02,
+    show_default=True,
+    metavar="SECONDS",
+    help="Most that a read or a write waits for the cache.",
+)
+@click.option(
+    "--san-timeout",
+    type=click.FloatRange(min=0.1),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a SAN at nbd:// may be away before reads and writes fail.",
+)
+@click.option("--scan", type=SIZE, default="256MiB", show_default=True, help="Longer runs are not cached; 0: all are.")
+@click.option("--readahead", type=SIZE, default="1MiB", show_default=True, help="Most ahead of a stream; 0: none.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=32, show_default=True, help="Reads at once of a file.")
+@click.option("--metrics", metavar="HOST:PORT", help="Serve /metrics for Prometheus.")
+@click.option("--tls-cert", type=_FILE, help="TLS for those who use the volume over TCP: the gateway's certificate.")
+@click.option("--tls-key", type=_FILE, help="Its private key.")
+@click.option("--tls-client-ca", type=_FILE, help="Let in only whom these certificates vouch for.")
+@click.option("--insecure", is_flag=True, help="Serve without TLS where other machines reach it.")
+@click.option("--buffers", type=SIZE, default="256MiB", show_default=True, help="Memory for requests of all clients.")
+@pass_session
+def san(session: Session, /, listen: tuple[str, ...], page_size: int, **options: object) -> None:
+    """Serve a SAN's volume through a pool of a tmemd; --server is where its NBD front listens, over TLS with --ca.
+
+    Reads come from the pool where it has them, and from the SAN where not; writes go to the SAN. Whatever happens to
+    the server, the volume stays right and about as fast as the SAN. SIGTERM ends it with a clean detach.
+    """
+    if session.options.server == DEFAULT_SERVER:
+        raise Misused("name the NBD front of the tmemd that caches: --server unix:PATH or HOST:PORT (tmemd --nbd)")
+    settings = GatewaySettings(
+        server=session.options.server,
+        listen=listen,
+        page_size=page_size,
+        tls=session.tls(),
+        **options,  # type: ignore[arg-type]
+    )
+    ended = _signalled()
+    try:
+        gateway = open_gateway(settings)
+    except OSError as error:
+        raise Failed(f"the gateway does not start: {error}") from error
+    try:
+        _tell(gateway, settings)
+        _watch(gateway, ended)
+    finally:
+        _end(gateway, settings)
+
+
+def _signalled() -> threading.Event:
+    """Set by what asks it to end. No other signal ends a process that others have a disk from."""
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    for name in _IGNORED:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    return ended
+
+
+def _tell(gateway: Gateway, settings: GatewaySettings) -> None:
+    """One line when it is ready: reads and writes work from now on, whether the cache is there or not."""
+    kind = "shared, read-only" if settings.shared else "exclusive, " + ("warm" if gateway.warm else "cold")
+    places = ", ".join(gateway.addresses) + (f"; metrics at {gateway.metrics}" if gateway.metrics else "")
+    gateway.say(f"ready: {printable(settings.backing)} ({gateway.size:,} bytes, {kind}) at {places}", error=False)
+
+
+def _watch(gateway: Gateway, ended: threading.Event) -> None:
+    """Say it whenever the cache or the SAN comes or goes, until the end."""
+    first_look = time.monotonic() + _FIRST_LOOK
+    while not (ended.is_set() or gateway.wait_cache(_MOMENT) or time.monotonic() > first_look):
+        pass
+    before: str | None = "?"
+    away: str | None = None
+    while True:
+        if away != (gone := gateway.san_down):
+            away = gone
+            gateway.say("the SAN is back" if gone is None else f"the SAN is away: {printable(gone)}", error=True)
+        why = gateway.cache_down
+        if (why is None) != (before is None) or before == "?":
+            gateway.say("the cache is used" if why is None else f"the cache is not used: {printable(why)}", error=True)
+            before = why
+        if ended.wait(1.0):
+            return
+
+
+def _end(gateway: Gateway, settings: GatewaySettings) -> None:
+    try:
+        token = gateway.stop(True)
+    except OSError as error:
+        gateway.say(f"tmem: the volume may lack what was written last: {error}", error=True)
+        raise click.exceptions.Exit(1) from error
+    if not settings.shared:
+        gateway.say("detached: the next start is warm" if token else "detached: the next start is cold", error=True)
+
+
+COMMANDS = (san,)
