@@ -40,10 +40,8 @@ extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc:
 /// Change what may be done with a page of memory.
 fn protect(at: usize, what: libc::c_int) {
     // SAFETY: a page of this test's own mapping.
-    assert_eq!(
-        unsafe { libc::mprotect(at as *mut libc::c_void, 4096, what) },
-        0
-    );
+    let failed = unsafe { libc::mprotect(at as *mut libc::c_void, 4096, what) };
+    assert_eq!(failed, 0);
 }
 
 /// Forbid the last page of `memory`.

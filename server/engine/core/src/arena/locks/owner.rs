@@ -120,8 +120,8 @@ fn number(entry: &Entry) -> io::Result<u32> {
 fn watch_forks() -> io::Result<()> {
     static ONCE: Once = Once::new();
     static FAILED: AtomicI32 = AtomicI32::new(0);
-    // SAFETY: the handlers live as long as the program and take nothing from the heap.
     ONCE.call_once(|| {
+        // SAFETY: the handlers live as long as the program and take nothing from the heap.
         let failed = unsafe {
             libc::pthread_atfork(
                 Some(before_fork),
