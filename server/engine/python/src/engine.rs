@@ -13,6 +13,7 @@ use pyo3::types::PyDict;
 use tmem_core::{LOCK_WAIT, Pool, Store, StoreOptions, waiting_at_most};
 
 use crate::args::number;
+use crate::dicts::numbers;
 use crate::errors::{Errors, lock_of, number_of};
 use crate::pool::{Cell, EnginePool};
 
@@ -240,16 +241,4 @@ pub fn set_lock_wait(limit: Option<f64>) -> PyResult<()> {
 fn seconds(number: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(number)
         .map_err(|why| PyValueError::new_err(format!("lock_wait is {number}: {why}")))
-}
-
-/// Statistics as a flat dict.
-pub fn numbers<'py>(
-    py: Python<'py>,
-    fields: Vec<(&'static str, u64)>,
-) -> PyResult<Bound<'py, PyDict>> {
-    let dict = PyDict::new(py);
-    for (name, value) in fields {
-        dict.set_item(name, value)?;
-    }
-    Ok(dict)
 }

@@ -1,7 +1,7 @@
 //! The Python package `tmem_engine`, whose native module this is: thin bindings of tmem-core.
 //!
 //! What each part is for: `engine` and `pool` are the two classes of a store, `nbd` serves pools as block devices; `args` turns Python values into the core's and
-//! names what is wrong with them; `buffers` is the only file with `unsafe`; `errors` holds the exception classes the
+//! names what is wrong with them, `dicts` the core's numbers into Python's; `buffers` is the only file with `unsafe`; `errors` holds the exception classes the
 //! opener brought along and the guard that turns a panic into one of them; `packing` is the codec of batches that travel;
 //! `san` is the gateway of a SAN volume, which knows no engine.
 //!
@@ -10,6 +10,7 @@
 
 mod args;
 mod buffers;
+mod dicts;
 mod engine;
 mod errors;
 mod nbd;

@@ -10,7 +10,7 @@ use tmem_core::{Fetch, Fetched, FetchedPage, Kind, Outcome, Pool, Result, ScanCu
 
 use crate::args;
 use crate::buffers::{FreshPages, Source, Target};
-use crate::engine::numbers;
+use crate::dicts::numbers;
 use crate::errors::Errors;
 use crate::packing::cut;
 

@@ -12,7 +12,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::budget::Budget;
 use super::header::{self, Header};
 use super::layout::*;
 use super::locks::file_lock::{self, ATTACHED, ATTACHING};
@@ -20,7 +19,6 @@ use super::locks::lock::{Acquired, Level, LockWord, Missed};
 use super::locks::owner::{self, Owner};
 use super::locks::wait_limit::Patience;
 use super::mapping::map::Map;
-use super::table::Table;
 use super::trust::{self, io_error, refusal};
 use crate::error::{Error, Lock, Result};
 use crate::types::{FRAME, MAX_POOLS, StoreOptions};
@@ -240,14 +238,6 @@ impl Arena {
         self.map.populate(committed, FRAME as u64)?;
         self.superblock().committed.set(committed + FRAME as u64);
         Ok(())
-    }
-
-    /// A table of a shard.
-    #[inline(always)]
-    pub fn table<'a>(&'a self, shard: u32, id: usize, budget: Budget<'a>) -> Table<'a> {
-        let (start, room) = self.shard_map.tables[id];
-        let head = &self.shard(shard).tables[id];
-        Table::new(self, budget, head, self.shard_at(shard) + start, room)
     }
 
     /// Bytes in use, everything counted.

@@ -8,7 +8,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::layout::{BEFORE, Geometry, MAGIC, OWNERS_AT, Superblock, VERSION};
+use super::layout::{BEFORE, Geometry, MAGIC, Superblock, VERSION};
+use super::locks::owner::OWNERS_AT;
 use crate::types::FRAME;
 
 /// What was read.

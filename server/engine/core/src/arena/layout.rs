@@ -13,6 +13,7 @@
 use std::mem::offset_of;
 
 use super::locks::lock::LockWord;
+use super::locks::owner::{KNOWN_OWNERS, OWNERS_AT};
 use super::mapping::cell::{W32, W64};
 use super::mapping::map::Overlay;
 use crate::types::{FRAME, MAX_POOLS};
@@ -23,12 +24,6 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"tmemarna");
 pub const VERSION: u32 = 5;
 /// The one before, whose arenas are migrated in place: it differs in what a lock is, and knew no owners.
 pub const BEFORE: u32 = 4;
-/// The bits of a lock's word that are its owner's number.
-pub const OWNER_MASK: u32 = (1 << 30) - 1;
-/// Where the superblock counts owners.
-pub const OWNERS_AT: u64 = 192;
-/// Owners whose processes are noted, the latest of each remainder.
-pub const KNOWN_OWNERS: u32 = 128;
 
 const PAGE: u64 = FRAME as u64;
 /// Frames to a segment.

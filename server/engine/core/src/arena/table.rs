@@ -18,18 +18,15 @@ pub struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    pub(super) fn new(
-        arena: &'a Arena,
-        budget: Budget<'a>,
-        head: &'a TableHead,
-        base: u64,
-        room: u64,
-    ) -> Self {
+    /// A table of a shard.
+    #[inline(always)]
+    pub fn of(arena: &'a Arena, shard: u32, id: usize, budget: Budget<'a>) -> Table<'a> {
+        let (start, room) = arena.shard_map().tables[id];
         Table {
             arena,
             budget,
-            head,
-            base,
+            head: &arena.shard(shard).tables[id],
+            base: arena.shard_at(shard) + start,
             room,
         }
     }

@@ -2,8 +2,8 @@
 //! makes the store refuse what is put.
 
 use super::get::copy_out;
-use super::put::Ready;
-use super::{SCRATCH, Scratch, Target, most_of};
+use super::scratch::{Ready, SCRATCH, Scratch};
+use super::{Target, most_of};
 use crate::codec::{Encoded, Form};
 use crate::error::{Error, Result};
 use crate::shard::{Law, ObjectKey};

@@ -3,8 +3,9 @@
 //! Unlike `get` it takes nothing out of a pool that keeps its pages, as the answer may be lost on its way. Once the user
 //! has the pages, `flush_if` removes them by their stamps and leaves alone what was put in between.
 
-use super::get::{Copied, copy_out, decode, once_taken};
-use super::{SCRATCH, Scratch, Target, stretches};
+use super::get::{copy_out, decode, once_taken};
+use super::scratch::{Copied, SCRATCH, Scratch};
+use super::{Target, stretches};
 use crate::codec::Form;
 use crate::error::{Result, unless_busy};
 use crate::shard::ObjectKey;

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::pages::Room;
-use super::{SCRATCH, Scratch, Target, stretches};
-use crate::alloc::slot::{Header, Zhandle};
+use super::scratch::{Copied, SCRATCH, Scratch};
+use super::{Target, stretches};
+use crate::alloc::slot::Zhandle;
 use crate::arena::{Counter, waiting_at_least};
 use crate::codec::{Compressor, Form, checksum};
 use crate::error::{Error, Result, unless_busy};
@@ -19,16 +20,6 @@ const UNCOUNT: u64 = u64::MAX;
 const LINE: u64 = 64;
 /// Lines of a zpage that are asked for ahead of time, at most.
 const AHEAD: u64 = 64;
-
-/// A zpage copied out of its shard.
-pub struct Copied {
-    /// In the caller's batch.
-    pub position: usize,
-    index: u32,
-    /// Where its bytes start in the scratch's blocks.
-    pub start: usize,
-    pub header: Header,
-}
 
 /// Pages of one shard that were fetched and are to be removed: position, index and stamp.
 struct Claim {

@@ -10,8 +10,9 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use super::Target;
 use super::get::{copy_out, decode};
-use super::{SCRATCH, Scratch, Target};
+use super::scratch::{SCRATCH, Scratch};
 use crate::alloc::slot::Header;
 use crate::arena::{Arena, Counter};
 use crate::error::{Result, unless_busy};

@@ -11,6 +11,7 @@ mod pages;
 mod put;
 mod relief;
 mod scan;
+mod scratch;
 
 pub use fetch::{Fetched, FetchedPage};
 pub use last::LastPage;
@@ -18,38 +19,18 @@ pub use pages::Neighbours;
 pub use relief::shrink;
 pub use scan::{ScanCursor, ScannedCluster};
 
-use std::cell::RefCell;
-
 use crate::alloc::slot::HEADER;
 use crate::alloc::zbud::Zbud;
 use crate::alloc::zsmalloc::CLASSES;
 use crate::arena::{Arena, Counter};
-use crate::codec::Compressor;
 use crate::error::Result;
 use crate::pool_table::{PoolId, PoolView, damaged, unknown};
 use crate::shard::{ObjectKey, Shard, with_shard_for};
 use crate::types::{CLUSTER, Codec};
+use scratch::{SCRATCH, Scratch};
 
 /// Most bytes of pages that are worked on under one lock.
 const STRETCH: usize = 256 << 10;
-
-/// One thread's buffers, kept from call to call.
-#[derive(Default)]
-struct Scratch {
-    compressor: Compressor,
-    /// Compressed bytes of a stretch.
-    blocks: Vec<u8>,
-    /// One page, where the caller brought none.
-    page: Vec<u8>,
-    /// Positions in the caller's batch, in the order they are worked on.
-    order: Vec<usize>,
-    encoded: Vec<put::Ready>,
-    copies: Vec<get::Copied>,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
-}
 
 /// What the operations of one pool need to know that never changes.
 #[derive(Clone, Copy)]

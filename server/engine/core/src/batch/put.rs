@@ -2,34 +2,13 @@
 
 use super::pages::Source;
 use super::relief::{relieve, settle};
-use super::{Input, SCRATCH, STRETCH, Scratch, Target, stretches};
+use super::scratch::{Ready, SCRATCH, Scratch};
+use super::{Input, STRETCH, Target, stretches};
 use crate::arena::Full;
 use crate::codec::{Compressor, Encoded, Form, checksum, same_filled};
 use crate::error::{Error, Result};
-use crate::shard::{Item, Law, ObjectKey};
+use crate::shard::{Law, ObjectKey};
 use crate::types::{CLUSTER, Codec, Outcome};
-
-/// A page of a stretch, encoded and ready to be stored.
-pub struct Ready {
-    /// In the caller's batch.
-    pub position: usize,
-    pub index: u32,
-    pub encoded: Encoded,
-    /// Where its bytes start in the scratch's blocks.
-    pub start: usize,
-}
-
-impl Ready {
-    fn item<'b>(&self, blocks: &'b [u8], law: Law) -> Item<'b> {
-        Item {
-            index: self.index,
-            form: self.encoded.form,
-            checksum: self.encoded.checksum,
-            bytes: &blocks[self.start..self.start + self.encoded.len as usize],
-            law,
-        }
-    }
-}
 
 impl Target<'_> {
     /// Store pages; `outcomes` becomes what became of each, in their order. Nothing is taken from the heap but for buffers that

@@ -99,7 +99,7 @@ impl<'a> Frames<'a> {
             budget,
             head: arena.shard(shard),
             map: arena.shard_map(),
-            segments: arena.table(shard, TableId::Segments as usize, budget),
+            segments: Table::of(arena, shard, TableId::Segments as usize, budget),
             base: arena.shard_at(shard),
             reserve: (share / 256).min(128) as u32,
         }

@@ -15,9 +15,8 @@
 use std::sync::atomic::{AtomicU32, Ordering::*};
 use std::time::{Duration, Instant};
 
-use super::super::layout::OWNER_MASK;
 use super::super::mapping::map::Overlay;
-use super::owner::Owner;
+use super::owner::{OWNER_MASK, Owner};
 
 /// Somebody sleeps until the lock is released.
 const SLEEPERS: u32 = 1 << 31;

@@ -15,10 +15,16 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::SeqCst};
 
-use super::super::layout::{KNOWN_OWNERS, OWNER_MASK, OWNERS_AT};
 use super::super::mapping::map::Map;
 use super::super::mapping::registry::{self, Entry};
 use super::file_lock::{self, ATTACHED, OWNERS};
+
+/// The bits of a lock's word that are its owner's number.
+pub const OWNER_MASK: u32 = (1 << 30) - 1;
+/// Where the superblock counts owners.
+pub const OWNERS_AT: u64 = 192;
+/// Owners whose processes are noted, the latest of each remainder.
+pub const KNOWN_OWNERS: u32 = 128;
 
 /// Numbers tried until one is free: after a billion of them they come again.
 const TRIES: u32 = 1024;
