@@ -19,12 +19,10 @@ pub mod stdio;
 mod tls;
 mod wire;
 
-pub use backend::counts::ExportCounters;
 pub use backend::{
-    Backend, Budget, Client, Context, Contexts, ExportInfo, Later, Refusal, Reply, Request,
-    Resolver, Served, Ticket,
+    Backend, Budget, Client, Context, Contexts, ExportCounters, ExportInfo, Later, Refusal, Reply,
+    Request, Resolver, Saving, Served, Snapshot, Ticket,
 };
-pub use backends::pool_device::snapshot::{Saving, Snapshot};
 pub use backends::pool_device::{PoolExport, PoolExportSettings};
 pub use exports::{Access, ExportError, ExportStatus, Exports};
 pub use protocol::Errno;

@@ -6,14 +6,53 @@
 //! Locking: `state` is the last lock taken, and held for no I/O.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Link;
+use crate::wire::Socket;
 
 /// Bytes that a connection may hold without asking.
 pub const OWN: usize = 1 << 20;
+
+/// The other end of a connection, and the memory that is held for it.
+pub struct Peer {
+    pub socket: Socket,
+    /// In words.
+    pub address: String,
+    pub budget: Arc<Budget>,
+    /// Bytes of requests and replies. Changed by the budget alone.
+    held: AtomicUsize,
+    /// What its thread stands in line for is there.
+    granted: AtomicBool,
+    /// Its thread waits for the client to send what it began, or to take a reply.
+    pub expects: AtomicBool,
+    /// Replies that wait for the client to take them.
+    pub queued: AtomicUsize,
+}
+
+impl Peer {
+    pub fn new(socket: Socket, address: String, budget: Arc<Budget>) -> Peer {
+        Peer {
+            socket,
+            address,
+            budget,
+            held: AtomicUsize::new(0),
+            granted: AtomicBool::new(false),
+            expects: AtomicBool::new(false),
+            queued: AtomicUsize::new(0),
+        }
+    }
+
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::SeqCst)
+    }
+
+    /// Whether the memory is held because of the client, and not because of the backend.
+    fn waits_for_client(&self) -> bool {
+        self.expects.load(Ordering::SeqCst) || self.queued.load(Ordering::SeqCst) > 0
+    }
+}
 
 pub struct Budget {
     limit: usize,
@@ -25,13 +64,13 @@ pub struct Budget {
 #[derive(Default)]
 struct State {
     used: usize,
-    line: VecDeque<(Arc<Link>, usize)>,
+    line: VecDeque<(Arc<Peer>, usize)>,
     holders: Vec<Holder>,
 }
 
 /// A connection that holds more than its own.
 struct Holder {
-    link: Arc<Link>,
+    peer: Arc<Peer>,
     /// Bytes that had passed when a waiter first looked, and since when no more did.
     moved: u64,
     since: Option<Instant>,
@@ -98,47 +137,47 @@ impl Budget {
     }
 
     /// Let a connection hold so many bytes more, if that can be now. Only its own thread asks.
-    pub fn try_take(&self, link: &Arc<Link>, bytes: usize) -> Option<Hold> {
-        if charged(link.held.load(Ordering::SeqCst) + bytes) > 0 {
+    pub fn try_take(&self, peer: &Arc<Peer>, bytes: usize) -> Option<Hold> {
+        if charged(peer.held() + bytes) > 0 {
             let mut state = self.state();
-            if !state.line.is_empty() || !state.fits(link, bytes, self.limit) {
+            if !state.line.is_empty() || !state.fits(peer, bytes, self.limit) {
                 return None;
             }
-            state.grant(link, bytes);
+            state.grant(peer, bytes);
         } else {
-            link.held.fetch_add(bytes, Ordering::SeqCst);
+            peer.held.fetch_add(bytes, Ordering::SeqCst);
         }
-        Some(Hold::of(link, bytes))
+        Some(Hold::of(peer, bytes))
     }
 
     /// Stand in line for so many bytes.
-    pub fn queue(&self, link: &Arc<Link>, bytes: usize) -> Place {
+    pub fn queue(&self, peer: &Arc<Peer>, bytes: usize) -> Place {
         let mut state = self.state();
-        link.granted.store(false, Ordering::SeqCst);
-        state.line.push_back((link.clone(), bytes));
+        peer.granted.store(false, Ordering::SeqCst);
+        state.line.push_back((peer.clone(), bytes));
         state.serve(self.limit);
         Place {
-            link: link.clone(),
+            peer: peer.clone(),
             bytes,
         }
     }
 
-    fn leave(&self, link: &Arc<Link>) {
+    fn leave(&self, peer: &Arc<Peer>) {
         let mut state = self.state();
         state
             .line
-            .retain(|(waiting, _)| !Arc::ptr_eq(waiting, link));
+            .retain(|(waiting, _)| !Arc::ptr_eq(waiting, peer));
         state.serve(self.limit);
     }
 
-    fn give_back(&self, link: &Arc<Link>, bytes: usize) {
-        let before = link.held.fetch_sub(bytes, Ordering::SeqCst);
+    fn give_back(&self, peer: &Arc<Peer>, bytes: usize) {
+        let before = peer.held.fetch_sub(bytes, Ordering::SeqCst);
         let freed = charged(before) - charged(before - bytes);
         if freed > 0 {
             let mut state = self.state();
             state.used -= freed;
-            if charged(link.held.load(Ordering::SeqCst)) == 0 {
-                state.holders.retain(|one| !Arc::ptr_eq(&one.link, link));
+            if charged(peer.held()) == 0 {
+                state.holders.retain(|one| !Arc::ptr_eq(&one.peer, peer));
             }
             state.serve(self.limit);
         }
@@ -149,37 +188,37 @@ impl Budget {
         let mut state = self.state();
         let now = Instant::now();
         let stalled = state.holders.iter_mut().filter_map(|holder| {
-            let moved = holder.link.socket.moved();
+            let moved = holder.peer.socket.moved();
             let since = holder.since.filter(|_| holder.moved == moved);
-            let since = since.filter(|_| holder.link.waits_for_client());
+            let since = since.filter(|_| holder.peer.waits_for_client());
             (holder.moved, holder.since) = (moved, Some(since.unwrap_or(now)));
-            let lost = now - since? >= self.patience && !holder.link.socket.is_closed();
-            lost.then(|| holder.link.clone())
+            let lost = now - since? >= self.patience && !holder.peer.socket.is_closed();
+            lost.then(|| holder.peer.clone())
         });
         let stalled: Vec<_> = stalled.collect();
         drop(state);
         self.stalled
             .fetch_add(stalled.len() as u64, Ordering::Relaxed);
-        stalled.iter().for_each(|link| link.socket.close());
-        stalled.iter().map(|link| link.address.clone()).collect()
+        stalled.iter().for_each(|peer| peer.socket.close());
+        stalled.iter().map(|peer| peer.address.clone()).collect()
     }
 }
 
 impl State {
-    fn fits(&self, link: &Link, bytes: usize, limit: usize) -> bool {
-        let held = link.held.load(Ordering::SeqCst);
+    fn fits(&self, peer: &Peer, bytes: usize, limit: usize) -> bool {
+        let held = peer.held();
         let more = charged(held + bytes) - charged(held);
         self.used == 0 || self.used + more <= limit
     }
 
-    fn grant(&mut self, link: &Arc<Link>, bytes: usize) {
+    fn grant(&mut self, peer: &Arc<Peer>, bytes: usize) {
         // Others only give back meanwhile, so that this is no more than what was found to fit.
-        let before = link.held.fetch_add(bytes, Ordering::SeqCst);
+        let before = peer.held.fetch_add(bytes, Ordering::SeqCst);
         self.used += charged(before + bytes) - charged(before);
-        let known = self.holders.iter().any(|one| Arc::ptr_eq(&one.link, link));
+        let known = self.holders.iter().any(|one| Arc::ptr_eq(&one.peer, peer));
         if !known && before + bytes > OWN {
             self.holders.push(Holder {
-                link: link.clone(),
+                peer: peer.clone(),
                 moved: 0,
                 since: None,
             });
@@ -188,28 +227,28 @@ impl State {
 
     /// Let those go on who are first in line, as far as there is room.
     fn serve(&mut self, limit: usize) {
-        while let Some((link, bytes)) = self.line.front() {
-            if !self.fits(link, *bytes, limit) {
+        while let Some((peer, bytes)) = self.line.front() {
+            if !self.fits(peer, *bytes, limit) {
                 return;
             }
-            let (link, bytes) = self.line.pop_front().expect("it has a front");
-            self.grant(&link, bytes);
-            link.granted.store(true, Ordering::SeqCst);
-            link.socket.wake();
+            let (peer, bytes) = self.line.pop_front().expect("it has a front");
+            self.grant(&peer, bytes);
+            peer.granted.store(true, Ordering::SeqCst);
+            peer.socket.wake();
         }
     }
 }
 
 /// Bytes that a connection holds; dropped, they are given back.
 pub struct Hold {
-    link: Arc<Link>,
+    peer: Arc<Peer>,
     bytes: usize,
 }
 
 impl Hold {
-    fn of(link: &Arc<Link>, bytes: usize) -> Hold {
+    fn of(peer: &Arc<Peer>, bytes: usize) -> Hold {
         Hold {
-            link: link.clone(),
+            peer: peer.clone(),
             bytes,
         }
     }
@@ -217,27 +256,27 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.link.budget.give_back(&self.link, self.bytes);
+        self.peer.budget.give_back(&self.peer, self.bytes);
     }
 }
 
 /// A place in line. Dropped, it is left.
 pub struct Place {
-    link: Arc<Link>,
+    peer: Arc<Peer>,
     bytes: usize,
 }
 
 impl Place {
     /// What was waited for, once it is there.
     pub fn granted(&self) -> Option<Hold> {
-        let granted = self.link.granted.swap(false, Ordering::SeqCst);
-        granted.then(|| Hold::of(&self.link, self.bytes))
+        let granted = self.peer.granted.swap(false, Ordering::SeqCst);
+        granted.then(|| Hold::of(&self.peer, self.bytes))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.link.budget.leave(&self.link);
+        self.peer.budget.leave(&self.peer);
         drop(self.granted());
     }
 }

@@ -10,9 +10,9 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::budget::{Budget, Hold};
-use super::{Context, Contexts, Reply};
-use crate::backend::counts::Counts;
+use super::budget::{Budget, Hold, Peer};
+use super::counts::Counts;
+use super::reply::{Head, Reply};
 use crate::protocol::Errno;
 use crate::wire::{Out, Socket};
 
@@ -20,47 +20,10 @@ use crate::wire::{Out, Socket};
 const SPARE: usize = 32;
 const SPARE_BYTES: usize = 2 << 20;
 
-/// What the reply to a request must know of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Head {
-    pub cookie: u64,
-    pub command: u16,
-    pub offset: u64,
-    pub length: u32,
-    /// The client takes structured replies.
-    pub structured: bool,
-    /// A read's reply must not be cut.
-    pub whole: bool,
-    /// One extent a context is enough.
-    pub one: bool,
-    pub contexts: Contexts,
-}
-
-impl Head {
-    /// The number of a context on the wire.
-    pub fn context_id(context: Context) -> u32 {
-        match context {
-            Context::Allocation => 1,
-            Context::Private => 2,
-        }
-    }
-}
-
 /// The sending half of a connection.
 pub struct Link {
-    pub socket: Socket,
-    /// Of the other end, in words.
-    pub address: String,
-    pub budget: Arc<Budget>,
-    /// Bytes of requests and replies that it holds. Changed by `budget` alone.
-    pub held: AtomicUsize,
-    /// What its thread stands in line for is there.
-    pub granted: AtomicBool,
-    /// Its thread waits for the client to send what it began, or to take a reply.
-    pub expects: AtomicBool,
+    pub peer: Arc<Peer>,
     queue: Mutex<Queue>,
-    /// Replies in the queue.
-    queued: AtomicUsize,
     /// Tickets whose replies are not sent.
     pub tickets: AtomicUsize,
     /// The connection's thread wants to be woken when a ticket is answered.
@@ -94,18 +57,16 @@ impl Queue {
 impl Link {
     pub fn new(socket: Socket, address: String, budget: Arc<Budget>) -> Link {
         Link {
-            socket,
-            address,
-            budget,
-            held: AtomicUsize::new(0),
-            granted: AtomicBool::new(false),
-            expects: AtomicBool::new(false),
+            peer: Arc::new(Peer::new(socket, address, budget)),
             queue: Mutex::default(),
-            queued: AtomicUsize::new(0),
             tickets: AtomicUsize::new(0),
             wanted: AtomicBool::new(false),
             counts: OnceLock::new(),
         }
+    }
+
+    pub fn socket(&self) -> &Socket {
+        &self.peer.socket
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -128,7 +89,7 @@ impl Link {
             let Some(first) = queue.waiting.front_mut() else {
                 break true;
             };
-            if !self.socket.send_some(&mut first.out) {
+            if !self.socket().send_some(&mut first.out) {
                 break false;
             }
             let sent = queue.waiting.pop_front().expect("it has a front");
@@ -138,13 +99,9 @@ impl Link {
                 self.tickets.fetch_sub(1, Ordering::SeqCst);
             }
         };
-        self.queued.store(queue.waiting.len(), Ordering::SeqCst);
+        let queued = queue.waiting.len();
+        self.peer.queued.store(queued, Ordering::SeqCst);
         all
-    }
-
-    /// Whether it holds what it holds because of its client, and not because of its backend.
-    pub fn waits_for_client(&self) -> bool {
-        self.expects.load(Ordering::SeqCst) || self.queued.load(Ordering::SeqCst) > 0
     }
 
     /// Count an answer, if it is an error.
@@ -215,7 +172,7 @@ impl Ticket {
         let ticket = self.hold.take();
         let all = self.link.send_parcel(Some(Parcel { out, ticket }));
         if !all || self.link.wanted.load(Ordering::SeqCst) {
-            self.link.socket.wake();
+            self.link.socket().wake();
         }
     }
 }

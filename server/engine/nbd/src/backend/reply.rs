@@ -3,7 +3,7 @@
 //! Where the client took structured replies, data and holes are chunks of their own; elsewhere, and where it forbade
 //! fragments, a read's reply is one body in which holes are zeros. Backends need not know which.
 
-use super::{Context, Head};
+use super::request::{Context, Contexts};
 use crate::protocol::{Chunk, Errno, SimpleReply, chunk, command};
 use crate::wire::{Mark, Out};
 
@@ -13,6 +13,32 @@ const DATA_HEADER: usize = Chunk::SIZE + 8;
 const HOLE_CHUNK: usize = Chunk::SIZE + 12;
 /// Most extents of one context in a reply.
 const MOST_EXTENTS: usize = 4096;
+
+/// What the reply to a request must know of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    pub cookie: u64,
+    pub command: u16,
+    pub offset: u64,
+    pub length: u32,
+    /// The client takes structured replies.
+    pub structured: bool,
+    /// A read's reply must not be cut.
+    pub whole: bool,
+    /// One extent a context is enough.
+    pub one: bool,
+    pub contexts: Contexts,
+}
+
+impl Head {
+    /// The number of a context on the wire.
+    pub fn context_id(context: Context) -> u32 {
+        match context {
+            Context::Allocation => 1,
+            Context::Private => 2,
+        }
+    }
+}
 
 /// Where a read's data, or the extents of block status, go.
 pub struct Reply<'o> {

@@ -24,9 +24,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use tmem_core::{CLUSTER, Error, FRAME, Fetch, Kind, Oid, Outcome, Pool, PoolSettings, Store};
 
 use crate::backend::{
-    Backend, Client, Context, ExportInfo, Later, Refusal, Reply, Request, Resolver, Served,
+    Backend, Client, Context, ExportInfo, Later, Refusal, Reply, Request, Resolver, Served, briefly,
 };
-use crate::backends::pool_device::briefly;
 use crate::protocol::{Errno, allocation};
 
 /// The meta context that stands for holes being misses.

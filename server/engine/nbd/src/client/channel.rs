@@ -6,7 +6,7 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::Stream;
+use super::endpoint::Stream;
 use crate::tls::TlsSession;
 
 /// Encrypted bytes received at once.

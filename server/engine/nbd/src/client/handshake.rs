@@ -11,12 +11,48 @@ use rustls::pki_types::ServerName;
 
 use super::channel::Channel;
 use super::endpoint::Endpoint;
-use super::{ClientTls, ConnectError, Opened};
 use crate::protocol::{
     MAX_STRING, OPTION_MAGIC, OptionReply, OptionRequest, SERVER_MAGIC, handshake, info, option,
     reply, transmission,
 };
-use crate::tls::{TlsSession, explain};
+use crate::tls::{ClientTls, TlsSession, explain};
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The server's words.
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    Protocol(String),
+    /// Why the two do not trust one another.
+    #[error("{0}")]
+    Tls(String),
+}
+
+/// What the server said of the export.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    pub size: u64,
+    /// As in [`transmission`].
+    pub flags: u16,
+    /// Block sizes; 0 where the server names none.
+    pub minimum: u32,
+    pub preferred: u32,
+    pub maximum: u32,
+    pub description: String,
+    pub structured: bool,
+    /// The meta contexts that the export has, by number.
+    pub contexts: Vec<(u32, String)>,
+}
+
+impl Opened {
+    pub fn can(&self, flag: u16) -> bool {
+        self.flags & flag != 0
+    }
+}
 
 /// Longest reply to an option that is read, in bytes.
 const LONGEST: u32 = 64 << 10;

@@ -12,13 +12,16 @@
 //! Locking: `sending`, then `table`.
 
 mod channel;
+mod command;
 mod endpoint;
 mod handshake;
 mod receive;
 mod table;
 
 pub use crate::tls::ClientTls;
+pub use command::{Answer, Command, Done, Failure};
 pub use endpoint::{Endpoint, Stream, Uri};
+pub use handshake::{ConnectError, Opened};
 
 use std::io::{self, IoSlice, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,45 +29,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::protocol::{Errno, RequestHeader, command, flag};
+use crate::protocol::{self, RequestHeader};
 use channel::Channel;
+use command::head;
 use handshake::Secure;
 use table::Table;
 
 /// Parts of what is sent that are handed to the system at once.
 const MOST_PARTS: usize = 512;
-
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// The server's words.
-    #[error("{0}")]
-    Refused(String),
-    #[error("{0}")]
-    Protocol(String),
-    /// Why the two do not trust one another.
-    #[error("{0}")]
-    Tls(String),
-}
-
-/// Why a command has no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    Errno(Errno),
-    TimedOut,
-    Broken,
-}
-
-/// What a command brought. Only a read brings bytes; in `holes` (offset from the read's start, and length) they are zeros.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Answer {
-    pub data: Vec<u8>,
-    pub holes: Vec<(u32, u32)>,
-}
-
-pub type Done = Box<dyn FnOnce(Result<Answer, Failure>) + Send>;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -90,52 +62,6 @@ impl Default for Options {
             tick: Duration::from_millis(10),
         }
     }
-}
-
-/// What the server said of the export.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Opened {
-    pub size: u64,
-    /// As in [`transmission`].
-    pub flags: u16,
-    /// Block sizes; 0 where the server names none.
-    pub minimum: u32,
-    pub preferred: u32,
-    pub maximum: u32,
-    pub description: String,
-    pub structured: bool,
-    /// The meta contexts that the export has, by number.
-    pub contexts: Vec<(u32, String)>,
-}
-
-impl Opened {
-    pub fn can(&self, flag: u16) -> bool {
-        self.flags & flag != 0
-    }
-}
-
-/// What may be asked.
-#[derive(Clone, Copy, Debug)]
-pub enum Command<'a> {
-    Read {
-        offset: u64,
-        length: u32,
-    },
-    Write {
-        offset: u64,
-        data: &'a [u8],
-        fua: bool,
-    },
-    Trim {
-        offset: u64,
-        length: u32,
-    },
-    WriteZeroes {
-        offset: u64,
-        length: u32,
-        no_hole: bool,
-    },
-    Flush,
 }
 
 /// A connection to one export. Safe to use from many threads; closed when dropped.
@@ -239,7 +165,7 @@ impl Client {
     /// Say good-bye and close. What is under way fails as broken.
     pub fn close(&self) {
         if !self.is_broken() {
-            let header = head(command::DISC, 0, 0, 0, 0).bytes();
+            let header = head(protocol::command::DISC, 0, 0, 0, 0).bytes();
             let _guard = self.wire.sending.lock();
             let _ = (&self.wire.stream).write(&header);
         }
@@ -288,46 +214,6 @@ fn bounded<T>(
             other => other,
         }
     })
-}
-
-fn head(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> RequestHeader {
-    RequestHeader {
-        flags,
-        command,
-        cookie,
-        offset,
-        length,
-    }
-}
-
-impl Command<'_> {
-    fn header(&self, cookie: u64) -> RequestHeader {
-        let with = |condition: bool, flag: u16| if condition { flag } else { 0 };
-        match *self {
-            Command::Read { offset, length } => head(command::READ, 0, cookie, offset, length),
-            Command::Write { offset, data, fua } => {
-                let length = data.len() as u32;
-                head(command::WRITE, with(fua, flag::FUA), cookie, offset, length)
-            }
-            Command::Trim { offset, length } => head(command::TRIM, 0, cookie, offset, length),
-            Command::WriteZeroes {
-                offset,
-                length,
-                no_hole,
-            } => {
-                let flags = with(no_hole, flag::NO_HOLE);
-                head(command::WRITE_ZEROES, flags, cookie, offset, length)
-            }
-            Command::Flush => head(command::FLUSH, 0, cookie, 0, 0),
-        }
-    }
-
-    fn payload(&self) -> &[u8] {
-        match self {
-            Command::Write { data, .. } => data,
-            _ => &[],
-        }
-    }
 }
 
 impl Wire {

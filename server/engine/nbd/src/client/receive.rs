@@ -4,9 +4,10 @@
 
 use std::io::{self, BufReader, Read};
 
+use super::Wire;
 use super::channel::Channel;
+use super::command::Failure;
 use super::table::Gathered;
-use super::{Failure, Wire};
 use crate::protocol::{Chunk, Errno, SimpleReply, chunk};
 
 /// Longest text of an error, in bytes.
@@ -16,7 +17,7 @@ const MOST_CHUNKS: usize = 1 << 16;
 
 type Reader<'s> = BufReader<&'s Channel>;
 
-fn nonsense() -> io::Error {
+fn malformed() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the reply makes no sense")
 }
 
@@ -46,16 +47,16 @@ impl Wire {
         reader.read_exact(&mut head[SimpleReply::SIZE..])?;
         match Chunk::parse(&head).filter(|_| self.structured) {
             Some(chunk) => self.chunk(reader, chunk),
-            None => Err(nonsense()),
+            None => Err(malformed()),
         }
     }
 
     fn simple(&self, reader: &mut Reader<'_>, reply: SimpleReply) -> io::Result<()> {
-        let mut gathered = self.table.take(reply.cookie).ok_or_else(nonsense)?;
+        let mut gathered = self.table.take(reply.cookie).ok_or_else(malformed)?;
         gathered.failure = Errno::from_number(reply.error).map(Failure::Errno);
         if gathered.failure.is_none() && gathered.length > 0 {
             if self.structured {
-                return Err(nonsense()); // a read that went well must then have a structured reply
+                return Err(malformed()); // a read that went well must then have a structured reply
             }
             let length = gathered.length;
             data(reader, &mut gathered, 0, length)?;
@@ -65,14 +66,14 @@ impl Wire {
     }
 
     fn chunk(&self, reader: &mut Reader<'_>, head: Chunk) -> io::Result<()> {
-        let mut gathered = self.table.take(head.cookie).ok_or_else(nonsense)?;
+        let mut gathered = self.table.take(head.cookie).ok_or_else(malformed)?;
         fill(reader, &mut gathered, head)?;
         if head.flags & chunk::DONE == 0 {
             self.table.put_back(head.cookie, gathered);
         } else if gathered.complete() {
             self.table.finish(head.cookie, gathered);
         } else {
-            return Err(nonsense());
+            return Err(malformed());
         }
         Ok(())
     }
@@ -98,10 +99,10 @@ fn fill(reader: &mut Reader<'_>, gathered: &mut Gathered, head: Chunk) -> io::Re
             let rest = u64::from(head.length - 4);
             match io::copy(&mut reader.take(rest), &mut io::sink())? {
                 copied if copied == rest => Ok(()),
-                _ => Err(nonsense()),
+                _ => Err(malformed()),
             }
         }
-        _ => Err(nonsense()),
+        _ => Err(malformed()),
     }
 }
 
@@ -118,13 +119,13 @@ fn offset(reader: &mut Reader<'_>, gathered: &Gathered) -> io::Result<u32> {
     let at = u64::from_be_bytes(bytes).checked_sub(gathered.offset);
     at.filter(|at| *at < u64::from(gathered.length))
         .map(|at| at as u32)
-        .ok_or_else(nonsense)
+        .ok_or_else(malformed)
 }
 
 fn cover(gathered: &mut Gathered, at: u32, length: u32) -> io::Result<()> {
     let fits = length > 0 && u64::from(at) + u64::from(length) <= u64::from(gathered.length);
     if !fits || gathered.covered.len() == MOST_CHUNKS {
-        return Err(nonsense());
+        return Err(malformed());
     }
     if gathered.answer.data.is_empty() {
         gathered.answer.data = vec![0; gathered.length as usize];

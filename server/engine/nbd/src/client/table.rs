@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Answer, Done, Failure};
+use super::command::{Answer, Done, Failure};
 
 #[derive(Default)]
 pub struct Table {

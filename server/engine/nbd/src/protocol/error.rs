@@ -1,5 +1,7 @@
 //! The errors that NBD can carry.
 
+use std::io;
+
 /// An error of a command, as its reply names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Errno {
@@ -38,6 +40,11 @@ impl Errno {
         let known = Self::ALL.iter().find(|(_, n)| *n == number);
         (number != 0).then(|| known.map_or(Errno::Invalid, |(errno, _)| *errno))
     }
+}
+
+/// Ends a connection without a word to its client, who broke the rules or is gone.
+pub(crate) fn disconnect() -> io::Error {
+    io::ErrorKind::InvalidData.into()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod error;
 mod header;
 
 pub use error::Errno;
+pub(crate) use error::disconnect;
 pub use header::{Chunk, OptionReply, OptionRequest, RequestHeader, SimpleReply};
 
 /// First words of a server.

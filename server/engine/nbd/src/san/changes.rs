@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::cache::puts::Put;
+use super::cache::put_queue::Put;
+use super::shared::{Busy, Shared};
 use super::stripes::{Changing, GROUP};
 use super::volume::backing::Change;
-use super::{Busy, Shared};
 use crate::backend::Ticket;
 use crate::protocol::Errno;
 

@@ -95,6 +95,22 @@ impl Histogram {
     }
 }
 
+/// How a gateway is doing.
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub counters: Vec<(&'static str, u64)>,
+    /// Why the cache is not used; None: it is.
+    pub cache_down: Option<String>,
+    /// Why the SAN does not answer; None: it does, as far as is known.
+    pub san_down: Option<String>,
+    /// Mean microseconds of short reads, lately.
+    pub cache_micros: u64,
+    pub san_micros: u64,
+    /// See [`Histogram::read`]: reads that the cache answered, and that the SAN did.
+    pub hit_latency: (Vec<(u64, u64)>, u64, u64),
+    pub miss_latency: (Vec<(u64, u64)>, u64, u64),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

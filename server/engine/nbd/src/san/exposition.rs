@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::Status;
+use super::counters::Status;
 
 const GAUGES: [(&str, &str); 4] = [
     ("cache_up", "Whether the cache is used."),

@@ -26,29 +26,32 @@
 //! **First do no harm.** A cache read has a bound that follows the SAN's own latency; beyond it the SAN answers. A cache
 //! that is slower than the SAN, or late several times in a row, is left alone and tried now and then: see `cache::usefulness`. Pages
 //! that were surely never put are not asked for, and where hits are rare both are asked at once. Puts wait for nobody and
-//! nobody waits for puts: see `cache::puts`. Scans are not put, and of a working set that does not fit only part is.
+//! nobody waits for puts: see `putting`. Scans are not put, and of a working set that does not fit only part is.
 //!
-//! Layers, lower first: `stripes`, `counters`, `readahead`; `volume` and `cache`; `reads`, `changes`; the gateway. Locking: a stripe,
+//! Layers, lower first: `stripes`, `counters`, `readahead`; `volume` and `cache`; `shared`; `reads`, `changes`, `putting`; the gateway. Locking: a stripe,
 //! then `cache::link`, the queue of puts or the buffer.
 
+mod bytes;
 mod cache;
 mod changes;
 mod counters;
 mod exposition;
+mod putting;
 mod readahead;
 mod reads;
+mod shared;
 mod stripes;
 mod volume;
 
 pub use cache::link::CacheAddress;
-pub use counters::Histogram;
+pub use counters::{Histogram, Status};
 pub use exposition::exposition;
 pub use volume::backing::{Backing, Change, Changed, FileBacking, Lost, Read};
 pub use volume::register::{Register, default_state};
 pub use volume::remote::NbdBacking;
 pub use volume::tokens::Tokens;
 
-use std::io::{self, Read as _};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -56,12 +59,14 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, ExportInfo, Later, Reply, Request, Served};
 use crate::protocol::Errno;
+use bytes::random;
 use cache::link::{Generation, Link};
 use cache::presence::Seen;
-use cache::puts::Puts;
+use cache::put_queue::Puts;
 use cache::usefulness::Judge;
 use counters::Counters;
 use readahead::buffer::Ahead;
+use shared::{Busy, Shared};
 use stripes::Stripes;
 use volume::register::Hold;
 use volume::tokens::Voided;
@@ -92,31 +97,6 @@ pub enum Volume {
     Exclusive { tokens: Option<Tokens> },
 }
 
-/// What all threads of a gateway share.
-pub(crate) struct Shared {
-    backing: Arc<dyn Backing>,
-    link: Arc<Link>,
-    stripes: Stripes,
-    puts: Puts,
-    ahead: Ahead,
-    judge: Arc<Judge>,
-    seen: Arc<Seen>,
-    counters: Arc<Counters>,
-    hit_latency: Histogram,
-    miss_latency: Histogram,
-    size: AtomicU64,
-    /// What a shared volume was when it was opened.
-    fingerprint: Option<String>,
-    /// Of the cache, in bytes.
-    page: u64,
-    /// Pages read in a row that make a scan.
-    scan: u64,
-    read_only: bool,
-    /// Requests under way.
-    busy: AtomicU64,
-    stopped: AtomicBool,
-}
-
 /// A volume with its cache. Serve it by a [`crate::Server`]; detach, or drop it as a crash would.
 pub struct Gateway {
     shared: Arc<Shared>,
@@ -124,22 +104,6 @@ pub struct Gateway {
     register: Option<Register>,
     warm: bool,
     _holds: Vec<Hold>,
-}
-
-/// How a gateway is doing.
-#[derive(Clone, Debug)]
-pub struct Status {
-    pub counters: Vec<(&'static str, u64)>,
-    /// Why the cache is not used; None: it is.
-    pub cache_down: Option<String>,
-    /// Why the SAN does not answer; None: it does, as far as is known.
-    pub san_down: Option<String>,
-    /// Mean microseconds of short reads, lately.
-    pub cache_micros: u64,
-    pub san_micros: u64,
-    /// See [`Histogram::read`]: reads that the cache answered, and that the SAN did.
-    pub hit_latency: (Vec<(u64, u64)>, u64, u64),
-    pub miss_latency: (Vec<(u64, u64)>, u64, u64),
 }
 
 /// Under what name a volume's pages are cached to begin with.
@@ -230,7 +194,7 @@ impl Gateway {
         let spawn = |name: &str| thread::Builder::new().name(name.into());
         let lost = Arc::downgrade(&shared);
         shared.backing.watch(Box::new(move || forget_all(&lost)));
-        spawn("san-put").spawn(move || cache::puts::run(&putter))?;
+        spawn("san-put").spawn(move || putting::run(&putter))?;
         spawn("san-keep").spawn(move || link.keep(|| tend(&keeper)))?;
         Ok(Gateway {
             shared,
@@ -358,32 +322,8 @@ fn forget_all(shared: &Weak<Shared>) {
     shared.counters.san_sessions_lost.add(1);
 }
 
-/// Random bytes.
-pub(crate) fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    read.expect("the system has random numbers");
-    bytes
-}
-
 /// The volume as the server sees it.
 struct Export(Arc<Shared>);
-
-/// Counts a request as under way for as long as it lives.
-pub(crate) struct Busy(Arc<Shared>);
-
-impl Busy {
-    fn new(shared: &Arc<Shared>) -> Busy {
-        shared.busy.fetch_add(1, Ordering::SeqCst);
-        Busy(shared.clone())
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.busy.fetch_sub(1, Ordering::SeqCst);
-    }
-}
 
 impl Backend for Export {
     fn info(&self) -> ExportInfo {

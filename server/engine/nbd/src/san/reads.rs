@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::cache::link::Session;
-use super::cache::puts::Put;
+use super::cache::put_queue::Put;
 use super::changes::groups;
 use super::readahead::buffer::Fetch;
+use super::shared::{Busy, Shared};
 use super::stripes::Version;
-use super::{Busy, Shared};
 use crate::backend::Ticket;
 use crate::client::{Answer, Failure};
 use crate::protocol::Errno;

@@ -4,9 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Shared;
 use super::handshake::Handshake;
 use super::input::Input;
+use super::shared::Shared;
 use super::transmission::{End, Transmission};
 use crate::backend::{Client, Link};
 
@@ -31,13 +31,8 @@ pub fn run(shared: &Arc<Shared>, link: &Arc<Link>, client: Client, origin: Strin
     let mut transmission = Transmission::new(shared, link, &session, input);
     let end = transmission.run();
     transmission.finish();
-    link.socket.farewell();
+    link.socket().farewell();
     if !matches!(end, Ok(End::Farewell)) && !shared.stopping.load(Ordering::SeqCst) {
         shared.broken.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-/// The client broke the rules: it is told nothing, and the connection ends.
-pub fn nonsense() -> io::Error {
-    io::ErrorKind::InvalidData.into()
 }

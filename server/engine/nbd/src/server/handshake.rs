@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::Shared;
 use super::input::{Input, agree, wait};
 use super::options::{Query, parse_go, parse_query};
+use super::shared::Shared;
 use crate::backend::{Client, Context, Contexts, ExportInfo, Head, Link, Refusal};
 use crate::exports::{HANDOVER, Opened};
 use crate::protocol::{
@@ -120,8 +120,8 @@ impl<'c> Handshake<'c> {
     }
 
     fn send(&mut self) -> io::Result<()> {
-        while !self.link.socket.send_some(&mut self.out) {
-            wait(&self.link.socket, true, self.deadline)?;
+        while !self.link.socket().send_some(&mut self.out) {
+            wait(self.link.socket(), true, self.deadline)?;
         }
         self.out.clear();
         Ok(())
@@ -129,7 +129,7 @@ impl<'c> Handshake<'c> {
 
     /// The next `count` bytes; None at the end of the stream.
     fn take(&mut self, count: usize) -> io::Result<Option<Vec<u8>>> {
-        if !self.input.need(&self.link.socket, count, self.deadline)? {
+        if !self.input.need(self.link.socket(), count, self.deadline)? {
             return Ok(None);
         }
         let bytes = self.input.peek(count).map(<[u8]>::to_vec);
@@ -140,7 +140,7 @@ impl<'c> Handshake<'c> {
     /// Pass over bytes that nobody wants.
     fn skip(&mut self, mut count: usize) -> io::Result<bool> {
         while count > 0 {
-            if !self.input.need(&self.link.socket, 1, self.deadline)? {
+            if !self.input.need(self.link.socket(), 1, self.deadline)? {
                 return Ok(false);
             }
             let some = self.input.len().min(count);
@@ -223,7 +223,7 @@ impl<'c> Handshake<'c> {
         let early = self.input.peek(self.input.len()).map(<[u8]>::to_vec);
         let early = early.unwrap_or_default();
         self.input.consume(early.len());
-        let session = agree(&self.link.socket, session, early, self.deadline);
+        let session = agree(self.link.socket(), session, early, self.deadline);
         self.kept_out = match &session {
             Ok(Some(_)) => None,
             Ok(None) => Some(
@@ -246,7 +246,7 @@ impl<'c> Handshake<'c> {
         }
         self.client.tls = true;
         (self.structured, self.chosen) = (false, None);
-        self.link.socket.encrypt(session);
+        self.link.socket().encrypt(session);
         Ok(Next::On)
     }
 

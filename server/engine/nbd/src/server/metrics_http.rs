@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::Renewal;
 use super::input::{agree, wait};
 use super::listen::{Accepted, Listen, Listener, Waker};
+use super::shared::Renewal;
 use crate::tls::{Tls, TlsSession};
 use crate::wire::Out;
 use crate::wire::Socket;

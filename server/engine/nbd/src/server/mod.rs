@@ -10,73 +10,33 @@ mod listen;
 mod metrics_http;
 mod options;
 mod seats;
+mod shared;
 mod transmission;
 
 pub use listen::{Listen, is_loopback};
 pub use metrics_http::Scrapes;
 pub use seats::Limits;
+pub use shared::{Renewal, Reporter, Settings};
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::backend::{Budget, Client, Link};
+use crate::backend::{Client, Link};
 use crate::exports::Exports;
 use crate::tls::Tls;
 use crate::wire::Socket;
-use listen::{Accepted, Listener, Waker};
+use listen::{Accepted, Listener};
 use seats::Seats;
+use shared::Shared;
 
 /// The number of the last connection: servers may share exports, which tell connections apart by it.
 static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
 /// How long threads have to notice that their sockets are closed: after the grace, and before one more is accepted.
 const LAST_CALL: Duration = Duration::from_secs(1);
-
-/// How a server behaves.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub limits: Limits,
-    /// How long a client may take from connecting to opening an export.
-    pub handshake_timeout: Duration,
-    /// How long a connection looks for the next request before it sleeps: fewer wake-ups for more CPU. Zero: never.
-    pub poll: Duration,
-    /// After this long without a sign of life a TCP peer is taken for gone.
-    pub peer_timeout: Duration,
-    /// Requests of a connection that wait for their backend at once, and bytes of them.
-    pub max_waiting: usize,
-    pub max_waiting_bytes: usize,
-    /// Memory for what is large, of all connections together. Servers may share it.
-    pub budget: Arc<Budget>,
-    /// None: no TLS.
-    pub tls: Option<Tls>,
-    /// Other machines may reach it without TLS.
-    pub insecure: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            limits: Limits::default(),
-            handshake_timeout: Duration::from_secs(10),
-            poll: Duration::ZERO,
-            peer_timeout: Duration::from_secs(20),
-            max_waiting: 256,
-            max_waiting_bytes: 64 << 20,
-            budget: Arc::default(),
-            tls: None,
-            insecure: false,
-        }
-    }
-}
-
-/// What TLS is to be from now on, as when certificates were renewed; None: what it was.
-pub type Renewal = dyn Fn() -> Option<Tls> + Send;
-
-/// Told of each client that TLS kept out: its address, and why.
-pub type Reporter = dyn Fn(&str, &str) + Send + Sync;
 
 /// What a server did since it was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,24 +65,6 @@ pub struct Server {
     shared: Arc<Shared>,
     addresses: Vec<String>,
     acceptor: Option<JoinHandle<()>>,
-}
-
-/// What the threads of a server share.
-pub struct Shared {
-    pub exports: Arc<Exports>,
-    pub settings: Settings,
-    pub stopping: AtomicBool,
-    pub not_opened: AtomicU64,
-    pub broken: AtomicU64,
-    pub timed_out: AtomicU64,
-    pub kept_out: AtomicU64,
-    pub seats: Seats,
-    tls: RwLock<Option<Tls>>,
-    renewal: Mutex<Option<Box<Renewal>>>,
-    reporter: OnceLock<Box<Reporter>>,
-    accepted: AtomicU64,
-    turned_away: AtomicU64,
-    waker: Waker,
 }
 
 impl Server {
@@ -239,10 +181,12 @@ impl Server {
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.shared.waker.wake();
         let _ = acceptor.join();
-        self.shared.seats.each(|link| link.socket.stop_receiving());
+        self.shared
+            .seats
+            .each(|link| link.socket().stop_receiving());
         let graceful = self.shared.seats.wait_for_end(grace);
         if !graceful {
-            self.shared.seats.each(|link| link.socket.close());
+            self.shared.seats.each(|link| link.socket().close());
             self.shared.seats.wait_for_end(LAST_CALL);
         }
         graceful
@@ -256,36 +200,6 @@ impl Drop for Server {
 }
 
 impl Shared {
-    pub fn tls(&self) -> Option<Tls> {
-        let tls = self.tls.read();
-        tls.unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_tls(&self, tls: Option<Tls>) {
-        let place = self.tls.write();
-        *place.unwrap_or_else(PoisonError::into_inner) = tls;
-    }
-
-    fn renewal(&self) -> MutexGuard<'_, Option<Box<Renewal>>> {
-        self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What TLS is for the handshake that begins now. Held while asked, so that no older answer comes after a newer one.
-    pub fn newest_tls(&self) -> Option<Tls> {
-        let renewal = self.renewal();
-        if let Some(renewed) = renewal.as_ref().and_then(|renewal| renewal()) {
-            self.set_tls(Some(renewed));
-        }
-        self.tls()
-    }
-
-    /// A client was kept out by TLS.
-    pub fn report(&self, address: &str, why: &str) {
-        if let Some(reporter) = self.reporter.get() {
-            reporter(address, why);
-        }
-    }
-
     /// Accept until the server stops.
     fn accept(self: &Arc<Shared>, listener: &Listener) {
         while !self.stopping.load(Ordering::SeqCst) {

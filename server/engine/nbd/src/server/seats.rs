@@ -101,7 +101,7 @@ impl Seats {
             && let Some(guest) = oldest_of_most(&mut table)
         {
             guest.stage = Stage::Dropped;
-            guest.link.socket.close();
+            guest.link.socket().close();
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
         true
@@ -169,7 +169,7 @@ impl Seats {
 
     pub fn leave(&self, id: u64) {
         if let Some(guest) = self.table().remove(&id) {
-            guest.link.socket.close();
+            guest.link.socket().close();
         }
         self.left.notify_all();
     }

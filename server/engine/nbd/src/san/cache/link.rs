@@ -25,6 +25,7 @@ use super::presence::Seen;
 use super::usefulness::Judge;
 use crate::backends::cache_object::{CONTEXT, PREFIX};
 use crate::client::{Client, ClientTls, Command, ConnectError, Done, Endpoint, Failure, Options};
+use crate::san::bytes::{hex, random};
 use crate::san::counters::Counters;
 
 /// Between two tries to bring the cache up, doubled each time.
@@ -331,7 +332,7 @@ impl Link {
     /// A new object. Nothing is up.
     fn regenerate(&self, state: &mut State) {
         state.generation = Generation {
-            object: crate::san::random(),
+            object: random(),
             instance: None,
         };
         state.owed.clear();
@@ -443,7 +444,7 @@ impl Link {
         drop(state);
         let mut name = format!("{PREFIX}{}/{}", self.address.pool, hex(&generation.object));
         if !self.shared {
-            name = format!("{name}/{}", hex(&crate::san::random::<16>()));
+            name = format!("{name}/{}", hex(&random::<16>()));
         }
         let changes = self.open(&name)?;
         let instance = changes.opened().description.clone();
@@ -576,9 +577,4 @@ impl Link {
             }
         }
     }
-}
-
-/// Bytes as hex digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -3,5 +3,5 @@
 pub mod link;
 pub mod pending_flushes;
 pub mod presence;
-pub mod puts;
+pub mod put_queue;
 pub mod usefulness;

@@ -16,8 +16,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::san::cache::link::hex;
-use crate::san::random;
+use crate::san::bytes::{hex, random};
 
 const MAGIC: &str = "tmem san mark 1";
 /// Longest file that is read here, in bytes.

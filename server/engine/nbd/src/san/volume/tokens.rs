@@ -19,7 +19,8 @@ use std::time::Duration;
 use super::backing::Backing;
 use super::register::{Mark, Register, at, file_name, make_folder, read, store, sync};
 use super::sample::sample;
-use crate::san::cache::link::{Generation, hex};
+use crate::san::bytes::hex;
+use crate::san::cache::link::Generation;
 
 const MAGIC: &str = "tmem san token 1";
 /// Stands for the fingerprint of a volume that has none, before the mark's id.

@@ -6,26 +6,24 @@
 mod check;
 mod parked;
 mod polling;
+mod sending;
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Shared;
-use super::connection::nonsense;
 use super::handshake::Session;
 use super::input::Input;
+use super::shared::Shared;
 use crate::backend::{Backend, Head, Hold, Later, Link, Reply, Request, Served};
 use crate::exports::Others;
-use crate::protocol::{Errno, RequestHeader, command, flag};
+use crate::protocol::{Errno, RequestHeader, command, disconnect, flag};
 use crate::wire::Out;
 use check::{Checks, is_write};
 use parked::{Parked, Pauses, request_of};
 use polling::Polling;
 
-/// Replies of more bytes than this begin to be sent before the next request is looked at.
-const SEND_AT: usize = 64 << 10;
 /// With more bytes than this not yet taken by the client, nothing more is served.
 const HOLD_AT: usize = 1 << 20;
 /// Bytes of a write handed over at once, at most: they are compressed while the next are on their way, and while the
@@ -92,12 +90,12 @@ impl<'c> Transmission<'c> {
                 return if whole {
                     Ok(End::Closed)
                 } else {
-                    Err(nonsense())
+                    Err(disconnect())
                 };
             }
             let head = self.input.peek(RequestHeader::SIZE);
             let head = head.and_then(|head| RequestHeader::parse(head.try_into().ok()?));
-            let header = head.ok_or_else(nonsense)?;
+            let header = head.ok_or_else(disconnect)?;
             self.input.consume(RequestHeader::SIZE);
             if header.command == command::DISC {
                 return Ok(End::Farewell);
@@ -121,7 +119,7 @@ impl<'c> Transmission<'c> {
             if drained && self.link.tickets.load(Ordering::SeqCst) == 0 {
                 break;
             }
-            alive &= self.link.socket.wait(!drained, false, None).is_ok();
+            alive &= self.link.socket().wait(!drained, false, None).is_ok();
         }
     }
 
@@ -141,7 +139,7 @@ impl<'c> Transmission<'c> {
         if is_write(header.command) && !self.settled {
             self.settled = true;
             if !self.others.settle() {
-                return Err(nonsense());
+                return Err(disconnect());
             }
         }
         match (checked, header.command) {
@@ -157,7 +155,7 @@ impl<'c> Transmission<'c> {
                 Ok(())
             }
             (Err(errno), command) => {
-                // A client takes a reply to what it has not wholly sent for nonsense.
+                // A client takes a reply to what it has not wholly sent for disconnect.
                 if command == command::WRITE {
                     self.skip(header.length)?;
                 }
@@ -181,11 +179,11 @@ impl<'c> Transmission<'c> {
             let block = self.session.info.preferred_block;
             let length = self.piece(offset, left, WRITTEN_AT_ONCE.max(block));
             let mut hold = self.hold(length)?;
-            self.link.expects.store(true, Ordering::SeqCst);
+            self.link.peer.expects.store(true, Ordering::SeqCst);
             let whole = self.need(length as usize);
-            self.link.expects.store(false, Ordering::SeqCst);
+            self.link.peer.expects.store(false, Ordering::SeqCst);
             if !whole? {
-                return Err(nonsense());
+                return Err(disconnect());
             }
             let last = length == left;
             let mut pauses = Pauses::default();
@@ -208,7 +206,7 @@ impl<'c> Transmission<'c> {
                     }
                 }
                 let _ = reply.finish_piece(Err(Errno::Again));
-                hold = later.hold().ok_or_else(nonsense)?;
+                hold = later.hold().ok_or_else(disconnect)?;
                 if length == header.length && self.parked.len() < MOST_PARKED {
                     self.parked.push_back(Parked::new(header, head, data, hold));
                     self.input.consume(length as usize);
@@ -276,7 +274,7 @@ impl<'c> Transmission<'c> {
                 }
                 Served::Now(Err(Errno::Again)) => {
                     let _ = reply.finish_piece(Err(Errno::Again));
-                    hold = later.hold().ok_or_else(nonsense)?;
+                    hold = later.hold().ok_or_else(disconnect)?;
                     self.pause(&mut pauses)?;
                     continue;
                 }
@@ -300,10 +298,10 @@ impl<'c> Transmission<'c> {
     fn retry(&mut self) -> io::Result<()> {
         while let Some(mut parked) = self.parked.pop_front() {
             if !self.others.settle() {
-                return Err(nonsense());
+                return Err(disconnect());
             }
             let mut reply = Reply::new(&mut self.out, parked.head);
-            let hold = parked.hold.take().ok_or_else(nonsense)?;
+            let hold = parked.hold.take().ok_or_else(disconnect)?;
             let later = Later::new(self.link, parked.head, hold);
             match self.backend.serve(parked.request(), &mut reply, &later) {
                 Served::Later => self.late = true,
@@ -322,52 +320,12 @@ impl<'c> Transmission<'c> {
     /// The backend cannot now: wait a little, until the connection ends. What is answered goes out before.
     fn pause(&mut self, pauses: &mut Pauses) -> io::Result<()> {
         self.flush()?;
-        let socket = &self.link.socket;
+        let socket = self.link.socket();
         if socket.is_closed() || socket.is_hung_up() || self.is_stopping() {
-            return Err(nonsense());
+            return Err(disconnect());
         }
         let drained = !self.late || self.link.send(None);
         socket.wait(!drained, false, Some(pauses.next()))
-    }
-
-    /// Have memory for so many bytes; waits in line where the server has no more.
-    fn hold(&mut self, bytes: u32) -> io::Result<Hold> {
-        let (link, bytes) = (self.link, bytes as usize);
-        if let Some(hold) = link.budget.try_take(link, bytes) {
-            return Ok(hold);
-        }
-        self.flush()?;
-        let place = link.budget.queue(link, bytes);
-        loop {
-            if let Some(hold) = place.granted() {
-                return Ok(hold);
-            }
-            if link.socket.is_closed() {
-                return Err(nonsense());
-            }
-            let drained = !self.late || link.send(None);
-            let limit = Some(link.budget.interval());
-            link.socket.wait(!drained, false, limit)?;
-            for address in link.budget.cut_off_stalled() {
-                let why = "it holds memory that others wait for, and neither sends nor takes";
-                self.shared.report(&address, why);
-            }
-        }
-    }
-
-    /// Send a reply that holds memory: every byte that the client takes shows.
-    fn send_held(&mut self) -> io::Result<()> {
-        if self.late {
-            return self.flush();
-        }
-        self.link.expects.store(true, Ordering::SeqCst);
-        let mut sent = Ok(());
-        while sent.is_ok() && !self.link.socket.send_some(&mut self.out) {
-            sent = self.link.socket.wait(true, false, None);
-        }
-        self.link.expects.store(false, Ordering::SeqCst);
-        self.out.clear();
-        sent
     }
 
     fn answer(&mut self, head: Head, result: Result<(), Errno>) {
@@ -394,7 +352,7 @@ impl<'c> Transmission<'c> {
         let mut left = length as usize;
         while left > 0 {
             if !self.need(1)? {
-                return Err(nonsense());
+                return Err(disconnect());
             }
             let some = self.input.len().min(left);
             self.input.consume(some);
@@ -405,7 +363,7 @@ impl<'c> Transmission<'c> {
 
     /// Have `count` bytes of input; false at the end of the stream. Before it waits, all that is answered is sent.
     fn need(&mut self, count: usize) -> io::Result<bool> {
-        if self.link.socket.is_closed() {
+        if self.link.socket().is_closed() {
             return Ok(false);
         }
         while self.input.len() < count {
@@ -428,7 +386,7 @@ impl<'c> Transmission<'c> {
     fn receive_beside(&mut self, count: usize) -> io::Result<Option<usize>> {
         let mut pauses = Pauses::default();
         while !self.parked.is_empty() {
-            if let Some(received) = self.input.receive(&self.link.socket, count, false)? {
+            if let Some(received) = self.input.receive(self.link.socket(), count, false)? {
                 return Ok(Some(received));
             }
             if self.is_stopping() {
@@ -438,7 +396,7 @@ impl<'c> Transmission<'c> {
             self.flush()?;
             let drained = !self.late || self.link.send(None);
             let pause = Some(pauses.next());
-            self.link.socket.wait(!drained, true, pause)?;
+            self.link.socket().wait(!drained, true, pause)?;
         }
         Ok(None)
     }
@@ -450,75 +408,16 @@ impl<'c> Transmission<'c> {
         }
         let (link, input) = (self.link, &mut self.input);
         if !self.late {
-            let mut receive = |wait| input.receive(&link.socket, count, wait);
+            let mut receive = |wait| input.receive(link.socket(), count, wait);
             return self.polling.receive(&mut receive);
         }
         link.wanted.store(false, Ordering::SeqCst);
         loop {
-            if let Some(received) = input.receive(&link.socket, count, false)? {
+            if let Some(received) = input.receive(link.socket(), count, false)? {
                 return Ok(received);
             }
             let drained = link.send(None);
-            link.socket.wait(!drained, true, None)?;
+            link.socket().wait(!drained, true, None)?;
         }
-    }
-
-    /// Send some of what is answered, if it is much, while more is served.
-    fn push(&mut self) -> io::Result<()> {
-        if self.out.len() < SEND_AT {
-            return Ok(());
-        }
-        if self.late || self.out.len() >= HOLD_AT {
-            return self.flush();
-        }
-        if self.link.socket.send_some(&mut self.out) {
-            self.out.clear();
-        }
-        Ok(())
-    }
-
-    /// Send every reply; waits for a client that is slow to take them.
-    fn flush(&mut self) -> io::Result<()> {
-        if !self.late {
-            self.link.socket.send_all(&mut self.out)?;
-            self.out.clear();
-            return Ok(());
-        }
-        if !self.out.is_empty() {
-            let out = std::mem::replace(&mut self.out, self.link.spare());
-            self.drain(Some(out))?;
-        }
-        Ok(())
-    }
-
-    fn drain(&self, mut out: Option<Out>) -> io::Result<()> {
-        while !self.link.send(out.take()) {
-            self.link.socket.wait(true, false, None)?;
-        }
-        Ok(())
-    }
-
-    /// Wait until so few requests wait for the backend that another may.
-    fn make_way(&mut self) -> io::Result<()> {
-        let settings = &self.shared.settings;
-        let crowded = |link: &Link| {
-            link.tickets.load(Ordering::SeqCst) >= settings.max_waiting
-                || link.held.load(Ordering::SeqCst) >= settings.max_waiting_bytes
-        };
-        if !self.late || !crowded(self.link) {
-            return Ok(());
-        }
-        self.flush()?;
-        self.link.wanted.store(true, Ordering::SeqCst);
-        loop {
-            // What is sent here makes way too, and nobody wakes for it.
-            let drained = self.link.send(None);
-            if !crowded(self.link) {
-                break;
-            }
-            self.link.socket.wait(!drained, false, None)?;
-        }
-        self.link.wanted.store(false, Ordering::SeqCst);
-        Ok(())
     }
 }

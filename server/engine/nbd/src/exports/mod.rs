@@ -8,21 +8,25 @@
 //! That a connection is broken is known when the system knows it: of TCP, when the end of the stream has arrived.
 //! Locking: the table's lock is held for no I/O, and a backend is asked nothing but its `info` under it.
 
-use std::collections::BTreeMap;
+mod access;
+mod table;
+
+pub use access::{Access, Claim};
+pub use table::ExportStatus;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crate::backend::counts::{Counts, ExportCounters};
-use crate::backend::{Backend, Client, ExportInfo, Link, Refusal, Resolver};
+use crate::backend::{
+    Backend, Client, Counts, ExportCounters, ExportInfo, Link, Refusal, Resolver,
+};
 use crate::protocol::{MAX_DATA, MAX_STRING};
 use crate::wire::Socket;
+use table::{Entry, Key, Prefix, Seat, Table, clients, status};
 
 /// How long a client waits for the seat of a connection whose other end is gone.
 pub(crate) const HANDOVER: Duration = Duration::from_secs(2);
-
-/// Connections that an export with multi-conn has kept for the clients that it names.
-const KEPT_MULTI: usize = 4;
 
 /// Why a change of the table was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,95 +41,12 @@ pub enum ExportError {
     InUse { name: String, clients: usize },
 }
 
-/// Who may see and open an export.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Access {
-    #[default]
-    Everybody,
-    /// Clients of these names, as [`Client::name`] has them.
-    Identities(Vec<String>),
-}
-
-impl Access {
-    fn admits(&self, client: &Client) -> bool {
-        match self {
-            Access::Everybody => true,
-            Access::Identities(names) => names.iter().any(|name| name == client.name()),
-        }
-    }
-}
-
-/// What an export that a client opens means for the others.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Claim {
-    /// The export names its clients, and this one takes one of the seats that are kept for them.
-    pub own: bool,
-    /// Seats that are kept for the clients of others.
-    pub others: usize,
-}
-
-/// An export as it is now.
-#[derive(Clone, Debug)]
-pub struct ExportStatus {
-    pub name: String,
-    pub info: ExportInfo,
-    pub size: u64,
-    /// No new client is let in.
-    pub draining: bool,
-    pub clients: Vec<Client>,
-    pub counters: ExportCounters,
-}
-
 /// The exports of a process. Shared by its servers.
 #[derive(Default)]
 pub struct Exports {
     table: Mutex<Table>,
     /// A seat became free.
     freed: Condvar,
-}
-
-#[derive(Default)]
-struct Table {
-    named: BTreeMap<String, Entry>,
-    /// Exports under a prefix come and go with their clients; what is counted is counted together.
-    prefixes: BTreeMap<String, Prefix>,
-}
-
-struct Entry {
-    backend: Arc<dyn Backend>,
-    access: Access,
-    draining: bool,
-    counts: Arc<Counts>,
-    seats: Vec<Seat>,
-    /// How often somebody was seated.
-    seated: Arc<AtomicU64>,
-}
-
-struct Prefix {
-    resolver: Arc<dyn Resolver>,
-    counts: Arc<Counts>,
-    seats: Vec<Seat>,
-}
-
-struct Seat {
-    client: Client,
-    link: Arc<Link>,
-}
-
-impl Table {
-    fn seats(&mut self, key: &Key) -> Option<&mut Vec<Seat>> {
-        match key {
-            Key::Named(name) => self.named.get_mut(name).map(|entry| &mut entry.seats),
-            Key::Prefix(prefix) => self.prefixes.get_mut(prefix).map(|found| &mut found.seats),
-        }
-    }
-}
-
-/// Where a seat is.
-#[derive(Clone)]
-enum Key {
-    Named(String),
-    Prefix(String),
 }
 
 /// An export that a client has open. Dropped when all that came from the client is done.
@@ -179,10 +100,10 @@ impl Others {
             self.links = self.exports.links(name, &self.own);
         }
         let links: Vec<_> = self.links.iter().filter_map(Weak::upgrade).collect();
-        if !links.is_empty() && Socket::any_hung_up(links.iter().map(|link| &link.socket)) {
+        if !links.is_empty() && Socket::any_hung_up(links.iter().map(|link| link.socket())) {
             self.exports.wait_for_closed(name, &self.own);
         }
-        !self.own.socket.is_closed()
+        !self.own.socket().is_closed()
     }
 }
 
@@ -261,7 +182,10 @@ impl Exports {
                 let name = name.into();
                 return Err(ExportError::InUse { name, clients });
             }
-            entry.seats.iter().for_each(|seat| seat.link.socket.close());
+            entry
+                .seats
+                .iter()
+                .for_each(|seat| seat.link.socket().close());
             table = self.wait(table, Duration::from_millis(100));
         }
     }
@@ -299,7 +223,7 @@ impl Exports {
             if strangers.peek().is_none() {
                 break;
             }
-            strangers.for_each(|seat| seat.link.socket.close());
+            strangers.for_each(|seat| seat.link.socket().close());
             table = self.wait(table, Duration::from_millis(100));
         }
         Ok(())
@@ -496,7 +420,7 @@ impl Exports {
     fn wait_for_closed(&self, name: &str, own: &Link) {
         let mut table = self.table();
         while let Some(entry) = table.named.get(name) {
-            if entry.cut_off_closed() == 0 || own.socket.is_closed() {
+            if entry.cut_off_closed() == 0 || own.socket().is_closed() {
                 return;
             }
             table = self.wait(table, Duration::from_millis(100));
@@ -509,96 +433,6 @@ impl Exports {
         }
         self.freed.notify_all();
     }
-}
-
-impl Table {
-    fn full_name(&self, name: &str, client: &Client) -> String {
-        let mut seen = self.named.iter().filter(|(_, e)| e.access.admits(client));
-        match (name, seen.next(), seen.next()) {
-            ("", Some((only, _)), None) => only.clone(),
-            _ => name.into(),
-        }
-    }
-
-    fn resolver(&self, name: &str) -> Result<(String, Arc<dyn Resolver>), Refusal> {
-        let found = self
-            .prefixes
-            .iter()
-            .rfind(|(prefix, _)| name.starts_with(*prefix));
-        found
-            .map(|(prefix, entry)| (prefix.clone(), entry.resolver.clone()))
-            .ok_or_else(|| Refusal::Unknown(name.into()))
-    }
-}
-
-impl Entry {
-    /// Have nothing more begun of what came over connections that their clients closed; how many there are.
-    fn cut_off_closed(&self) -> usize {
-        let closed = self.seats.iter().filter(|s| s.link.socket.is_hung_up());
-        closed.map(|seat| seat.link.socket.close()).count()
-    }
-
-    fn no_seat(&self, name: &str, client: &Client, multi_conn: bool) -> Refusal {
-        // Where others are is not told.
-        let holder = &self.seats[0].client;
-        let holder = match holder.name() == client.name() {
-            true => &holder.address,
-            false => "another client",
-        };
-        Refusal::Policy(match multi_conn {
-            true => format!(
-                "export {name:?} is busy with what was asked over a connection that was closed"
-            ),
-            false => format!(
-                "export {name:?} is in use by {holder}, and allows one connection at a time"
-            ),
-        })
-    }
-
-    /// Connections of its clients that are not there and that others must leave room for.
-    fn kept(&self) -> usize {
-        let most = match self.access {
-            Access::Everybody => 0,
-            Access::Identities(_) if self.backend.info().multi_conn => KEPT_MULTI,
-            Access::Identities(_) => 1,
-        };
-        most.saturating_sub(self.seats.len())
-    }
-
-    /// Who has it open and may not.
-    fn strangers(&self) -> impl Iterator<Item = &Seat> {
-        let seats = self.seats.iter();
-        seats.filter(|seat| !self.access.admits(&seat.client))
-    }
-
-    fn admit(&self, name: &str, client: &Client) -> Result<(), Refusal> {
-        if !self.access.admits(client) {
-            return Err(Refusal::Unknown(name.into()));
-        }
-        if self.draining {
-            return Err(Refusal::Shutdown(format!(
-                "export {name:?} is being drained, and lets no new client in"
-            )));
-        }
-        Ok(())
-    }
-}
-
-fn clients(seats: &[Seat]) -> Vec<Client> {
-    seats.iter().map(|seat| seat.client.clone()).collect()
-}
-
-/// What the table knows of an export; its backend is asked for the rest with the table released.
-fn status((name, entry): (&String, &Entry)) -> (ExportStatus, Arc<dyn Backend>) {
-    let status = ExportStatus {
-        name: name.clone(),
-        info: ExportInfo::default(),
-        size: 0,
-        draining: entry.draining,
-        clients: clients(&entry.seats),
-        counters: entry.counts.read(),
-    };
-    (status, entry.backend.clone())
 }
 
 fn check_name(name: &str) -> Result<(), ExportError> {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tmem_core::{CLUSTER, Error, Fetched, FetchedPage, Oid, Pool, waiting_at_least};
 
-use crate::backends::pool_device::{PoolExport, waiting};
+use super::lock_wait::waiting;
 
 /// Locks that clusters share.
 const STRIPES: usize = 64;
@@ -42,17 +42,20 @@ impl Pages {
     }
 }
 
+type Forget = dyn Fn(&Arc<Snapshot>) + Send + Sync;
+
 /// A snapshot under way. Dropped, it ends.
 pub struct Saving {
     pub snapshot: Arc<Snapshot>,
-    pub(crate) export: Arc<PoolExport>,
     /// How long requests were held up by its beginning.
     pub paused: Duration,
+    /// Has the export keep no more for it.
+    pub(crate) forget: Box<Forget>,
 }
 
 impl Drop for Saving {
     fn drop(&mut self) {
-        self.export.forget(&self.snapshot);
+        (self.forget)(&self.snapshot);
         self.snapshot.end("it was ended");
     }
 }

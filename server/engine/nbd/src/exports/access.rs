@@ -1,0 +1,30 @@
+//! Who may open an export, and what that means for the connections of others.
+
+use crate::backend::Client;
+
+/// Who may see and open an export.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    #[default]
+    Everybody,
+    /// Clients of these names, as [`Client::name`] has them.
+    Identities(Vec<String>),
+}
+
+impl Access {
+    pub fn admits(&self, client: &Client) -> bool {
+        match self {
+            Access::Everybody => true,
+            Access::Identities(names) => names.iter().any(|name| name == client.name()),
+        }
+    }
+}
+
+/// What an export that a client opens means for the others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Claim {
+    /// The export names its clients, and this one takes one of the seats that are kept for them.
+    pub own: bool,
+    /// Seats that are kept for the clients of others.
+    pub others: usize,
+}

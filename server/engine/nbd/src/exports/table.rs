@@ -1,0 +1,157 @@
+//! What the exports of a process are, by name, and who is connected to them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use super::access::Access;
+use crate::backend::{
+    Backend, Client, Counts, ExportCounters, ExportInfo, Link, Refusal, Resolver,
+};
+
+/// Connections that an export with multi-conn has kept for the clients that it names.
+const KEPT_MULTI: usize = 4;
+
+/// An export as it is now.
+#[derive(Clone, Debug)]
+pub struct ExportStatus {
+    pub name: String,
+    pub info: ExportInfo,
+    pub size: u64,
+    /// No new client is let in.
+    pub draining: bool,
+    pub clients: Vec<Client>,
+    pub counters: ExportCounters,
+}
+
+#[derive(Default)]
+pub struct Table {
+    pub named: BTreeMap<String, Entry>,
+    /// Exports under a prefix come and go with their clients; what is counted is counted together.
+    pub prefixes: BTreeMap<String, Prefix>,
+}
+
+pub struct Entry {
+    pub backend: Arc<dyn Backend>,
+    pub access: Access,
+    pub draining: bool,
+    pub counts: Arc<Counts>,
+    pub seats: Vec<Seat>,
+    /// How often somebody was seated.
+    pub seated: Arc<AtomicU64>,
+}
+
+pub struct Prefix {
+    pub resolver: Arc<dyn Resolver>,
+    pub counts: Arc<Counts>,
+    pub seats: Vec<Seat>,
+}
+
+pub struct Seat {
+    pub client: Client,
+    pub link: Arc<Link>,
+}
+
+/// Where a seat is.
+#[derive(Clone)]
+pub enum Key {
+    Named(String),
+    Prefix(String),
+}
+
+impl Table {
+    pub fn seats(&mut self, key: &Key) -> Option<&mut Vec<Seat>> {
+        match key {
+            Key::Named(name) => self.named.get_mut(name).map(|entry| &mut entry.seats),
+            Key::Prefix(prefix) => self.prefixes.get_mut(prefix).map(|found| &mut found.seats),
+        }
+    }
+
+    pub fn full_name(&self, name: &str, client: &Client) -> String {
+        let mut seen = self.named.iter().filter(|(_, e)| e.access.admits(client));
+        match (name, seen.next(), seen.next()) {
+            ("", Some((only, _)), None) => only.clone(),
+            _ => name.into(),
+        }
+    }
+
+    pub fn resolver(&self, name: &str) -> Result<(String, Arc<dyn Resolver>), Refusal> {
+        let found = self
+            .prefixes
+            .iter()
+            .rfind(|(prefix, _)| name.starts_with(*prefix));
+        found
+            .map(|(prefix, entry)| (prefix.clone(), entry.resolver.clone()))
+            .ok_or_else(|| Refusal::Unknown(name.into()))
+    }
+}
+
+impl Entry {
+    /// Have nothing more begun of what came over connections that their clients closed; how many there are.
+    pub fn cut_off_closed(&self) -> usize {
+        let closed = self.seats.iter().filter(|s| s.link.socket().is_hung_up());
+        closed.map(|seat| seat.link.socket().close()).count()
+    }
+
+    pub fn no_seat(&self, name: &str, client: &Client, multi_conn: bool) -> Refusal {
+        // Where others are is not told.
+        let holder = &self.seats[0].client;
+        let holder = match holder.name() == client.name() {
+            true => &holder.address,
+            false => "another client",
+        };
+        Refusal::Policy(match multi_conn {
+            true => format!(
+                "export {name:?} is busy with what was asked over a connection that was closed"
+            ),
+            false => format!(
+                "export {name:?} is in use by {holder}, and allows one connection at a time"
+            ),
+        })
+    }
+
+    /// Connections of its clients that are not there and that others must leave room for.
+    pub fn kept(&self) -> usize {
+        let most = match self.access {
+            Access::Everybody => 0,
+            Access::Identities(_) if self.backend.info().multi_conn => KEPT_MULTI,
+            Access::Identities(_) => 1,
+        };
+        most.saturating_sub(self.seats.len())
+    }
+
+    /// Who has it open and may not.
+    pub fn strangers(&self) -> impl Iterator<Item = &Seat> {
+        let seats = self.seats.iter();
+        seats.filter(|seat| !self.access.admits(&seat.client))
+    }
+
+    pub fn admit(&self, name: &str, client: &Client) -> Result<(), Refusal> {
+        if !self.access.admits(client) {
+            return Err(Refusal::Unknown(name.into()));
+        }
+        if self.draining {
+            return Err(Refusal::Shutdown(format!(
+                "export {name:?} is being drained, and lets no new client in"
+            )));
+        }
+        Ok(())
+    }
+}
+
+pub fn clients(seats: &[Seat]) -> Vec<Client> {
+    seats.iter().map(|seat| seat.client.clone()).collect()
+}
+
+/// What the table knows of an export; its backend is asked for the rest with the table released.
+pub fn status((name, entry): (&String, &Entry)) -> (ExportStatus, Arc<dyn Backend>) {
+    let status = ExportStatus {
+        name: name.clone(),
+        info: ExportInfo::default(),
+        size: 0,
+        draining: entry.draining,
+        clients: clients(&entry.seats),
+        counters: entry.counts.read(),
+    };
+    (status, entry.backend.clone())
+}

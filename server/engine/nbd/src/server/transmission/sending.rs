@@ -1,0 +1,113 @@
+//! Sending replies, and the memory that they and their requests hold: whatever waits here has sent first what is answered.
+
+use std::io;
+use std::sync::atomic::Ordering;
+
+use super::{HOLD_AT, Transmission};
+use crate::backend::{Hold, Link};
+use crate::protocol::disconnect;
+use crate::wire::Out;
+
+/// Replies of more bytes than this begin to be sent before the next request is looked at.
+const SEND_AT: usize = 64 << 10;
+
+impl Transmission<'_> {
+    /// Have memory for so many bytes; waits in line where the server has no more.
+    pub fn hold(&mut self, bytes: u32) -> io::Result<Hold> {
+        let (link, bytes) = (self.link, bytes as usize);
+        if let Some(hold) = link.peer.budget.try_take(&link.peer, bytes) {
+            return Ok(hold);
+        }
+        self.flush()?;
+        let place = link.peer.budget.queue(&link.peer, bytes);
+        loop {
+            if let Some(hold) = place.granted() {
+                return Ok(hold);
+            }
+            if link.socket().is_closed() {
+                return Err(disconnect());
+            }
+            let drained = !self.late || link.send(None);
+            let limit = Some(link.peer.budget.interval());
+            link.socket().wait(!drained, false, limit)?;
+            for address in link.peer.budget.cut_off_stalled() {
+                let why = "it holds memory that others wait for, and neither sends nor takes";
+                self.shared.report(&address, why);
+            }
+        }
+    }
+
+    /// Send a reply that holds memory: every byte that the client takes shows.
+    pub fn send_held(&mut self) -> io::Result<()> {
+        if self.late {
+            return self.flush();
+        }
+        self.link.peer.expects.store(true, Ordering::SeqCst);
+        let mut sent = Ok(());
+        while sent.is_ok() && !self.link.socket().send_some(&mut self.out) {
+            sent = self.link.socket().wait(true, false, None);
+        }
+        self.link.peer.expects.store(false, Ordering::SeqCst);
+        self.out.clear();
+        sent
+    }
+
+    /// Send some of what is answered, if it is much, while more is served.
+    pub fn push(&mut self) -> io::Result<()> {
+        if self.out.len() < SEND_AT {
+            return Ok(());
+        }
+        if self.late || self.out.len() >= HOLD_AT {
+            return self.flush();
+        }
+        if self.link.socket().send_some(&mut self.out) {
+            self.out.clear();
+        }
+        Ok(())
+    }
+
+    /// Send every reply; waits for a client that is slow to take them.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if !self.late {
+            self.link.socket().send_all(&mut self.out)?;
+            self.out.clear();
+            return Ok(());
+        }
+        if !self.out.is_empty() {
+            let out = std::mem::replace(&mut self.out, self.link.spare());
+            self.drain(Some(out))?;
+        }
+        Ok(())
+    }
+
+    pub fn drain(&self, mut out: Option<Out>) -> io::Result<()> {
+        while !self.link.send(out.take()) {
+            self.link.socket().wait(true, false, None)?;
+        }
+        Ok(())
+    }
+
+    /// Wait until so few requests wait for the backend that another may.
+    pub fn make_way(&mut self) -> io::Result<()> {
+        let settings = &self.shared.settings;
+        let crowded = |link: &Link| {
+            link.tickets.load(Ordering::SeqCst) >= settings.max_waiting
+                || link.peer.held() >= settings.max_waiting_bytes
+        };
+        if !self.late || !crowded(self.link) {
+            return Ok(());
+        }
+        self.flush()?;
+        self.link.wanted.store(true, Ordering::SeqCst);
+        loop {
+            // What is sent here makes way too, and nobody wakes for it.
+            let drained = self.link.send(None);
+            if !crowded(self.link) {
+                break;
+            }
+            self.link.socket().wait(!drained, false, None)?;
+        }
+        self.link.wanted.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+}
