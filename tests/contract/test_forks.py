@@ -80,12 +80,13 @@ store.close()
 
 # A child that can never use gRPC says so at once, and may still end.
 _WATCHED = """
-import os, sys, threading, tmem
+import faulthandler, os, sys, threading, tmem
 store = tmem.connect(sys.argv[1])
 pool = store.pool("forks")
 events = store.events()
 process = os.fork()
 if process == 0:
+    faulthandler.dump_traceback_later(60, exit=True)
     try:
         assert pool.put(1, {0: bytes(4096)})[0].stored
     except tmem.TmemError as error:

@@ -38,7 +38,6 @@ _gate = threading.Lock()
 # No WeakSet: its callbacks would swallow what a signal handler raises in them.
 _locks: list[weakref.ref[Any]] = []
 _renewables: list[weakref.ref[Renewable]] = []
-_left: list[object] = []
 _held = False
 _quiet = True
 _spoilt = False
@@ -57,8 +56,13 @@ def renew(thing: Renewable) -> None:
 
 
 def leave(thing: object) -> None:
-    """Keep something of the parent's that must not even be let go of in the child."""
-    _left.append(thing)
+    """Keep something of the parent's that must not even be let go of in the child, at its end neither.
+
+    What gRPC does then may wait for a lock that a thread of the parent held.
+    """
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def begin(token: object) -> None:
@@ -98,7 +102,8 @@ def _in_child() -> None:
     _gate, _held = threading.Lock(), False
     _spoilt = _spoilt or not _quiet
     CALLS.clear()
-    LASTING.clear()
+    while LASTING:
+        leave(LASTING.pop())
     for held in _alive(_locks):
         held._at_fork_reinit()
     for thing in _alive(_renewables):

@@ -107,9 +107,11 @@ class Driver:
         except grpc.RpcError as error:
             raise self._failed(failure(error)).exception() from None
         finally:
-            forks.LASTING.discard(stream)
-            stream.cancel()
-            self._close(present.done(connection))
+            # In a forked child it is not there, and the parent's.
+            if stream in forks.LASTING:
+                forks.LASTING.discard(stream)
+                stream.cancel()
+                self._close(present.done(connection))
 
     def close(self) -> None:
         self._link.closed = True
