@@ -129,7 +129,7 @@ $(VENV)/.deps: requirements-dev.lock
 	$(PY) -m pip install --quiet --require-hashes -r requirements-dev.lock
 	@touch $@
 
-$(VENV)/.native: $(VENV)/.deps pyproject.toml $(ENGINE) $(wildcard Cargo.lock)
+$(VENV)/.native: $(VENV)/.deps pyproject.toml setup.py Cargo.toml $(ENGINE) $(wildcard Cargo.lock)
 	@$(call need_native_tools)
 	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@

@@ -1,8 +1,13 @@
-"""The build switch `TMEM_PURE=1`: the SDK alone, in pure Python, for any system. All else is in pyproject.toml."""
+"""What pyproject.toml cannot say: the version, which is Cargo.toml's, and the build switch `TMEM_PURE=1`.
+
+That one builds the SDK alone, in pure Python, for any system.
+"""
 
 from __future__ import annotations
 
 import os
+import tomllib
+from pathlib import Path
 from typing import Any
 
 from setuptools import Distribution, setup
@@ -25,4 +30,8 @@ class PureDistribution(Distribution):
         self.has_ext_modules = lambda: False
 
 
-setup(distclass=PureDistribution if PURE else Distribution)
+cargo = tomllib.loads(Path(__file__).with_name("Cargo.toml").read_text(encoding="utf-8"))
+setup(
+    version=cargo["workspace"]["package"]["version"],
+    distclass=PureDistribution if PURE else Distribution,
+)

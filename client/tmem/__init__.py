@@ -35,7 +35,7 @@ from tmem._transport.tls import Tls
 from tmem.adapters.cleancache import Cleancache
 from tmem.adapters.frontswap import Frontswap
 
-__version__ = "0.1.0"
+__version__: str
 
 __all__ = [
     "ArenaError",
@@ -66,3 +66,12 @@ __all__ = [
     "open",
     "open_cached",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """The version is that of the distribution; only who asks for it pays for reading that."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tmem")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

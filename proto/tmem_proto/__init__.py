@@ -1,3 +1,1 @@
 """The wire protocol of tmem: the `tmem.v1` messages and services, and the code generated from them."""
-
-__version__ = "0.1.0"

@@ -22,7 +22,7 @@ from tests.support import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-IMAGE = "tmem-test:0.1.0"
+IMAGE = "tmem-test:local"
 BUILD_SECONDS = 3600.0
 T = TypeVar("T")
 

@@ -146,7 +146,7 @@ def test_the_documented_container_keeps_its_pages_through_a_restart(plain: Stack
     text = (ROOT / "docs" / "operations.md").read_text().split("<!-- run by tests/deploy -->")[1]
     command = text.split("```")[1].removeprefix("sh\n").replace("\\\n", " ")
     name, other = f"{plain.name}-alone", {"/dev/shm:": f"{plain.shm}:", "ARENA=/dev/shm/tmem": "ARENA=/dev/shm/alone"}
-    other |= {"--name tmemd": f"--name {name}", "7717:7717": "0:7717", "tmem:0.1.0": plain.environment["TMEM_IMAGE"]}
+    other |= {"--name tmemd": f"--name {name}", "7717:7717": "0:7717", "tmem:local": plain.environment["TMEM_IMAGE"]}
     for old, new in other.items():
         assert old in command
         command = command.replace(old, new)

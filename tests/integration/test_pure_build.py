@@ -15,6 +15,7 @@ from tests.integration.daemons import daemon
 
 ROOT = Path(__file__).parents[2]
 _FILES = (
+    "Cargo.toml",
     "pyproject.toml",
     "setup.py",
     "README.md",

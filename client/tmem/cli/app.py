@@ -110,7 +110,7 @@ class Root(Tree):
 @click.option("--ca", type=_FILE, envvar="TMEM_CA", help="Certificates that vouch for the server: TLS.")
 @click.option("--cert", type=_FILE, envvar="TMEM_CERT", help="This client's certificate.")
 @click.option("--key", type=_FILE, envvar="TMEM_KEY", help="Its private key.")
-@click.version_option(tmem.__version__, message="tmem %(version)s", help="Show the version of this command.")
+@click.version_option(package_name="tmem", message="tmem %(version)s", help="Show the version of this command.")
 @pass_session
 @click.pass_context
 def root(
