@@ -19,9 +19,10 @@ from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1 import tmem_pb2
 from tmemd.base.errors import ExhaustedError, ExportExistsError
 from tmemd.config.settings import Config
-from tmemd.exports.catalogue import CATALOGUE, OID, Catalogue
+from tmemd.exports.catalogue import OID, Catalogue
 from tmemd.store.api import Batch
 from tmemd.store.engine_store import EngineStore
+from tmemd.store.names import CATALOGUE
 
 MIB = 1 << 20
 STEPS = {"create_pool", "open_pool", "put", "flush", "flush_object", "destroy", "set_reserve"}

@@ -11,7 +11,7 @@ from tmem.cli.base import faults
 from tmemd.base.errors import InjectedError, NotAllowedError
 from tmemd.config import faults as inject
 from tmemd.config.faults import Injection, Injections
-from tmemd.rpc.messages import injection_from
+from tmemd.messages.settings import injection_from
 
 LOST = Injection(method="Put", code=StatusCode.UNAVAILABLE, after=True)
 

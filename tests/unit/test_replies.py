@@ -3,8 +3,8 @@
 import pytest
 
 from tmem_proto.v1 import tmem_pb2 as pb
-from tmemd.rpc import messages
-from tmemd.rpc.registration import Written
+from tmemd.messages import pages as messages
+from tmemd.messages.written import Written
 from tmemd.store.api import Fetched
 
 FETCHED = Fetched(b"\1\0\1", [300, 4096], [2**32 - 1, 0], [1, 2], bytes(range(256)) * 17 + bytes(44))

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmem._protocol.messages import Failure
+from tmem._protocol.messages import MESSAGE_BYTES, Failure
 from tmem._transport.h2 import headers as _hpack
-from tmem._transport.h2.framing import MESSAGE_BYTES, Http2Call
+from tmem._transport.h2.framing import Http2Call
 
 DATA, HEADERS, RESET, SETTINGS, PUSH, PING, GOAWAY, WINDOW, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 END_STREAM = ACK = 1

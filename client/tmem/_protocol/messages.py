@@ -28,6 +28,7 @@ Wire: TypeAlias = Literal["lz4", "raw"]
 
 BATCH_PAGES = 128
 BATCH_BYTES = 1 << 19
+MESSAGE_BYTES = 8 << 20
 HAS_PAGES = 65536
 
 # The code of `_outcome` for each PutOutcome byte; what has none is `_UNKNOWN`.

@@ -8,8 +8,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from tmem._protocol.messages import INTERNAL, UNAVAILABLE, Failure
-from tmem._transport.h2.framing import MESSAGE_BYTES
+from tmem._protocol.messages import INTERNAL, MESSAGE_BYTES, UNAVAILABLE, Failure
 from tmem_proto.v1 import admin_pb2, tmem_pb2
 
 if TYPE_CHECKING:

@@ -34,19 +34,18 @@ from tmemd.base.errors import (
 from tmemd.base.logs import log
 from tmemd.config.clients import check_client
 from tmemd.store.api import PAGE_SIZES, Batch, Settings
+from tmemd.store.names import CATALOGUE, EXPORTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tmemd.store.api import Store, StorePool
 
-CATALOGUE = ".exports"
-PREFIX = "export/"
 PAGE = 4096
 OID = bytes(24)
 """The object of an export's pages, in its pool."""
 MOST_BYTES = PAGE << 32
-LONGEST_NAME = 64 - len(PREFIX)
+LONGEST_NAME = 64 - len(EXPORTS)
 MOST_ALLOWED = 24
 """Clients that an export names: as many as fit into its record, however long their names are."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -78,16 +77,6 @@ class Entry:
     def must_be_sound(self) -> None:
         if self.damaged:
             raise DamagedExportError(self.name, self.damaged)
-
-
-def is_reserved(pool: str) -> bool:
-    """Whether a pool's name is one that clients cannot have: an export's, or the daemon's own."""
-    return is_the_daemons(pool) or pool.startswith(PREFIX)
-
-
-def is_the_daemons(pool: str) -> bool:
-    """Whether a pool is the daemon's own, whose pages nobody else changes."""
-    return pool.startswith(".")
 
 
 def check_name(name: str) -> None:
@@ -160,7 +149,7 @@ class Catalogue:
             raise ExportExistsError(name)
         self.mend()
         settings = Settings(kind="persistent", codec=codec or "lz4", page_size=block_size)
-        pool = self._store.create_pool(PREFIX + name, settings)
+        pool = self._store.create_pool(EXPORTS + name, settings)
         entry = Entry(name, size, False, multi_conn, allow, pool.id, pool, 0)
         try:
             if reserve:
@@ -198,7 +187,7 @@ class Catalogue:
                 kept.add(entry.pool_id)
                 self._records().flush(entry.oid, range(entry.at))
         for pool in self._store.pools():
-            if pool.name.startswith(PREFIX) and pool.id not in kept:
+            if pool.name.startswith(EXPORTS) and pool.id not in kept:
                 self._clear(pool)
 
     def _clear(self, pool: StorePool) -> None:
@@ -206,7 +195,7 @@ class Catalogue:
             if pool.stats()["pages"]:
                 log.warning("pool %s has pages and belongs to no export; it is left as it is", pool.name)
             else:
-                log.info("export %s was being made: its pool goes", pool.name.removeprefix(PREFIX))
+                log.info("export %s was being made: its pool goes", pool.name.removeprefix(EXPORTS))
                 pool.destroy()
 
     def _records(self) -> StorePool:
@@ -249,7 +238,7 @@ class Catalogue:
     def _entry(self, record: dict[str, Any], at: int) -> Entry:
         pool: StorePool | None = None
         with suppress(UnknownPoolError):
-            pool = self._store.find_pool(PREFIX + record["name"])
+            pool = self._store.find_pool(EXPORTS + record["name"])
         if pool is not None and pool.id != record["pool"]:
             pool = None
         allow = None if (found := record["allow"]) is None else tuple(found)
@@ -257,9 +246,9 @@ class Catalogue:
         return Entry(record["name"], record["size"], *flags, allow, record["pool"], pool, at)
 
     def _damaged(self, oid: bytes, at: int, why: str) -> Entry:
-        pools = [pool for pool in self._store.pools() if pool.name.startswith(PREFIX)]
-        its = next((pool for pool in pools if _oid(pool.name.removeprefix(PREFIX)) == oid), None)
-        name = _NAMELESS + oid.hex() if its is None else its.name.removeprefix(PREFIX)
+        pools = [pool for pool in self._store.pools() if pool.name.startswith(EXPORTS)]
+        its = next((pool for pool in pools if _oid(pool.name.removeprefix(EXPORTS)) == oid), None)
+        name = _NAMELESS + oid.hex() if its is None else its.name.removeprefix(EXPORTS)
         if (oid, at) not in self._told:
             self._told.add((oid, at))
             log.error("the record of export %s cannot be read: %s; the export is not served", name, why)

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.base.errors import BusyError, SnapshotError, UnknownPoolError
 from tmemd.exports.catalogue import OID
-from tmemd.rpc import messages
+from tmemd.messages import pages as messages
 from tmemd.store.api import Settings
+from tmemd.store.names import SNAPSHOTS
 
 if TYPE_CHECKING:
     from tmemd.exports.catalogue import Entry
     from tmemd.store.api import BlockServer, BlockSnapshot, Store
 
-PREFIX = ".save/"
 LEASE = 60
 _BATCH_PAGES = 256
 _UNKNOWN = "there is no such snapshot: it was closed, or nothing was asked of it for {} seconds"
@@ -52,7 +52,7 @@ class Snapshots:
     def clear(self) -> None:
         """Remove what a daemon that died has left."""
         for pool in self._store.pools():
-            if pool.name.startswith(PREFIX):
+            if pool.name.startswith(SNAPSHOTS):
                 with suppress(UnknownPoolError):
                     pool.destroy()
 
@@ -69,8 +69,8 @@ class Snapshots:
         held = entry.pool.settings()
         settings = Settings(kind="persistent", codec=held.codec, page_size=held.page_size)
         with suppress(UnknownPoolError):  # what a snapshot left that ended while a lock of the arena was held
-            self._store.find_pool(PREFIX + entry.name).destroy()
-        shadow = self._store.create_pool(PREFIX + entry.name, settings)
+            self._store.find_pool(SNAPSHOTS + entry.name).destroy()
+        shadow = self._store.create_pool(SNAPSHOTS + entry.name, settings)
         own = None
         try:
             if server is None:

@@ -18,6 +18,7 @@ import struct
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from tmemd.base.arena_file import open_arena
 from tmemd.base.errors import ArenaError
 from tmemd.base.logs import log
 
@@ -34,7 +35,6 @@ _OWNERS = 1 << 32
 """Each process that is attached holds a byte from here on."""
 _LAYOUT = 5
 _VERSION_AT = 8
-_DESCRIPTORS = "/proc/self/fd/"
 """What the path of an arena without a name begins with, which this process was handed."""
 
 _FLOCK = struct.Struct("hhqqi4x")
@@ -52,12 +52,6 @@ def lock(descriptor: int, byte: int, count: int = 1) -> None:
         OSError: Somebody has one of them.
     """
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, count, 0))
-
-
-def open_arena(path: str, access: int) -> int:
-    """A descriptor of an arena's file: of the file itself, never of what a link of that name leads to."""
-    follow = 0 if path.startswith(_DESCRIPTORS) else os.O_NOFOLLOW
-    return os.open(path, access | follow | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 def is_older(arena: str | None) -> bool:

@@ -17,13 +17,16 @@ from grpc.aio import EOF
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.v1.tmem_pb2_grpc import TmemServicer
 from tmemd.base.errors import LimitError, OtherPoolError, UnavailableError, UnknownPoolError
-from tmemd.exports.catalogue import PREFIX as EXPORTS
-from tmemd.rpc import call_cost, messages
+from tmemd.messages import pages as messages
+from tmemd.messages.settings import settings_from, settings_to
+from tmemd.messages.written import Written
+from tmemd.rpc import call_cost
 from tmemd.rpc.handler import explain, fail, identify, rpc
 from tmemd.rpc.idle_streams import Idle
-from tmemd.rpc.registration import Malformed, Written
+from tmemd.rpc.registration import Malformed
 from tmemd.rpc.sessions import Session, Taken
 from tmemd.security.pool_rights import check_not_the_daemons
+from tmemd.store.names import EXPORTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -79,13 +82,13 @@ class TmemService(TmemServicer):
     async def OpenPool(self, request: pb.OpenPoolRequest, client: Client) -> pb.OpenPoolResponse:  # noqa: N802
         if request.pool_id:
             _check_id(self._access.find(client, request.name), request.pool_id)
-        settings = messages.settings_from(request.settings) if request.HasField("settings") else None
+        settings = settings_from(request.settings) if request.HasField("settings") else None
         pool = self._access.open(client, request.name, settings)
         _check_id(pool, request.pool_id)
         session = self._sessions.open(client, pool)
         return pb.OpenPoolResponse(
             session=pb.Session(id=session.id, epoch=session.epoch),
-            settings=messages.settings_to(pool.settings()),
+            settings=settings_to(pool.settings()),
             batch_limit=self._limit(session),
             pool_id=pool.id,
             flush_limit=messages.FLUSH_MOST,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from tmemd.messages.written import Written
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -24,13 +26,6 @@ class Malformed:
     """What a handler is given in place of a message that cannot be read."""
 
     why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A message that is serialized already, in parts: its pages were not copied into one message after another."""
-
-    parts: tuple[bytes, ...]
 
 
 def sound(request: object) -> None:

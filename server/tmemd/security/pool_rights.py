@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tmemd.base.arena_file import open_arena
 from tmemd.base.errors import (
     DeniedError,
     LimitError,
@@ -25,8 +26,7 @@ from tmemd.base.errors import (
     UnknownPoolError,
 )
 from tmemd.config.clients import UNNAMED
-from tmemd.exports.catalogue import is_reserved, is_the_daemons
-from tmemd.process.arena_lock import open_arena
+from tmemd.store.names import is_reserved, is_the_daemons
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

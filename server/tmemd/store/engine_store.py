@@ -13,9 +13,9 @@ from tmem_engine import client_name as client_name
 from tmemd.base import errors
 from tmemd.base.logs import Seldom, log
 from tmemd.config.clients import UNNAMED
-from tmemd.exports.catalogue import is_reserved
 from tmemd.store.api import Batch, Block, BlockServer, Condition, Fetched, Scanned, Served, Settings
 from tmemd.store.executor import Threaded
+from tmemd.store.names import is_reserved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.base.errors import ClosedError, LimitError, UnknownPoolError
 from tmemd.base.logs import Faults
-from tmemd.exports.catalogue import PREFIX
+from tmemd.store.names import EXPORTS
 from tmemd.telemetry.store_diff import ExportSeen, PoolSeen, Seen, counters, differences
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def look(store: Store, workers: Sequence[Worker]) -> Seen:
 def _exports(counts: Counts, now: Seen, before: Seen | None) -> dict[str, ExportSeen]:
     """By the names of their pools. While worker 0 is being replaced nobody says how they are: they are as they were."""
     told = {
-        PREFIX + name: ExportSeen(
+        EXPORTS + name: ExportSeen(
             size=size,
             draining=bool(counts.export_draining[name]),
             clients=counts.export_clients[name],

@@ -12,13 +12,11 @@ from collections import deque
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from tmem._protocol.messages import INTERNAL, UNAVAILABLE, UNIMPLEMENTED, Failure
+from tmem._protocol.messages import INTERNAL, MESSAGE_BYTES, UNAVAILABLE, UNIMPLEMENTED, Failure
 from tmem._transport.h2 import headers
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-MESSAGE_BYTES = 8 << 20
 
 _DATA, _HEADERS, _RESET, _SETTINGS, _PUSH, _PING, _GOAWAY, _WINDOW, _CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 _END_STREAM = _ACK = 1

@@ -12,7 +12,7 @@ from tmem_proto.v1.admin_pb2_grpc import TmemAdminServicer
 from tmemd import __version__
 from tmemd.base.errors import UnknownPoolError
 from tmemd.exports.catalogue import MOST_ALLOWED
-from tmemd.rpc import messages
+from tmemd.messages.settings import injection_from, injection_to, settings_from, settings_to
 from tmemd.rpc.admin.client_list import clients
 from tmemd.rpc.handler import fail, identify, rpc
 from tmemd.rpc.registration import sound
@@ -68,7 +68,7 @@ class AdminService(TmemAdminServicer):
 
     @rpc
     async def CreatePool(self, request: pb.CreatePoolRequest, client: Client) -> pb.CreatePoolResponse:  # noqa: N802
-        pool = self._access.create(client, request.name, messages.settings_from(request.settings))
+        pool = self._access.create(client, request.name, settings_from(request.settings))
         return pb.CreatePoolResponse(pool=_pool(pool))
 
     @rpc
@@ -146,8 +146,8 @@ class AdminService(TmemAdminServicer):
     @rpc
     async def Inject(self, request: pb.InjectRequest, client: Client) -> pb.InjectResponse:  # noqa: N802
         client.must_administer()
-        before = self.injections.replace(tuple(map(messages.injection_from, request.injections)))
-        return pb.InjectResponse(before=map(messages.injection_to, before))
+        before = self.injections.replace(tuple(map(injection_from, request.injections)))
+        return pb.InjectResponse(before=map(injection_to, before))
 
     @rpc
     async def Stats(self, _: pb.StatsRequest, client: Client) -> pb.StatsResponse:  # noqa: N802
@@ -280,7 +280,7 @@ def _pool(pool: StorePool) -> pb.Pool:
     histogram = stats.pop("size_histogram")
     return pb.Pool(
         name=pool.name,
-        settings=messages.settings_to(pool.settings()),
+        settings=settings_to(pool.settings()),
         frozen=pool.frozen(),
         id=pool.id,
         stats=pb.PoolStats(values=stats, size_histogram=histogram, classes=classes),

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from grpc import StatusCode
-
 from tmem_proto.v1 import admin_pb2
 from tmem_proto.v1 import tmem_pb2 as pb
-from tmemd.config.faults import Injection
-from tmemd.rpc.registration import Written
-from tmemd.store.api import Batch, Settings
+from tmemd.messages.written import Written, varint
+from tmemd.store.api import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +26,6 @@ BATCH_BYTES = 2 << 20
 
 REFUSED_FLUSHED = 16
 """Added to a refusal that flushed an older page."""
-
-_STATUS: dict[int, StatusCode] = {code.value[0]: code for code in StatusCode if code is not StatusCode.OK}
 
 _REFUSED = pb.PUT_OUTCOME_REFUSED_QUOTA
 _CODES = [pb.PUT_OUTCOME_STORED, pb.PUT_OUTCOME_REPLACED]
@@ -129,71 +124,10 @@ def reply(number: int, body: str, response: Message | Written) -> pb.Reply | Wri
     return Written((head, _BODIES[body], varint(sum(map(len, response.parts))), *response.parts))
 
 
-def varint(number: int) -> bytes:
-    digits = bytearray()
-    while number > 127:
-        digits.append(number & 127 | 128)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)
-
-
 def wants_lz4(request: pb.GetRequest) -> bool:
     if request.accept not in (pb.ENCODING_RAW, pb.ENCODING_LZ4):
         raise ValueError(f"there is no encoding {request.accept}")
     return request.accept == pb.ENCODING_LZ4
-
-
-def settings_from(message: pb.PoolSettings) -> Settings:
-    return Settings(
-        kind=message.kind,
-        codec=message.codec or "lz4",
-        allocator=message.allocator,
-        page_size=message.page_size or 4096,
-        quota=message.quota,
-        weight=message.weight,
-        shared=message.shared,
-        inclusive=message.inclusive,
-        max_zpage=message.max_zpage,
-        owner=message.owner,
-    )
-
-
-def settings_to(settings: Settings) -> pb.PoolSettings:
-    return pb.PoolSettings(
-        kind=settings.kind,
-        codec=settings.codec,
-        allocator=settings.allocator,
-        page_size=settings.page_size,
-        quota=settings.quota,
-        weight=settings.weight,
-        shared=settings.shared,
-        inclusive=settings.inclusive,
-        max_zpage=settings.max_zpage,
-        owner=settings.owner,
-    )
-
-
-def injection_from(message: admin_pb2.Injection) -> Injection:
-    if message.code and message.code not in _STATUS:
-        raise ValueError(f"there is no status {message.code}")
-    return Injection(
-        method=message.method,
-        delay_ms=message.delay_ms,
-        code=_STATUS.get(message.code),
-        fraction=message.fraction or 1.0,
-        after=message.after,
-    )
-
-
-def injection_to(injection: Injection) -> admin_pb2.Injection:
-    return admin_pb2.Injection(
-        method=injection.method,
-        delay_ms=injection.delay_ms,
-        code=injection.code.value[0] if injection.code else 0,
-        fraction=injection.fraction,
-        after=injection.after,
-    )
 
 
 def positions(found: bytes, chosen: Sequence[int]) -> list[int]:
