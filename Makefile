@@ -77,27 +77,27 @@ format: $(VENV)/.deps ## Format Python and Rust in place
 	cargo fmt --all
 
 demo: build ## Store real pages of this machine; show how dense, fast and safe that was
-	$(PY) -m tests.bench.demo
+	$(PY) -m bench.demo
 
 bench-engine: build ## Measure the engine against its bounds, each with its ratio
-	$(PY) -m tests.bench.engine
+	$(PY) -m bench.engine
 
 bench-rpc: build ## Measure the daemon and its clients against their bounds, each with its ratio
-	$(PY) -m tests.bench.rpc
+	$(PY) -m bench.rpc
 
 bench-block: build ## Measure block devices and the SAN gateway against nbdkit and no cache, each with its ratio
-	$(PY) -m tests.bench.block
+	$(PY) -m bench.block
 
 soak-crash: build ## Kill writers and servers at random KILLS times (1000) and check that nothing acknowledged is lost
 	TMEM_KILLS=$(KILLS) cargo test --release -p tmem-core --test processes -- --exact --nocapture crash_soak
-	TMEM_KILLS=$(KILLS) $(PY) -m pytest -q tests/block/test_kills.py tests/block/test_export_kills.py
+	TMEM_KILLS=$(KILLS) $(PY) -m pytest -q tests/block/kills
 
 soak-block: build ## Try gateways for SAN_SECONDS (300): all around them fails, their cache is out of reach for a minute
-	TMEM_SAN_SECONDS=$(SAN_SECONDS) $(PY) -m pytest -q -s tests/block/test_san_model.py
-	TMEM_SAN_SECONDS=$(SAN_SECONDS) TMEM_OUTAGE_SECONDS=60 $(PY) -m pytest -q -s tests/block/test_network_san.py
+	TMEM_SAN_SECONDS=$(SAN_SECONDS) $(PY) -m pytest -q -s tests/block/gateway/test_model.py
+	TMEM_SAN_SECONDS=$(SAN_SECONDS) TMEM_OUTAGE_SECONDS=60 $(PY) -m pytest -q -s tests/block/gateway/test_network.py
 
 soak-rpc: build ## Make CALLS (10 million) calls of every kind and check that the daemon does not grow
-	CALLS=$(CALLS) $(PY) -m tests.bench.rpc --only soak
+	CALLS=$(CALLS) $(PY) -m bench.rpc --only soak
 
 fuzz: build ## Fuzz the engine, the block front and the wire for FUZZ_SECONDS (60) a target
 	TMEM_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release -p tmem-core -p tmem-nbd --test fuzz

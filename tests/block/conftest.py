@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.block import servers
-from tests.block.wire import opened
-from tests.block.words import Cmd
+from tests.block.lib import servers
+from tests.block.lib.handshake import opened
+from tests.block.lib.protocol import Cmd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.block.servers import Server
-    from tests.block.transmission import Client
+    from tests.block.lib.client import Client
+    from tests.block.lib.servers import Server
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ import pytest
 
 import tmem
 from tests.faults.slow import slow
-from tests.integration.daemons import blocking, daemon
+from tests.lib.daemons import blocking, daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

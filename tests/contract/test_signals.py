@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.daemons import daemon
-from tests.support import PATIENCE
+from tests.lib.daemons import daemon
+from tests.lib.support import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support import PATIENCE
+from tests.lib.support import PATIENCE
 from tmem_engine import Engine, EnginePool, set_lock_wait
 from tmemd.base import errors
 

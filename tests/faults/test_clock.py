@@ -13,10 +13,10 @@ from typing import IO
 
 import pytest
 
-from tests.block.wire import opened
-from tests.daemon import Daemon
-from tests.integration.commands import Command
-from tests.support import PATIENCE, page
+from tests.block.lib.handshake import opened
+from tests.lib.command import Command
+from tests.lib.daemon import Daemon
+from tests.lib.support import PATIENCE, page
 
 CLOCK = Path(__file__).with_name("clock.c")
 HOUR, YEAR = 3600, 365 * 86400
@@ -24,7 +24,7 @@ JUMPS = (HOUR, -HOUR, 0, YEAR, 0, -YEAR)
 LIMITS = ("--keepalive=2", "--session-idle=600", "--connection-idle=600", "--exchange-idle=600", "--worker-timeout=60")
 CLIENT = """
 import sys, time, tmem
-from tests.support import PATIENCE, page
+from tests.lib.support import PATIENCE, page
 with tmem.connect(sys.argv[1], timeout=PATIENCE) as store:
     kept, taken = store.pool("kept" + sys.argv[2]), store.pool("taken" + sys.argv[2], kind="ephemeral")
     end, rounds = time.monotonic() + 4, 0

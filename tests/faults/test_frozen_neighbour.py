@@ -12,13 +12,13 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from tests.block.wire import opened
-from tests.block.words import Cmd, Err
-from tests.daemon import OID, Client, Daemon
+from tests.block.lib.handshake import opened
+from tests.block.lib.protocol import Cmd, Err
 from tests.faults.frozen import Neighbour, attached, is_held, neighbour
-from tests.integration.commands import Command
-from tests.retry import eventually
-from tests.support import PATIENCE, page, run
+from tests.lib.command import Command
+from tests.lib.daemon import OID, Client, Daemon
+from tests.lib.retry import eventually
+from tests.lib.support import PATIENCE, page, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

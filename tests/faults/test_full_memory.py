@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 import tmem
-from tests.block.wire import opened
-from tests.block.words import Cmd, Err
-from tests.daemon import Daemon
-from tests.integration.test_workers import kill_worker
-from tests.support import PATIENCE, noise
+from tests.block.lib.handshake import opened
+from tests.block.lib.protocol import Cmd, Err
+from tests.integration.daemon.test_workers import kill_worker
+from tests.lib.daemon import Daemon
+from tests.lib.support import PATIENCE, noise
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.block.transmission import Client
+    from tests.block.lib.client import Client
 
 FILLER = "/dev/shm/filler"
 MOUNT = f'mount -t tmpfs -o size=80m tmpfs /dev/shm && head -c 68m /dev/zero > {FILLER} && exec "$@"'

@@ -12,9 +12,9 @@ import grpc
 import pytest
 
 import tmem
-from tests.certificates import Authority
-from tests.daemon import Client, Daemon, daemon
-from tests.support import PATIENCE, page
+from tests.lib.certificates import Authority
+from tests.lib.daemon import Client, Daemon, daemon
+from tests.lib.support import PATIENCE, page
 from tmem_proto.v1 import tmem_pb2 as pb
 
 if TYPE_CHECKING:

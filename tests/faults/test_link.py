@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.link import Link, link
-from tests.retry import eventually
+from tests.lib.retry import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

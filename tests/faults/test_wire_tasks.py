@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import tmem.aio
-from tests.certificates import Authority
 from tests.faults.proxy import Proxy, proxy
-from tests.integration.daemons import daemon
+from tests.lib.certificates import Authority
+from tests.lib.daemons import daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,9 +15,9 @@ import grpc
 import lz4.block
 import pytest
 
-from tests.daemon import OID, Client, Daemon, daemon
 from tests.fuzz.mutate import Mutator
-from tests.support import PATIENCE
+from tests.lib.daemon import OID, Client, Daemon, daemon
+from tests.lib.support import PATIENCE
 from tmem_proto.v1 import admin_pb2 as admin
 from tmem_proto.v1 import tmem_pb2 as pb
 

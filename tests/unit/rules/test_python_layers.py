@@ -24,6 +24,7 @@ HOUSES = {
     "tmem": ROOT / "client/tmem",
     "tmem_main": ROOT / "client/tmem_main",
     "tmemd": ROOT / "server/tmemd",
+    "bench": ROOT / "bench",
 }
 MAY_SEE = {
     "tmem_proto": set[str](),
@@ -31,6 +32,7 @@ MAY_SEE = {
     "tmem": {"tmem_proto", "tmem_engine"},
     "tmem_main": {"tmem"},
     "tmemd": {"tmem_proto", "tmem_engine"},
+    "bench": {"tmem", "tmem_proto", "tmem_engine", "tests"},
 }
 # Lower floors first.
 FLOORS: dict[str, list[set[str]]] = {
@@ -61,6 +63,9 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "tmemd.rpc": [{"."}, {"admin"}],
     "tmem_proto": [{"v1"}],
+    "bench": [{"lib"}, {"engine", "files", "rpc"}, {"block"}, {"demo"}],
+    "bench.rpc": [{"."}, {"figures"}, {"__main__"}],
+    "bench.block": [{"."}, {"san"}, {"figures"}, {"__main__"}],
 }
 MOST_FILES = 12
 
