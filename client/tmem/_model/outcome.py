@@ -1,16 +1,30 @@
 """What became of the pages of a put. A refusal is a value with its reason, never an error.
 
-On the way here an outcome is one byte, its code: the reason's number times two (0 is stored), plus one when an older
-page of the key was replaced or flushed.
+On the way here an outcome is one byte, its code: a number of the protocol's `PutOutcome`, plus 16 where a refusal
+flushed an older page. Reasons have the numbers from 4 on.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, overload
+from typing import Final, Literal, TypeAlias, TypedDict, get_args, overload
 
 Reason: TypeAlias = Literal["quota", "frozen", "poor_compression", "memory", "no_space", "unavailable"]
 
-_REASONS: tuple[Reason, ...] = ("quota", "frozen", "poor_compression", "memory", "no_space", "unavailable")
+_STORED, _REPLACED, _REFUSED, _FLUSHED = 1, 2, 4, 16
+UNAVAILABLE: Final = 15
+"""The client's own: no server refuses a page with it."""
+_REASONS: dict[Reason, int] = {reason: code for code, reason in enumerate(get_args(Reason), _REFUSED)}
+_REASONS["unavailable"] = UNAVAILABLE
+
+
+class Refusals(TypedDict):
+    """Pages refused, by reason."""
+
+    refused_quota: int
+    refused_frozen: int
+    refused_poor_compression: int
+    refused_memory: int
+    refused_no_space: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +53,13 @@ class Outcome:
         return self.stored
 
 
-OUTCOMES: tuple[Outcome, ...] = (
-    Outcome(stored=True),
-    Outcome(stored=True, replaced=True),
-    *(Outcome(stored=False, reason=reason, old_flushed=flushed) for reason in _REASONS for flushed in (False, True)),
-)
+OUTCOMES: dict[int, Outcome] = {
+    _STORED: Outcome(stored=True),
+    _REPLACED: Outcome(stored=True, replaced=True),
+    **{code: Outcome(stored=False, reason=reason) for reason, code in _REASONS.items()},
+    **{code + _FLUSHED: Outcome(stored=False, reason=reason, old_flushed=True) for reason, code in _REASONS.items()},
+}
 """The outcome of each code."""
-
-UNAVAILABLE_CODE = 2 + 2 * _REASONS.index("unavailable")
 
 
 class Outcomes(Sequence[Outcome]):
@@ -64,7 +77,7 @@ class Outcomes(Sequence[Outcome]):
     @property
     def stored(self) -> int:
         """The number of pages stored."""
-        return self._codes.count(0) + self._codes.count(1)
+        return self._codes.count(_STORED) + self._codes.count(_REPLACED)
 
     @property
     def refused(self) -> int:
@@ -107,5 +120,5 @@ class Outcomes(Sequence[Outcome]):
         return f"<tmem.Outcomes of {len(self)} pages from {self.first}: stored={self.stored}{reasons}>"
 
     def _count(self, reason: Reason) -> int:
-        code = 2 * _REASONS.index(reason) + 2
-        return self._codes.count(code) + self._codes.count(code + 1)
+        code = _REASONS[reason]
+        return self._codes.count(code) + self._codes.count(code + _FLUSHED)

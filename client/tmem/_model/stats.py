@@ -2,6 +2,8 @@
 
 from typing import TypedDict
 
+from tmem._model.outcome import Refusals
+
 
 class ClassStats(TypedDict):
     """A size class of zsmalloc that is in use."""
@@ -19,7 +21,7 @@ class ClassStats(TypedDict):
     """The most frames that compaction could free."""
 
 
-class _Common(TypedDict):
+class _Common(Refusals):
     """What a pool counts, and the store as the sum over its pools."""
 
     # Gauges.
@@ -31,15 +33,10 @@ class _Common(TypedDict):
     raw_pages: int
     promised_bytes: int
     """Kept for a pool with a reserve and not used by it yet, index included: nobody else may use it."""
-    # Puts, by outcome and reason.
+    # Puts, by outcome.
     puts_stored: int
     puts_replaced: int
     puts_old_flushed: int
-    refused_quota: int
-    refused_frozen: int
-    refused_poor_compression: int
-    refused_memory: int
-    refused_no_space: int
     # Gets, by outcome.
     gets_hit: int
     gets_miss: int

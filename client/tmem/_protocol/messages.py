@@ -31,17 +31,9 @@ BATCH_BYTES = 1 << 19
 MESSAGE_BYTES = 8 << 20
 HAS_PAGES = 65536
 
-# The code of `_outcome` for each PutOutcome byte; what has none is `_UNKNOWN`.
-_UNKNOWN, STALE = 0xFF, 0xFE
-_FIRST_REFUSAL, _FLUSHED, _REFUSALS = pb.PUT_OUTCOME_REFUSED_QUOTA, 16, 5
-_KNOWN: dict[int, int] = {
-    pb.PUT_OUTCOME_STORED: 0,
-    pb.PUT_OUTCOME_REPLACED: 1,
-    pb.PUT_OUTCOME_STALE: STALE,
-    **{_FIRST_REFUSAL + reason: 2 * reason + 2 for reason in range(_REFUSALS)},
-    **{_FIRST_REFUSAL + reason + _FLUSHED: 2 * reason + 3 for reason in range(_REFUSALS)},
-}
-_CODES = bytes(_KNOWN.get(byte, _UNKNOWN) for byte in range(256))
+_REFUSALS = [code for name, code in pb.PutOutcome.items() if name.startswith("PUT_OUTCOME_REFUSED_")]
+# The bytes with which a put is answered unless it is stale.
+_PUT_CODES = bytes([pb.PUT_OUTCOME_STORED, pb.PUT_OUTCOME_REPLACED, *_REFUSALS, *(code + 16 for code in _REFUSALS)])
 
 # google.rpc.Code, as far as it is treated in some way of its own.
 NOT_FOUND, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = (
@@ -123,11 +115,10 @@ def check_block(index: int, block: memoryview, page_size: int) -> None:
 
 
 def put_codes(reply: pb.PutResponse, count: int) -> bytes:
-    """One code of `_outcome` a page, or `STALE`."""
-    codes = reply.outcomes.translate(_CODES)
-    if len(codes) != count or _UNKNOWN in codes:
+    """One code of an `Outcome` a page."""
+    if len(reply.outcomes) != count or reply.outcomes.translate(None, _PUT_CODES):
         raise errors.InternalError(f"the server answered a put of {count} pages with {reply.outcomes.hex()}")
-    return codes
+    return reply.outcomes
 
 
 def is_stale(reply: Message) -> bool:

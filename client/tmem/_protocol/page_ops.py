@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tmem._model import checks
 from tmem._model.errors import ClosedError, CorruptPageError, DeniedError, UnavailableError, UnknownPoolError
-from tmem._model.outcome import UNAVAILABLE_CODE
+from tmem._model.outcome import UNAVAILABLE
 from tmem._protocol import messages
 from tmem._protocol.operations import Steps, call
 from tmem._protocol.session import Session, batches
@@ -170,7 +170,7 @@ class RemotePool:
                 raise
             self.session.owe(key, indices)
             self.link.counters.add("refused_unavailable", len(indices))
-            return bytes([UNAVAILABLE_CODE]) * len(indices)
+            return bytes([UNAVAILABLE]) * len(indices)
         return b"".join(messages.put_codes(reply, len(part)) for reply, (part, _) in zip(replies, parts, strict=True))
 
     @property

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PoolTransport(Protocol):
-    """One pool. Puts answer one code a page (see `_outcome`), in the order of the pages they were given."""
+    """One pool. Puts answer one code a page (see `_model.outcome`), in the order of the pages they were given."""
 
     @property
     def name(self) -> str: ...

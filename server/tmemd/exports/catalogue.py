@@ -33,7 +33,7 @@ from tmemd.base.errors import (
 )
 from tmemd.base.logs import log
 from tmemd.config.clients import check_client
-from tmemd.store.api import PAGE_SIZES, Batch, Settings
+from tmemd.store.api import PAGE_SIZES, STORED, Batch, Settings
 from tmemd.store.names import CATALOGUE, EXPORTS
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class Catalogue:
         }
         page = json.dumps(record, ensure_ascii=False).encode().ljust(PAGE, b"\0")
         (outcome,) = self._records().put(Batch(_oid(entry.name), [entry.at], None, page))
-        if outcome >= 2:
+        if outcome not in STORED:
             raise ExhaustedError(f"the store has no room for the record of export {entry.name!r}")
 
     def _newest(self) -> Iterator[Entry]:

@@ -24,15 +24,6 @@ FLUSH_MOST = 8192
 BATCH_BYTES = 2 << 20
 """Most bytes of pages in a batch, decoded: with their headers they fit in gRPC's default message of 4 MiB."""
 
-REFUSED_FLUSHED = 16
-"""Added to a refusal that flushed an older page."""
-
-_REFUSED = pb.PUT_OUTCOME_REFUSED_QUOTA
-_CODES = [pb.PUT_OUTCOME_STORED, pb.PUT_OUTCOME_REPLACED]
-_CODES += [_REFUSED + at // 2 + at % 2 * REFUSED_FLUSHED for at in range(10)]  # type: ignore[misc]
-_OUTCOMES = bytes(_CODES).ljust(256, b"\0")
-"""The wire's outcome of each of the engine's codes."""
-
 _BYTES_FIELD = 2
 
 
@@ -89,10 +80,6 @@ def batch(request: pb.PutRequest, page_size: int, limit: int) -> Batch:
     if lengths and not 0 < min(lengths) <= max(lengths) <= page_size:
         raise ValueError(f"a length is not 1 to {page_size}")
     return Batch(oid(request.oid), chosen, lengths, request.pages)
-
-
-def outcomes(codes: bytes) -> pb.PutResponse:
-    return pb.PutResponse(outcomes=codes.translate(_OUTCOMES))
 
 
 def stale_put(count: int) -> pb.PutResponse:

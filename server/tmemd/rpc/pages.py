@@ -207,7 +207,7 @@ class TmemService(TmemServicer):
             return messages.stale_put(len(batch.indices))
         self.counts.bytes_in[_ENCODINGS[request.encoding]] += len(batch.pages)
         short = call_cost.of_put(batch, pool) <= self._config.inline_bytes
-        return messages.outcomes(await self._mutate(session, held, lambda: pool.put(batch), short))
+        return pb.PutResponse(outcomes=await self._mutate(session, held, lambda: pool.put(batch), short))
 
     async def _get(self, request: pb.GetRequest, client: Client, held: Unacknowledged) -> Written:
         session = self._sessions.find(request.session.id, client)

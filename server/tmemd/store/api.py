@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from tmem_proto.v1 import tmem_pb2 as pb
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,11 @@ T = TypeVar("T")
 
 PAGE_SIZES = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
 """Bytes that a page of a pool, or a block of an export, may have."""
+STORED = (pb.PUT_OUTCOME_STORED, pb.PUT_OUTCOME_REPLACED)
+"""Outcomes of a put that kept the page."""
+_REFUSED = "PUT_OUTCOME_REFUSED_"
+REFUSALS = tuple(name.removeprefix(_REFUSED).lower() for name, _ in pb.PutOutcome.items() if name.startswith(_REFUSED))
+"""Why a page may be refused."""
 _DEFAULT_ALLOCATOR = {"persistent": "zsmalloc", "ephemeral": "zbud"}
 
 
@@ -97,7 +104,7 @@ class StorePool(Protocol):
         """Its codec without its number: lz4, lz4hc, zstd or raw."""
 
     def put(self, batch: Batch) -> bytes:
-        """One code a page, as `EnginePool` says. A block that is no page is a `ValueError`, and nothing was stored."""
+        """A `PutOutcome` for each page. A block that is no page is a `ValueError`, and nothing was stored."""
 
     def fetch(self, oid: bytes, indices: Sequence[int], lz4: bool) -> Fetched: ...
     def flush_if(self, oid: bytes, stamps: dict[int, int]) -> int:

@@ -14,7 +14,7 @@ import google_crc32c
 import lz4.block
 
 from tmemd.base.errors import ConfigError, ExhaustedError, MismatchError, PoolExistsError, UnknownPoolError
-from tmemd.store.api import PAGE_SIZES, Condition, Fetched, Settings
+from tmemd.store.api import PAGE_SIZES, REFUSALS, STORED, Condition, Fetched, Settings
 from tmemd.store.executor import Threaded
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _HELD = (
     "promised_bytes",
 )
 _PUT = ("puts_stored", "puts_replaced", "puts_old_flushed")
-_REFUSED = ("refused_quota", "refused_frozen", "refused_poor_compression", "refused_memory", "refused_no_space")
+_REFUSED = tuple(f"refused_{reason}" for reason in REFUSALS)
 _GOT = ("gets_hit", "gets_miss", "gets_corrupt")
 _FLUSHED = ("flushes", "flushed_pages", "flushed_objects")
 _EVICTED = ("evicted_pages", "evicted_frames", "evicted_memory", "evicted_quota", "evicted_relinquish")
@@ -60,7 +60,7 @@ class NullPool:
 
     def put(self, batch: Batch) -> bytes:
         self._there()
-        return bytes(len(batch.indices))
+        return bytes([STORED[0]]) * len(batch.indices)
 
     def fetch(self, oid: bytes, indices: Sequence[int], lz4: bool) -> Fetched:  # noqa: ARG002
         self._there()

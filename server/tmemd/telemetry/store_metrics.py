@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import (
 )
 
 from tmemd.base.errors import UnknownPoolError
+from tmemd.store.api import REFUSALS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -49,10 +50,9 @@ POOL = (
     ("tmem_moved_pages_total", "Pages moved by compaction.", "moved_pages"),
     ("tmem_compacted_frames_total", "Frames freed by compaction.", "compacted_frames"),
 )
-_REASONS = ("quota", "frozen", "poor_compression", "memory", "no_space")
 # Name, help, label with its values, and prefix of the statistic of each value. The values' sum is the total.
 SPLIT = (
-    ("tmem_put_refused_pages_total", "Pages put and refused, by reason.", "reason", _REASONS, "refused_"),
+    ("tmem_put_refused_pages_total", "Pages put and refused, by reason.", "reason", REFUSALS, "refused_"),
     ("tmem_get_pages_total", "Pages asked for, by outcome.", "outcome", ("hit", "miss", "corrupt"), "gets_"),
     ("tmem_evicted_pages_total", "Pages evicted, by cause.", "cause", ("memory", "quota", "relinquish"), "evicted_"),
 )

@@ -87,10 +87,10 @@ def test_the_classes_cannot_be_made_or_changed() -> None:
 
 def test_a_put_takes_a_dict_and_answers_codes_in_its_order() -> None:
     pool = engine().pool("swap0", SETTINGS)
-    assert pool.put(1, {7: page(7)}) == b"\0"
-    assert pool.put(1, {9: page(9), 7: page(8)}) == b"\0\1"
+    assert pool.put(1, {7: page(7)}) == b"\1"
+    assert pool.put(1, {9: page(9), 7: page(8)}) == b"\1\2"
     pool.freeze()
-    assert pool.put(1, {8: page(8), 7: page(7)}) == b"\4\5"
+    assert pool.put(1, {8: page(8), 7: page(7)}) == b"\5\x15"
 
 
 def test_buffers_are_let_go_when_a_call_fails() -> None:
@@ -123,8 +123,8 @@ def test_a_reserve_survives_a_killed_process(arena: Path) -> None:
     script = f"""
 import os, signal, tmem_engine
 from tests.integration.test_native import SETTINGS, RESERVE
-from tmem import _errors
-engine = tmem_engine.Engine.open(errors=_errors, memory=8 << 20, accept_threshold=90, arena={str(arena)!r})
+from tmem._model import errors
+engine = tmem_engine.Engine.open(errors=errors, memory=8 << 20, accept_threshold=90, arena={str(arena)!r})
 pool = engine.pool("swap0", SETTINGS)
 pool.set_reserve(RESERVE)
 os.kill(os.getpid(), signal.SIGKILL)

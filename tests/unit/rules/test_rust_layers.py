@@ -13,7 +13,7 @@ MOST_FILES = 12
 
 # Lower floors first: a file uses what stands on floors below its own, and nothing else of its own floor.
 FLOORS = {
-    "core/src": "error | types | arena codec | alloc index pool_table | shard | batch | store | lib",
+    "core/src": "error | outcome types | arena codec | alloc index pool_table | shard | batch | store | lib",
     "core/src/arena": "mapping trust | locks | layout | header | file | promise | budget | table | mod",
     "core/src/alloc": "slot | frames | heap | zbud zsmalloc | mod",
     "core/src/store": "machine stats | backing | pool | reserve | mod",

@@ -1,9 +1,12 @@
+from typing import get_args
+
 import pytest
 
 from tmem import Outcome, Outcomes
-from tmem._model.outcome import OUTCOMES
+from tmem._model.outcome import OUTCOMES, UNAVAILABLE, Reason, Refusals
+from tmem_proto.v1 import tmem_pb2 as pb
 
-STORED, REPLACED, QUOTA, QUOTA_FLUSHED, FROZEN = 0, 1, 2, 3, 4
+STORED, REPLACED, QUOTA, QUOTA_FLUSHED, FROZEN = 1, 2, 4, 20, 5
 
 
 def test_an_outcome_is_true_when_stored() -> None:
@@ -17,8 +20,19 @@ def test_codes_stand_for_outcomes() -> None:
     assert OUTCOMES[REPLACED] == Outcome(stored=True, replaced=True)
     assert OUTCOMES[QUOTA] == Outcome(stored=False, reason="quota")
     assert OUTCOMES[QUOTA_FLUSHED] == Outcome(stored=False, reason="quota", old_flushed=True)
-    reasons = ["frozen", "poor_compression", "memory", "no_space", "unavailable"]
-    assert [outcome.reason for outcome in OUTCOMES[4::2]] == reasons
+
+
+def test_every_outcome_of_the_protocol_has_its_code() -> None:
+    codes = {name.removeprefix("PUT_OUTCOME_").lower(): code for name, code in pb.PutOutcome.items()}
+    refused = {name.removeprefix("refused_"): code for name, code in codes.items() if name.startswith("refused_")}
+    for reason, code in refused.items():
+        assert (OUTCOMES[code].reason, OUTCOMES[code].old_flushed) == (reason, False)
+        assert (OUTCOMES[code + 16].reason, OUTCOMES[code + 16].old_flushed) == (reason, True)
+    assert set(get_args(Reason)) == {*refused, "unavailable"}
+    assert {f"refused_{reason}" for reason in refused} == Refusals.__annotations__.keys()
+    assert UNAVAILABLE not in pb.PutOutcome.values()
+    assert OUTCOMES[pb.PUT_OUTCOME_STORED].stored
+    assert OUTCOMES[pb.PUT_OUTCOME_REPLACED].replaced
 
 
 def test_outcomes_summarise_and_index() -> None:
@@ -38,8 +52,8 @@ def test_outcomes_of_nothing_are_all_stored() -> None:
 
 
 def test_equal_outcomes_are_equal() -> None:
-    assert Outcomes(1, b"\0\1") == Outcomes(1, b"\0\1") != Outcomes(2, b"\0\1")
-    assert hash(Outcomes(1, b"\0")) == hash(Outcomes(1, b"\0"))
+    assert Outcomes(1, b"\1\2") == Outcomes(1, b"\1\2") != Outcomes(2, b"\1\2")
+    assert hash(Outcomes(1, b"\1")) == hash(Outcomes(1, b"\1"))
 
 
 def test_outcomes_say_what_they_are() -> None:

@@ -17,6 +17,7 @@ from tmem._protocol.session import MOST_OWED, Debt
 from tmem_proto.v1 import tmem_pb2 as pb
 
 T = TypeVar("T")
+STORED = bytes([pb.PUT_OUTCOME_STORED])
 BUSY = Failure(8, "too many calls")
 AWAY, LATE, UNKNOWN = Failure(14, "connection refused"), Failure(4, "deadline exceeded"), Failure(5, "unknown session")
 
@@ -150,14 +151,14 @@ def client(server: Server) -> Client:
 
 def test_a_large_call_is_split_at_the_servers_limit(client: Client, server: Server) -> None:
     pages = {index: page(index) for index in range(10)}
-    assert client.put(pages) == bytes(10)
+    assert client.put(pages) == STORED * 10
     assert server.log == ["Put"] * 3
     assert client.get(*range(12)) == pages
 
 
 def test_a_server_that_is_busy_is_asked_again_and_nothing_is_in_doubt(client: Client, server: Server) -> None:
     server.script = {"Put": [BUSY], "Get": [BUSY]}
-    assert client.put({7: page(7)}) == b"\0"
+    assert client.put({7: page(7)}) == STORED
     assert client.get(7) == {7: page(7)}
     assert server.log == ["Put", "Put", "Get", "Get"]
 
@@ -179,14 +180,14 @@ def test_a_read_is_sent_again_at_once(client: Client, server: Server) -> None:
 @pytest.mark.parametrize("failures", [1, 2, 5])
 def test_a_mutation_is_sent_again_only_in_a_new_epoch(client: Client, server: Server, failures: int) -> None:
     server.script["Put"] = [AWAY] * failures
-    assert client.put({7: page(7)}) == b"\0"
+    assert client.put({7: page(7)}) == STORED
     assert server.log == ["Put", "NewEpoch"] * failures + ["Put"]
     assert client.stats.new_epochs == failures
 
 
 def test_only_the_failed_part_of_a_call_is_sent_again(client: Client, server: Server) -> None:
     server.script["Put"] = [AWAY]
-    assert client.put({index: page(index) for index in range(8)}) == bytes(8)
+    assert client.put({index: page(index) for index in range(8)}) == STORED * 8
     assert server.log == ["Put", "Put", "NewEpoch", "Put"]
 
 
@@ -221,7 +222,7 @@ def test_an_operation_given_up_leaves_its_session_in_doubt(client: Client, serve
 
 def test_a_mutation_dropped_as_stale_is_sent_again(client: Client, server: Server) -> None:
     server.epoch = 2
-    assert client.put({7: page(7)}) == b"\0"
+    assert client.put({7: page(7)}) == STORED
     assert server.log == ["Put", "NewEpoch", "Put"]
 
 
@@ -234,7 +235,7 @@ def test_a_forgotten_session_is_opened_again(client: Client, server: Server) -> 
 
 def test_sessions_that_end_again_and_again_do_not_make_a_pool_unknown(client: Client, server: Server) -> None:
     server.script["Put"] = [UNKNOWN] * 3
-    assert client.put({7: page(7)}) == b"\0"
+    assert client.put({7: page(7)}) == STORED
     assert client.stats.reopened == 3
 
 
@@ -259,7 +260,7 @@ def test_a_pool_opened_again_by_its_name_is_the_new_one(client: Client, server: 
     old = client.pool
     server.session, server.pool_id = 2, 2
     client.pool = client.run(client.store.pool("pool", pool_settings(kind="ephemeral")))
-    assert client.put({7: page(7)}) == b"\0"
+    assert client.put({7: page(7)}) == STORED
     with pytest.raises(tmem.UnknownPoolError):
         client.run(old.get(1, [7]))
     assert client.get(7) == {7: page(7)}
@@ -356,7 +357,7 @@ def test_a_pool_can_be_opened_while_the_server_is_away(server: Server) -> None:
     assert client.get(7) == {}
     server.away = False
     client.now += 10
-    assert client.put({7: page(7)}) == b"\0"
+    assert client.put({7: page(7)}) == STORED
 
 
 def test_debts_are_bounded() -> None:

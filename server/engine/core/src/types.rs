@@ -1,4 +1,4 @@
-//! The words of the engine's interface: object ids, settings, outcomes, statistics.
+//! The words of the engine's interface: object ids and settings.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -85,51 +85,6 @@ pub struct PoolSettings {
     pub max_zpage: u32,
     /// The client the pool belongs to.
     pub owner: String,
-}
-
-/// Why a put was refused.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Reason {
-    /// The pool's quota is used up.
-    Quota = 1,
-    /// The pool is frozen: puts act as flushes.
-    Frozen = 2,
-    /// The page compresses worse than the pool admits.
-    PoorCompression = 3,
-    /// The arena is at its memory limit, or has not fallen below the accept threshold since.
-    Memory = 4,
-    /// The file system that holds the arena is full.
-    NoSpace = 5,
-}
-
-/// What became of one page of a put.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    /// `replaced`: the key held an older page.
-    Stored { replaced: bool },
-    /// `old_flushed`: the key held an older page, which is gone.
-    Refused { reason: Reason, old_flushed: bool },
-}
-
-/// What became of one index of a get.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fetch {
-    Hit,
-    Miss,
-    /// The stored bytes failed their checksum; no bytes were delivered.
-    Corrupt,
-}
-
-/// Why an ephemeral page was evicted. The causes sum to the total.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Cause {
-    /// The arena's limit, to make room for another page.
-    Memory = 0,
-    /// The pool's own quota.
-    Quota = 1,
-    /// `relinquish` was asked for.
-    Relinquish = 2,
 }
 
 impl Oid {
@@ -310,17 +265,5 @@ impl AllocatorKind {
             .ok_or_else(|| {
                 Error::Invalid(format!("allocator {text:?} is neither zsmalloc nor zbud"))
             })
-    }
-}
-
-impl Reason {
-    pub fn name(self) -> &'static str {
-        match self {
-            Reason::Quota => "quota",
-            Reason::Frozen => "frozen",
-            Reason::PoorCompression => "poor_compression",
-            Reason::Memory => "memory",
-            Reason::NoSpace => "no_space",
-        }
     }
 }

@@ -447,16 +447,10 @@ impl Cell {
     }
 }
 
-/// One byte a page: the reason times two (0 is stored), plus one when an older page was replaced or flushed.
+/// One byte a page, as on the wire.
 fn codes<'py>(py: Python<'py>, outcomes: &[Outcome]) -> Bound<'py, PyBytes> {
-    let code = |outcome: &Outcome| match *outcome {
-        Outcome::Stored { replaced } => u8::from(replaced),
-        Outcome::Refused {
-            reason,
-            old_flushed,
-        } => (reason as u8) << 1 | u8::from(old_flushed),
-    };
-    PyBytes::new(py, &outcomes.iter().map(code).collect::<Vec<u8>>())
+    let bytes = outcomes.iter().map(|outcome| outcome.byte());
+    PyBytes::new(py, &bytes.collect::<Vec<u8>>())
 }
 
 /// One byte a page: 1 where it is there, else 0.

@@ -184,8 +184,8 @@ class Engine:
 class EnginePool:
     """A pool of an engine. Safe to use from many threads.
 
-    Puts answer with one byte a page, in the order the pages were given: twice the reason (0 stored, 1 quota, 2 frozen,
-    3 poor compression, 4 memory, 5 no space), plus 1 where an older page was replaced or flushed.
+    Puts answer with one byte a page, in the order the pages were given: a `PutOutcome` of the wire protocol, plus 16
+    for a refusal that flushed an older page.
     """
 
     @property

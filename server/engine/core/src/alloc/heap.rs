@@ -6,10 +6,10 @@
 use crate::alloc::frames::{Frames, Run, RunKind};
 use crate::alloc::slot::{Slot, Zhandle};
 use crate::arena::{
-    Arena, Budget, CLASS_WORDS, COUNTERS, Counter, Full, GAUGES, HEAP_FRAMES, HeapHead, TABLES,
-    W32, heap_at, pool_frames,
+    Arena, Budget, CLASS_WORDS, Full, HEAP_FRAMES, HeapHead, TABLES, W32, heap_at, pool_frames,
 };
 use crate::codec::Form;
+use crate::outcome::{COUNTERS, Counter, GAUGES};
 use crate::types::{FRAME, MAX_PAGE, MAX_POOLS};
 
 const PAGE: u64 = FRAME as u64;
@@ -82,7 +82,7 @@ impl<'a> Heap<'a> {
 
     #[inline(always)]
     pub fn count(&self, counter: Counter) -> &'a crate::arena::W64 {
-        &self.head.counters[counter as usize]
+        self.head.counter(counter)
     }
 
     /// Add a page to the gauges.
@@ -187,7 +187,7 @@ impl<'a> Heap<'a> {
     /// Forget gauges, lists and the hand ahead of a rebuild. The counters of events stay, and so does the footprint until
     /// it is known again: other shards hold the pool to its quota by it.
     pub fn begin_rebuild(&self) {
-        let gauges = self.head.counters[..GAUGES].iter().enumerate();
+        let gauges = self.head.counters().take(GAUGES).enumerate();
         let others = gauges.filter(|(gauge, _)| *gauge != Counter::Frames as usize);
         others.for_each(|(_, cell)| cell.set(0));
         self.forget_lists();
@@ -201,8 +201,7 @@ impl<'a> Heap<'a> {
     /// Start anew for another pool.
     pub fn clear(&self) {
         self.head
-            .counters
-            .iter()
+            .counters()
             .chain(&self.head.sizes)
             .for_each(|cell| cell.set(0));
         self.forget_lists();

@@ -16,6 +16,7 @@ use super::locks::lock::LockWord;
 use super::locks::owner::{KNOWN_OWNERS, OWNERS_AT};
 use super::mapping::cell::{W32, W64};
 use super::mapping::map::Overlay;
+use crate::outcome::{COUNTERS, Counter};
 use crate::types::{FRAME, MAX_POOLS};
 
 /// "tmemarna" in a file's first eight bytes.
@@ -46,6 +47,8 @@ pub const CLASS_WORDS: u64 = 6;
 pub const MAX_SEGMENTS: u64 = (1 << 31) * 16 / (SEGMENT_FRAMES as u64 * PAGE);
 /// Segments of a shard beyond those that its memory fills: every length of run that is in use has one of its own.
 const SPARE_SEGMENTS: u64 = 64;
+/// Counters that stand at the start of a heap; those that were added since stand at the end of its first frame's cells.
+const FIRST_COUNTERS: usize = 26;
 /// How far upward an arena can be resized: times its first size.
 pub const CEILING: u64 = 4;
 
@@ -183,13 +186,33 @@ pub struct ShardHeader {
 /// The first frame of a heap: what one pool holds in one shard.
 #[repr(C)]
 pub struct HeapHead {
-    pub counters: [W64; COUNTERS],
+    counters: [W64; FIRST_COUNTERS],
     /// Pages stored, ever, by compressed size in 64ths of a page.
     pub sizes: [W64; 64],
     /// zbud pages with one buddy, by free chunks.
     pub unbuddied: [W32; 64],
     /// The eviction hand: the frame it looks at next.
     pub hand: W32,
+    _room: W32,
+    /// Counters that came later: zeros in an arena of before.
+    more_counters: [W64; COUNTERS - FIRST_COUNTERS],
+}
+
+impl HeapHead {
+    #[inline(always)]
+    pub fn counter(&self, counter: Counter) -> &W64 {
+        let at = counter as usize;
+        if at < FIRST_COUNTERS {
+            &self.counters[at]
+        } else {
+            &self.more_counters[at - FIRST_COUNTERS]
+        }
+    }
+
+    /// All counters in their order, gauges first.
+    pub fn counters(&self) -> impl Iterator<Item = &W64> {
+        self.counters.iter().chain(&self.more_counters)
+    }
 }
 
 // SAFETY: made of cells and of a lock, and their padding is never read.
@@ -215,57 +238,12 @@ const _: () = {
     assert!(size_of::<ShardHeader>() == 1600 && size_of::<ShardHeader>() <= FRAME);
     assert!(offset_of!(ShardHeader, tables) == 80);
     assert!(offset_of!(ShardHeader, heaps) == 1368);
-    assert!(size_of::<HeapHead>() == 984 && size_of::<HeapHead>() <= FRAME);
+    assert!(size_of::<HeapHead>() <= FRAME);
     assert!(offset_of!(HeapHead, unbuddied) == 720);
+    assert!(offset_of!(HeapHead, more_counters) == 984);
     assert!(size_of::<TableHead>() == 16);
     assert!(ENTRY == 8 * 4 && OBJECT == 10 * 4 && NODE_HEAD == 5 && CLASS_WORDS == 6);
 };
-
-macro_rules! counters {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal),* $(,)?) => {
-        /// What is counted for each pool. The first five are gauges: they follow from the slots.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        pub enum Counter { $($(#[$doc])* $variant),* }
-
-        /// Names of the counters, in their order.
-        pub const COUNTER_NAMES: [&str; COUNTERS] = [$($name),*];
-        pub const COUNTERS: usize = [$($name),*].len();
-    };
-}
-
-counters! {
-    Pages = "pages",
-    /// Bytes of stored zpages, without their headers.
-    Payload = "payload_bytes",
-    /// Frames committed for the pool.
-    Frames = "footprint_frames",
-    SameFilled = "same_filled_pages",
-    Raw = "raw_pages",
-    PutsStored = "puts_stored",
-    PutsReplaced = "puts_replaced",
-    OldFlushed = "puts_old_flushed",
-    RefusedQuota = "refused_quota",
-    RefusedFrozen = "refused_frozen",
-    RefusedPoorCompression = "refused_poor_compression",
-    RefusedMemory = "refused_memory",
-    RefusedNoSpace = "refused_no_space",
-    GetsHit = "gets_hit",
-    GetsMiss = "gets_miss",
-    GetsCorrupt = "gets_corrupt",
-    Flushes = "flushes",
-    FlushedPages = "flushed_pages",
-    FlushedObjects = "flushed_objects",
-    EvictedMemory = "evicted_memory",
-    EvictedQuota = "evicted_quota",
-    EvictedRelinquish = "evicted_relinquish",
-    EvictedFrames = "evicted_frames",
-    Compactions = "compactions",
-    MovedPages = "moved_pages",
-    CompactedFrames = "compacted_frames",
-}
-
-/// How many of the counters are gauges.
-pub const GAUGES: usize = 5;
 
 /// Where the parts of a shard lie, relative to its start. All frame-aligned.
 #[derive(Clone, Debug)]

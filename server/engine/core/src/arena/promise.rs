@@ -13,7 +13,8 @@
 //! once more, and believes the larger of the two.
 
 use super::file::Arena;
-use super::layout::{Counter, HEAP_FRAMES, HeapHead, POOL_LIVE};
+use super::layout::{HEAP_FRAMES, HeapHead, POOL_LIVE};
+use crate::outcome::Counter;
 use crate::types::FRAME;
 
 const PAGE: u64 = FRAME as u64;
@@ -35,7 +36,7 @@ pub fn heap_head(arena: &Arena, shard: u32, pool: u32) -> Option<&HeapHead> {
 pub fn pool_frames(arena: &Arena, pool: u32) -> u64 {
     let heads = (0..arena.shards()).filter_map(|shard| heap_head(arena, shard, pool));
     heads
-        .map(|head| head.counters[Counter::Frames as usize].get_ordered())
+        .map(|head| head.counter(Counter::Frames).get_ordered())
         .sum()
 }
 

@@ -6,8 +6,9 @@ use super::scratch::{Ready, SCRATCH, Scratch};
 use super::{Target, most_of};
 use crate::codec::{Encoded, Form};
 use crate::error::{Error, Result};
+use crate::outcome::Outcome;
 use crate::shard::{Law, ObjectKey};
-use crate::types::{CLUSTER, Outcome};
+use crate::types::CLUSTER;
 
 impl Target<'_> {
     /// Copy those of a cluster's pages that are there, as `map` has them, to the same indices of `into`. The pages that were there,

@@ -8,8 +8,9 @@ use super::scratch::{Copied, SCRATCH, Scratch};
 use super::{Target, stretches};
 use crate::codec::Form;
 use crate::error::{Result, unless_busy};
+use crate::outcome::Fetch;
 use crate::shard::ObjectKey;
-use crate::types::{CLUSTER, Codec, Fetch};
+use crate::types::{CLUSTER, Codec};
 
 /// What a fetch found.
 pub struct Fetched {

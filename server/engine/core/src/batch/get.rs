@@ -6,12 +6,13 @@ use super::pages::Room;
 use super::scratch::{Copied, SCRATCH, Scratch};
 use super::{Target, stretches};
 use crate::alloc::slot::Zhandle;
-use crate::arena::{Counter, waiting_at_least};
+use crate::arena::waiting_at_least;
 use crate::codec::{Compressor, Form, checksum};
 use crate::error::{Error, Result, unless_busy};
+use crate::outcome::{Counter, Fetch};
 use crate::pool_table::PoolView;
 use crate::shard::{ObjectKey, Shard};
-use crate::types::{CLUSTER, Fetch};
+use crate::types::CLUSTER;
 
 /// Added to a counter, takes one off it: a hit that turned out to be none.
 const UNCOUNT: u64 = u64::MAX;

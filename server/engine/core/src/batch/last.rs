@@ -14,11 +14,12 @@ use super::Target;
 use super::get::{copy_out, decode};
 use super::scratch::{SCRATCH, Scratch};
 use crate::alloc::slot::Header;
-use crate::arena::{Arena, Counter};
+use crate::arena::Arena;
 use crate::error::{Result, unless_busy};
+use crate::outcome::{Counter, Fetch};
 use crate::pool_table::PoolView;
 use crate::shard::{ObjectKey, Shard};
-use crate::types::{CLUSTER, Fetch};
+use crate::types::CLUSTER;
 
 /// How long a page is believed to be known by its number.
 const FRESH: Duration = Duration::from_secs(10);

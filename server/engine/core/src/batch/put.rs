@@ -7,8 +7,9 @@ use super::{Input, STRETCH, Target, stretches};
 use crate::arena::Full;
 use crate::codec::{Compressor, Encoded, Form, checksum, same_filled};
 use crate::error::{Error, Result};
+use crate::outcome::Outcome;
 use crate::shard::{Law, ObjectKey};
-use crate::types::{CLUSTER, Codec, Outcome};
+use crate::types::{CLUSTER, Codec};
 
 impl Target<'_> {
     /// Store pages; `outcomes` becomes what became of each, in their order. Nothing is taken from the heap but for buffers that

@@ -3,10 +3,11 @@
 use crate::alloc::frames::Frames;
 use crate::arena::{Arena, Budget, is_backed, pool_frames, promised_to};
 use crate::error::{Result, unless_busy};
+use crate::outcome::Cause;
 use crate::pool_table;
 use crate::shard::evict::TRIES;
 use crate::shard::{Shard, with_shard, with_shard_for};
-use crate::types::{Cause, FRAME};
+use crate::types::FRAME;
 
 /// Have shards other than `home` give up their reserve, and ephemeral pages, until `bytes` are free. For a pool that is
 /// at its quota it is that pool's own pages that go. What shards keep for the pool is the last they give up.

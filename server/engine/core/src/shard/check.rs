@@ -10,8 +10,8 @@ use crate::alloc::heap::{Heap, heap_bytes};
 use crate::alloc::slot::Zhandle;
 use crate::alloc::zbud::Zbud;
 use crate::alloc::zsmalloc::{CLASSES, Zsmalloc};
-use crate::arena::{Counter, GAUGES};
 use crate::codec::Form;
+use crate::outcome::{Counter, GAUGES};
 use crate::pool_table;
 use crate::shard::Shard;
 use crate::types::{CLUSTER, FRAME, MAX_POOLS};
@@ -176,10 +176,7 @@ fn check_heaps(shard: &Shard<'_>, sums: &HashMap<u32, Sum>, faults: &mut Vec<Str
     let none = Sum::default();
     for heap in (0..MAX_POOLS as u32).filter_map(|pool| shard.heap(pool)) {
         let sum = sums.get(&heap.pool).unwrap_or(&none);
-        let counted: Vec<u64> = heap.head.counters[..GAUGES]
-            .iter()
-            .map(|c| c.get())
-            .collect();
+        let counted: Vec<u64> = heap.head.counters().take(GAUGES).map(|c| c.get()).collect();
         if counted != sum.gauges {
             faults.push(format!(
                 "pool {} counts {counted:?}, and holds {:?}",

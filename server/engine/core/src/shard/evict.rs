@@ -10,10 +10,11 @@ use crate::alloc::heap::{Allocator, Heap};
 use crate::alloc::slot::HEADER;
 use crate::alloc::zbud::Zbud;
 use crate::alloc::zsmalloc::Zsmalloc;
-use crate::arena::{Counter, Full, SEGMENT_FRAMES};
+use crate::arena::{Full, SEGMENT_FRAMES};
+use crate::outcome::{Cause, Counter};
 use crate::pool_table;
 use crate::shard::Shard;
-use crate::types::{Cause, FRAME};
+use crate::types::FRAME;
 
 /// Most rounds of making room for one put.
 pub const TRIES: u32 = 8;

@@ -23,9 +23,10 @@ use crate::alloc::heap::{Allocator, Heap, Owner};
 use crate::alloc::slot::{Header, Slot, Zhandle};
 use crate::alloc::zbud::Zbud;
 use crate::alloc::zsmalloc::Zsmalloc;
-use crate::arena::{Arena, Budget, Counter, ShardHeader, Table, TableId};
+use crate::arena::{Arena, Budget, ShardHeader, Table, TableId};
 use crate::codec::Form;
 use crate::index::{NodeCells, NodeId, Nodes, ObjectCells, Objects, cluster_hash, object_hash};
+use crate::outcome::Counter;
 use crate::types::{CLUSTER, Oid};
 
 /// A shard whose lock is held.

@@ -8,13 +8,14 @@ use crate::alloc::heap::{Allocator, Heap};
 use crate::alloc::slot::{HEADER, Header, Zhandle};
 use crate::alloc::zbud::Zbud;
 use crate::alloc::zsmalloc::Zsmalloc;
-use crate::arena::{Budget, Counter, Full, is_over_by, promised_beyond, promised_to};
+use crate::arena::{Budget, Full, is_over_by, promised_beyond, promised_to};
 use crate::codec::Form;
 use crate::index::NodeId;
+use crate::outcome::{Counter, Outcome, Reason};
 use crate::pool_table::{self, PoolView};
 use crate::shard::evict::TRIES;
 use crate::shard::{Item, Law, ObjectKey, Shard};
-use crate::types::{CLUSTER, FRAME, MAX_PAGE, Outcome, Reason};
+use crate::types::{CLUSTER, FRAME, MAX_PAGE};
 
 /// Bytes by which the limit may be passed while a page and the one that replaces it both stand: what the largest takes, twice, as
 /// its index or frame table may need some. Less than the buffers of a thread.
@@ -148,17 +149,10 @@ impl<'a> Shard<'a> {
     }
 
     fn refused(&self, pool: &PoolView, reason: Reason, old_flushed: bool) -> Outcome {
-        let counter = match reason {
-            Reason::Quota => Counter::RefusedQuota,
-            Reason::Frozen => Counter::RefusedFrozen,
-            Reason::PoorCompression => Counter::RefusedPoorCompression,
-            Reason::Memory => Counter::RefusedMemory,
-            Reason::NoSpace => Counter::RefusedNoSpace,
-        };
         if matches!(reason, Reason::Memory | Reason::NoSpace) {
             self.arena.superblock().limit_hits.fetch_add(1);
         }
-        self.count(pool.slot, counter, 1);
+        self.count(pool.slot, reason.counter(), 1);
         self.count(pool.slot, Counter::OldFlushed, u64::from(old_flushed));
         Outcome::Refused {
             reason,

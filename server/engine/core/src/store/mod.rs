@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use crate::alloc::heap::Allocator;
 use crate::alloc::zsmalloc::Zsmalloc;
-use crate::arena::{Arena, Attach, Counter, Geometry};
+use crate::arena::{Arena, Attach, Geometry};
 use crate::batch::shrink;
 use crate::error::{Error, Lock, Result, unless_busy};
+use crate::outcome::{Cause, Counter};
 use crate::pool_table;
 use crate::shard::check;
 use crate::shard::with_shard;
-use crate::types::{Cause, LOCK_WAIT, PoolSettings, StoreOptions};
+use crate::types::{LOCK_WAIT, PoolSettings, StoreOptions};
 use pool::Pool;
 use stats::StoreStats;
 

@@ -11,11 +11,12 @@ use crate::arena::{
 };
 use crate::batch::shrink;
 use crate::error::{Error, Result, unless_busy};
+use crate::outcome::Cause;
 use crate::pool_table;
 use crate::shard::{with_shard, with_shard_for};
 use crate::store::backing;
 use crate::store::pool::Pool;
-use crate::types::{Cause, FRAME, Kind};
+use crate::types::{FRAME, Kind};
 
 const PAGE: u64 = FRAME as u64;
 /// Bytes asked of each shard in a round of eviction.

@@ -6,11 +6,9 @@ use crate::alloc::frames::Frames;
 use crate::alloc::heap::{Heap, heap_bytes};
 use crate::alloc::slot::HEADER;
 use crate::alloc::zsmalloc::{CLASSES, Zsmalloc};
-use crate::arena::{
-    Arena, COUNTER_NAMES, COUNTERS, Counter, HeapHead, heap_head, promised, promised_to,
-    waiting_at_most,
-};
+use crate::arena::{Arena, HeapHead, heap_head, promised, promised_to, waiting_at_most};
 use crate::error::{Result, unless_busy};
+use crate::outcome::{COUNTER_NAMES, COUNTERS, Counter};
 use crate::pool_table;
 use crate::shard::with_shard;
 use crate::types::FRAME;
@@ -127,7 +125,7 @@ impl PoolStats {
 
 fn add_counters(sums: &mut [u64; COUNTERS], head: &HeapHead) {
     sums.iter_mut()
-        .zip(&head.counters)
+        .zip(head.counters())
         .for_each(|(sum, cell)| *sum += cell.get());
 }
 

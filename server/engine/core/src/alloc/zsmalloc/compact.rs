@@ -5,7 +5,8 @@
 
 use super::{CLASSES, GROUPS, NO_OBJECT, Zsmalloc, Zspage};
 use crate::alloc::heap::{Allocator, Owner};
-use crate::arena::{Counter, W32};
+use crate::arena::W32;
+use crate::outcome::Counter;
 use crate::types::FRAME;
 
 /// How many zspages of a list are looked at for the emptiest.

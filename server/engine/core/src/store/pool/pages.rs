@@ -3,8 +3,9 @@
 use super::Pool;
 use crate::batch::{Fetched, Input, LastPage, Neighbours, ScanCursor, ScannedCluster};
 use crate::error::{Error, Result};
+use crate::outcome::{Fetch, Outcome};
 use crate::shard::Law;
-use crate::types::{Fetch, MAX_PAGE, Oid, Outcome};
+use crate::types::{MAX_PAGE, Oid};
 
 /// Most pages of one `has`.
 const MOST_ASKED: u32 = 1 << 24;

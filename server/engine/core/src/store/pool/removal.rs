@@ -1,8 +1,9 @@
 //! Removal of whole objects and of the pool, each lock held for a bounded piece of it.
 
 use super::Pool;
-use crate::arena::{Counter, SEGMENT_FRAMES};
+use crate::arena::SEGMENT_FRAMES;
 use crate::error::{Result, unless_busy};
+use crate::outcome::Counter;
 use crate::pool_table::{self, PoolId};
 use crate::shard::{ObjectKey, Shard, with_shard};
 use crate::store::backing;

@@ -1,7 +1,7 @@
 //! Counts and indices that are damaged: nothing wrong is given out, and nothing goes on for ever.
 
 use super::Pool;
-use crate::arena::Counter;
+use crate::outcome::Counter;
 use crate::shard::{Shard, with_shard};
 use crate::{Error, Fetch, Kind, Oid, PoolSettings, Store, StoreOptions};
 

@@ -44,7 +44,7 @@ pub fn all_stored(outcomes: &[Outcome]) -> Result<(), Fault> {
         Outcome::Refused { reason, .. } => Some(match reason {
             Reason::Memory | Reason::NoSpace => Fault::NoMemory,
             Reason::Frozen => Fault::Frozen,
-            Reason::Quota | Reason::PoorCompression => Errno::NoSpace.into(),
+            _ => Errno::NoSpace.into(),
         }),
     };
     outcomes.iter().find_map(fault).map_or(Ok(()), Err)
