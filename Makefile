@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Of the editable install; it shares what the tests build, and keeps line numbers.
 export SETUPTOOLS_RUST_CARGO_PROFILE := release
 
-.PHONY: help setup build test test-rust test-python test-deploy proto proto-check lint dashboard format demo bench-engine bench-rpc bench-block soak-block soak-crash soak-rpc fuzz sanitize lock clean
+.PHONY: help setup build test test-rust test-python test-deploy proto proto-check lint dashboard format demo bench-engine bench-rpc bench-block soak-block soak-crash soak-rpc fuzz sanitize dist lock clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  %-14s %s\n' "$$name" "$$what"; done
@@ -106,6 +106,20 @@ fuzz: build ## Fuzz the engine, the block front and the wire for FUZZ_SECONDS (6
 sanitize: ## Run the core's tests under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test -p tmem-core --lib --test model --test coherency --test fuzz --target-dir target/asan --target $$(rustc -vV | sed -n 's/host: //p')
 
+# The oldest C library that the wheel runs with. Linked with this machine's own it would need that one's version.
+GLIBC := 2.28
+RELEASE := $(VENV)/release
+
+dist: build $(RELEASE)/.deps ## Build wheel and source distribution for this processor into dist/, install and try both
+	rm -rf dist build $(RELEASE)/made
+	PATH="$(CURDIR)/$(RELEASE)/bin:$$PATH" CARGO=cargo-zigbuild CARGO_TARGET_DIR="$(CURDIR)/target" \
+	CARGO_BUILD_TARGET=$$(rustc -vV | sed -n 's/host: //p').$(GLIBC) SETUPTOOLS_RUST_CARGO_PROFILE=dist \
+	    $(RELEASE)/bin/python -m build --no-isolation --outdir $(RELEASE)/made .
+	PATH="$(CURDIR)/$(RELEASE)/bin:$$PATH" auditwheel repair --wheel-dir dist $(RELEASE)/made/*.whl
+	mv $(RELEASE)/made/*.tar.gz dist
+	$(RELEASE)/bin/twine check --strict dist/*
+	TMEM_DIST=dist $(PY) -m pytest -q tests/integration/packaging/test_distribution.py
+
 # What runs is of the same versions as what was tested.
 PIP_COMPILE = $(VENV)/lock/bin/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
@@ -114,6 +128,13 @@ lock: $(VENV)/.deps ## Renew requirements-dev.lock, newest versions with hashes,
 	$(VENV)/lock/bin/python -m pip install --quiet pip-tools
 	$(PIP_COMPILE) --upgrade --extra dev --output-file requirements-dev.lock pyproject.toml
 	$(PIP_COMPILE) --rebuild --constraint requirements-dev.lock --output-file requirements.lock pyproject.toml
+	$(PIP_COMPILE) --upgrade --constraint requirements-dev.lock --output-file requirements-release.lock requirements-release.in
+
+# Large, and for releases alone: zig is a compiler of its own.
+$(RELEASE)/.deps: requirements-release.lock $(VENV)/.deps
+	$(PY) -m venv --clear $(RELEASE)
+	$(RELEASE)/bin/pip install --quiet --require-hashes -r requirements-release.lock
+	@touch $@
 
 clean: ## Remove .venv and everything built
 	rm -rf $(VENV) target build dist *.so *.egg-info client/*.egg-info

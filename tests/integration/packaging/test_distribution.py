@@ -1,4 +1,7 @@
-"""What is published, from nothing: a source distribution, the wheel that pip builds of it, and a plain installation."""
+"""What is published, from nothing: a source distribution, the wheel that pip builds of it, and a plain installation.
+
+`TMEM_DIST` names a folder with the two made already, as `make dist` does; then each is installed and tried as it is.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from email.message import Message
 
 ROOT = Path(__file__).parents[3]
+_MADE = os.environ.get("TMEM_DIST")
 _NOT_SOURCES = shutil.ignore_patterns(
     ".*", "target", "__pycache__", "build", "dist", "*.egg-info", "*.so", "node_modules"
 )
@@ -39,6 +43,8 @@ with tmem.open(memory="8MiB") as store:
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made of a copy of the sources, by the backend alone."""
+    if _MADE:
+        return _made("*.tar.gz")
     source, out = tmp_path_factory.mktemp("source") / "tmem", tmp_path_factory.mktemp("sdist")
     shutil.copytree(ROOT, source, ignore=_NOT_SOURCES)
     script = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
@@ -50,6 +56,8 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built by pip in isolation, of the source distribution alone; what cargo has compiled already is used."""
+    if _MADE:
+        return _made("*.whl")
     if shutil.which("cargo") is None:
         pytest.skip("there is no cargo")
     out = tmp_path_factory.mktemp("wheel")
@@ -60,6 +68,18 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     _pip("wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", out / "made", sdist, CARGO_TARGET_DIR=target)
     (built,) = (out / "made").iterdir()
     return built
+
+
+@pytest.fixture(params=["wheel", "sdist"] if _MADE else ["wheel"])
+def published(request: pytest.FixtureRequest) -> Path:
+    """What is installed: the source distribution too, where the wheel was not built of it by pip."""
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+def _made(pattern: str) -> Path:
+    (path,) = Path(_MADE or "").resolve().glob(pattern)
+    return path
 
 
 def _pip(*arguments: str | Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -88,13 +108,27 @@ def test_the_source_distribution_holds_all_that_is_built_and_tested(sdist: Path)
     assert not {name for name in names if re.search(r"\.(so|pyc)$|(^|/)target/", name)}
 
 
-def test_a_plain_installation_is_whole(wheel: Path, tmp_path: Path) -> None:
-    assert any(name.startswith("tmem_engine/_native.") for name in zipfile.ZipFile(wheel).namelist())
+def test_the_native_part_is_stripped_and_asks_for_nothing_newer(wheel: Path, tmp_path: Path) -> None:
+    """A symbol without a version would be of a C library that is newer than the tag says."""
+    (name,) = (name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so"))
+    assert name == "tmem_engine/_native.abi3.so"
+    native = zipfile.ZipFile(wheel).extract(name, tmp_path)
+    sections = subprocess.run(["readelf", "--sections", "--wide", native], check=True, capture_output=True, text=True)
+    assert not re.findall(r"\.symtab|\.debug\w*", sections.stdout)
+    symbols = subprocess.run(["readelf", "--dyn-syms", "--wide", native], check=True, capture_output=True, text=True)
+    needed = re.findall(r" GLOBAL +\w+ +UND +(\S+)", symbols.stdout)
+    assert "PyList_New" in needed
+    assert not [symbol for symbol in needed if "@" not in symbol and not symbol.startswith(("Py", "_Py"))]
+    if _MADE:
+        assert re.fullmatch(r"tmem-[\d.]+-cp311-abi3-manylinux_2_2[0-8]_\w+\.whl", wheel.name)
+
+
+def test_a_plain_installation_is_whole(published: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     place = tmp_path / "venv" / "bin"
     # The extras of former versions are still asked for, and bring nothing; a warning would be of an unknown one.
     said = subprocess.run(
-        [sys.executable, "-m", "pip", "--python", str(place / "python"), "install", f"{wheel}[server,cli]"],
+        [sys.executable, "-m", "pip", "--python", str(place / "python"), "install", f"{published}[server,cli]"],
         check=True,
         text=True,
         capture_output=True,
@@ -108,7 +142,7 @@ def test_a_plain_installation_is_whole(wheel: Path, tmp_path: Path) -> None:
             [place / command[0], *command[1:]], env=plain, cwd=tmp_path, text=True, capture_output=True, check=False
         )
 
-    for command in (("tmem", "--version"), ("tmemd", "--version")):
+    for command in (("tmem", "--version"), ("tmemd", "--version"), ("tmemd", "--help")):
         told = run(*command)
         assert (told.returncode, told.stderr) == (0, "")
         assert command[0] in told.stdout
