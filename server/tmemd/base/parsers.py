@@ -74,16 +74,13 @@ def flag(value: object) -> bool:
 def address(value: object) -> str:
     """HOST:PORT; no host, or `*`, is every address of the machine."""
     host, port = split_address(str(value).strip())
-    if (
-        ":" not in str(value)
-        or not port.isascii()
-        or not port.isdigit()
-        or len(port) > 5
-        or int(port) > 65535
-        or any(map(str.isspace, host))
-    ):
+    if ":" not in str(value) or not _is_port(port) or any(map(str.isspace, host)):
         raise ValueError("expected HOST:PORT, such as 127.0.0.1:7717, [::1]:7717, or :7717 for every address")
     return join_address(_EVERYWHERE if host in ("", "*") else host, int(port))
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535
 
 
 def block_addresses(value: object) -> tuple[str, ...]:

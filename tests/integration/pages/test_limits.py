@@ -133,7 +133,7 @@ def test_long_calls_do_not_queue_without_end() -> None:
         assert client.get([1, 255]) == {1: pages[1], 255: pages[255]}
 
 
-def test_long_calls_of_one_client_leave_room_for_anothers(tmp_path: Path) -> None:
+def test_long_calls_of_one_client_leave_room_for_another_clients(tmp_path: Path) -> None:
     authority = Authority(tmp_path / "authority")
     flags = authority.flags(authority.server())
     pages = {index: noise(index) for index in range(256)}

@@ -124,7 +124,7 @@ def calls_of_a_pool(client: Client, name: str) -> dict[str, Callable[[], object]
     }
 
 
-def test_no_client_touches_anothers_private_pool(tenants: Tenants) -> None:
+def test_no_client_touches_a_private_pool(tenants: Tenants) -> None:
     alice, carol = tenants.alice, tenants.carol
     alice.open("private", quota=MIB)
     alice.put({1: page(1)})

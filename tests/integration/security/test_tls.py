@@ -23,7 +23,6 @@ import pytest
 from cryptography import x509
 
 import tmem
-import tmem.aio
 from tests.lib.certificates import Authority
 from tests.lib.daemon import Client, Daemon, daemon
 from tests.lib.daemons import blocking

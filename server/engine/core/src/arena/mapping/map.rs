@@ -257,7 +257,7 @@ impl Map {
 
     /// `madvise` the whole mapping.
     pub fn advise_all(&self, advice: libc::c_int) -> io::Result<()> {
-        // SAFETY: the range is the mapping itself; the advices used change no contents.
+        // SAFETY: the range is the mapping itself; the advice used changes no contents.
         match unsafe { libc::madvise(self.base.as_ptr().cast(), self.len as usize, advice) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
