@@ -107,7 +107,8 @@ def connect(
     # gRPC is slow to import, and a store in this process does without.
     from tmem._transport.grpc import GrpcStore
 
-    return Store(GrpcStore(target, options, secure))
+    transport = GrpcStore(target, options, secure)
+    return Store(transport, transport.server)
 
 
 def _arena_path(address: str) -> str:

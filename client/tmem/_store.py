@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Unpack, cast
 
 from tmem._model.errors import TmemError, UnknownPoolError
-from tmem._model.settings import Allocator, Kind, pool_settings
+from tmem._model.keywords import takes
+from tmem._model.settings import ExportOptions, ExportSpec, PoolOptions, PoolSettings, export_spec, pool_settings
 from tmem._model.sizes import Size, format_size, parse_size
 from tmem._pool import Pool
 from tmem._protocol.connection import ClientStats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from types import TracebackType
-    from typing import Any, Self
+    from typing import Self
 
     from tmem._model.stats import Compaction, StoreStats
     from tmem._protocol.admin_ops import Client, Event, Worker
     from tmem._protocol.export_ops import Export
-    from tmem._transport.api import StoreTransport
+    from tmem._transport.api import ServerOps, StoreTransport
 
 
 class Store:
@@ -27,61 +28,26 @@ class Store:
     After `close` every method, here and on the pools, raises `ClosedError`.
     """
 
-    __slots__ = ("_transport",)
+    __slots__ = ("_server", "_transport")
 
-    def __init__(self, transport: StoreTransport) -> None:
+    def __init__(self, transport: StoreTransport, server: ServerOps | None = None) -> None:
         self._transport = transport
+        self._server = server
 
-    def pool(
-        self,
-        name: str,
-        *,
-        kind: Kind = "persistent",
-        codec: str = "lz4",
-        allocator: Allocator | None = None,
-        page_size: Size = 4096,
-        quota: Size | None = None,
-        weight: int = 1,
-        shared: bool = False,
-        inclusive: bool = False,
-        max_zpage: Size = 0,
-        owner: str = "",
-    ) -> Pool:
+    @takes(PoolOptions, PoolSettings)
+    def pool(self, name: str, **options: Unpack[PoolOptions]) -> Pool:
         """Create a pool, or open the one of that name.
 
         Args:
             name: 1 to 64 bytes of UTF-8. Pools live in the arena and outlast the process.
-            kind: `"persistent"`: a page that was stored stays until it is flushed. `"ephemeral"`: the store may forget
-                a page at any time, and a get takes the page out unless the pool is `shared` or `inclusive`.
-            codec: `"lz4"`, `"lz4:ACCELERATION"` (1 to 65537), `"lz4hc"`, `"lz4hc:LEVEL"` (3 to 12: smaller LZ4
-                blocks, slow to make), `"zstd"`, `"zstd:LEVEL"` (-7 to 19) or `"raw"`.
-            allocator: `"zsmalloc"` or `"zbud"`; None is zsmalloc for persistent pools and zbud for ephemeral ones.
-            page_size: Bytes a page: 4096, 8192, 16384, 32768, 65536, 131072 or 262144.
-            quota: The most memory the pool may use, in bytes of footprint; None or 0 is no quota.
-            weight: Share of the memory relative to other ephemeral pools, at least 1. Where it is 1 a server may give
-                this client's new pools another.
-            shared: An ephemeral pool used by many clients: a get keeps the page.
-            inclusive: An ephemeral pool of one client in which a get keeps the page all the same.
-            max_zpage: Refuse pages that compress to more bytes than this; 0 refuses none.
-            owner: The client the pool belongs to, at most 64 bytes of UTF-8; on a server this client, if empty.
+            **options: The fields of `PoolSettings`, with their defaults.
 
         Raises:
             MismatchError: The pool exists with other settings; the message names the difference.
             ExhaustedError: The arena holds as many pools as it can.
             ValueError: A setting makes no sense.
         """
-        settings = pool_settings(
-            kind=kind,
-            codec=codec,
-            allocator=allocator,
-            page_size=page_size,
-            quota=quota,
-            weight=weight,
-            shared=shared,
-            inclusive=inclusive,
-            max_zpage=max_zpage,
-            owner=owner,
-        )
+        settings = pool_settings(**options)
         self._check_free(name)
         return Pool(self._transport.pool(name, settings))
 
@@ -107,8 +73,7 @@ class Store:
 
     def client_stats(self) -> ClientStats:
         """What this side of the connection has counted; all zero where there is no connection."""
-        stats: ClientStats = getattr(self._transport, "client_stats", ClientStats)()
-        return stats
+        return self._server.client_stats() if self._server else ClientStats()
 
     def compact(self) -> Compaction:
         """Move pages together and give the memory that frees back to the system."""
@@ -137,11 +102,11 @@ class Store:
         Raises:
             TmemError: The store is an arena in this process; so it is with `workers` and `events`.
         """
-        return cast("list[Client]", self._served("clients")())
+        return self._served.clients()
 
     def workers(self) -> list[Worker]:
         """The processes of the server."""
-        return cast("list[Worker]", self._served("workers")())
+        return self._served.workers()
 
     def events(self, pool: str | None = None) -> Iterator[Event]:
         """What happens on the server from now on, as it happens, of one pool or of all.
@@ -149,7 +114,7 @@ class Store:
         The iterator waits for the next event, and stops when the pool is destroyed. It ends with `UnavailableError`
         when the server goes away, with `ClosedError` when the store is closed, and by its `close` method.
         """
-        return cast("Iterator[Event]", self._served("events")(pool))
+        return self._served.events(pool)
 
     def exports(self) -> list[Export]:
         """The block devices that the server exports over NBD, with what they hold and who has them open.
@@ -157,40 +122,22 @@ class Store:
         Raises:
             TmemError: The store is an arena in this process; so it is with the other methods of exports.
         """
-        return cast("list[Export]", self._served("exports")())
+        return self._served.exports()
 
-    def create_export(
-        self,
-        name: str,
-        size: Size,
-        *,
-        reserve: Size = 0,
-        codec: str = "lz4",
-        multi_conn: bool = False,
-        allow: Sequence[str] | None = None,
-        block_size: Size = 4096,
-    ) -> Export:
+    @takes(ExportOptions, ExportSpec)
+    def create_export(self, name: str, size: Size, **options: Unpack[ExportOptions]) -> Export:
         """Make a block device of `size`, empty, with a pool of its own.
 
         Args:
             name: 1 to 57 letters, digits, `.`, `_` and `-`, the first a letter or digit.
             size: A multiple of 4096. It is a promise, kept as far as there is memory.
-            reserve: Memory that it is sure of.
-            codec: As of a pool.
-            multi_conn: Let several connections have it open at once; else a second client is refused, which keeps two
-                hosts from swapping to one device.
-            allow: Names of the clients that may open it: those in their certificates, `local` or `network`; `*` is
-                anybody whom the address lets in. None: the server's default, which is the creator, administrators and
-                `local` where clients have certificates, else anybody.
-            block_size: Bytes that are compressed together, and read and written as a whole: a power of two from 4096 to
-                262144. Larger ones are denser; a request for a part of one costs as much as the whole.
+            **options: The other fields of `ExportSpec`, with their defaults.
 
         Raises:
             MismatchError: There is an export of the name.
             ExhaustedError: The reserve cannot be kept; the message has the numbers.
         """
-        settings = reserve, codec, multi_conn, allow, block_size
-        return cast("Export", self._served("create_export")(name, size, *settings))
+        return self._served.create_export(export_spec(name, size, **options))
 
     def remove_export(self, name: str, *, force: bool = False) -> int:
         """Remove an export with all it holds; returns the number of pages dropped.
@@ -199,7 +146,7 @@ class Store:
             UnknownExportError: There is none of the name.
             MismatchError: A client has it open, and is not cut off by `force`.
         """
-        return cast("int", self._served("remove_export")(name, force))
+        return self._served.remove_export(name, force)
 
     def resize_export(self, name: str, size: Size) -> Export:
         """Give an export another size. Clients see it when they connect anew.
@@ -207,11 +154,11 @@ class Store:
         Raises:
             MismatchError: It would be smaller, and holds data beyond the new end or is in use.
         """
-        return cast("Export", self._served("resize_export")(name, size))
+        return self._served.resize_export(name, size)
 
     def drain_export(self, name: str, *, undo: bool = False) -> Export:
         """Let no new client of an export in; those that are there go on. Restarts do not end it, `undo` does."""
-        return cast("Export", self._served("drain_export")(name, undo))
+        return self._served.drain_export(name, undo)
 
     def allow_export(self, name: str, *clients: str, undo: bool = False, anyone: bool = False) -> Export:
         """Let these clients open an export too, or no longer (`undo`), or let in whom the address lets in (`anyone`).
@@ -219,7 +166,7 @@ class Store:
         Where anybody might open it, only these may from now on. Connections of those who may no longer have ended when
         this returns.
         """
-        return cast("Export", self._served("allow_export")(name, clients, undo, anyone))
+        return self._served.allow_export(name, clients, undo, anyone)
 
     @property
     def memory(self) -> int:
@@ -250,12 +197,11 @@ class Store:
         if name.startswith(".") and is_local(self):
             raise ValueError(f"pool {name!r}: names that begin with '.' are for pools of the server itself")
 
-    def _served(self, what: str) -> Any:
-        """A method that the transport has where there is a server."""
-        method = getattr(self._transport, what, None)
-        if method is None:
-            raise TmemError(f"{what} are a server's, and this store is an arena in this process")
-        return method
+    @property
+    def _served(self) -> ServerOps:
+        if self._server is None:
+            raise TmemError("this needs a server; the store is an arena in this process")
+        return self._server
 
     def __enter__(self) -> Self:
         return self
@@ -268,12 +214,11 @@ class Store:
     def __repr__(self) -> str:
         if self.closed:
             return "<tmem.Store closed>"
-        address = getattr(self._transport, "address", None)
-        if address is not None:
-            return f"<tmem.Store {address}>"
+        if self._server is not None:
+            return f"<tmem.Store {self._server.address}>"
         return f"<tmem.Store {self.arena or 'private'} memory={format_size(self.memory)}>"
 
 
 def is_local(store: Store) -> bool:
     """Whether the store is in this process or in shared memory, where a call cannot wait for another machine."""
-    return getattr(store._transport, "address", None) is None
+    return store._server is None

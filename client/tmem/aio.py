@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, TypeVar, Unpack, cast, overload
 
 from tmem._model import checks
 from tmem._model.errors import UnknownPoolError
+from tmem._model.keywords import takes
 from tmem._model.outcome import OUTCOMES, Outcome, Outcomes
-from tmem._model.settings import PoolOptions, PoolSettings, pool_settings
+from tmem._model.settings import ExportOptions, ExportSpec, PoolOptions, PoolSettings, export_spec, pool_settings
 from tmem._model.sizes import Size, parse_size
 from tmem._pool import as_dict
 from tmem._protocol import admin_ops, export_ops
@@ -31,7 +32,7 @@ from tmem._transport.aio_runner import Driver
 from tmem._transport.tls import Tls, security
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -201,8 +202,9 @@ class AsyncStore:
         self._store = RemoteStore(driver.link)
         self._lanes: dict[str, Lanes] = {}
 
+    @takes(PoolOptions, PoolSettings)
     async def pool(self, name: str, **options: Unpack[PoolOptions]) -> AsyncPool:
-        """Create a pool, or open the one of that name; the arguments are those of `Store.pool`."""
+        """As `Store.pool`."""
         return self._pool(await self._run(self._store.pool(name, pool_settings(**options))))
 
     async def find_pool(self, name: str) -> AsyncPool:
@@ -256,20 +258,10 @@ class AsyncStore:
         """As `Store.exports`."""
         return await self._run(export_ops.exports(self._driver.link))
 
-    async def create_export(
-        self,
-        name: str,
-        size: Size,
-        *,
-        reserve: Size = 0,
-        codec: str = "lz4",
-        multi_conn: bool = False,
-        allow: Sequence[str] | None = None,
-        block_size: Size = 4096,
-    ) -> export_ops.Export:
+    @takes(ExportOptions, ExportSpec)
+    async def create_export(self, name: str, size: Size, **options: Unpack[ExportOptions]) -> export_ops.Export:
         """As `Store.create_export`."""
-        settings = reserve, codec, multi_conn, allow, block_size
-        return await self._run(export_ops.create(self._driver.link, name, size, *settings))
+        return await self._run(export_ops.create(self._driver.link, export_spec(name, size, **options)))
 
     async def remove_export(self, name: str, *, force: bool = False) -> int:
         """As `Store.remove_export`."""

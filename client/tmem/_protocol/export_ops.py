@@ -13,6 +13,7 @@ from tmem_proto.v1 import admin_pb2 as admin
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tmem._model.settings import ExportSpec
     from tmem._model.sizes import Size
     from tmem._protocol.connection import Link
 
@@ -83,27 +84,18 @@ def listing(link: Link) -> Steps[tuple[list[Export], list[str]]]:
     return [_export(one) for one in reply.exports], list(reply.addresses)
 
 
-def create(
-    link: Link,
-    name: str,
-    size: Size,
-    reserve: Size,
-    codec: str,
-    multi_conn: bool,
-    allow: Sequence[str] | None,
-    block_size: Size,
-) -> Steps[Export]:
+def create(link: Link, spec: ExportSpec) -> Steps[Export]:
     """A new export."""
     request = admin.CreateExportRequest(
-        name=name,
-        size=parse_size(size, "size"),
-        reserve=parse_size(reserve, "reserve"),
-        codec=codec,
-        multi_conn=multi_conn,
-        allowed=None if allow is None else admin.Allowed(clients=names(allow)),
-        block_size=_block_size(block_size),
+        name=spec.name,
+        size=spec.size,
+        reserve=spec.reserve,
+        codec=spec.codec,
+        multi_conn=spec.multi_conn,
+        allowed=None if spec.allow is None else admin.Allowed(clients=names(spec.allow)),
+        block_size=_block_size(spec.block_size),
     )
-    return _export((yield from _of(link, name, "CreateExport", request)).export)
+    return _export((yield from _of(link, spec.name, "CreateExport", request)).export)
 
 
 def remove(link: Link, name: str, force: bool) -> Steps[int]:
@@ -145,12 +137,11 @@ def _of(link: Link, name: str, method: str, request: Any) -> Steps[Any]:
         raise errors.UnknownExportError(name) from None
 
 
-def _block_size(size: Size) -> int:
+def _block_size(size: int) -> int:
     """As the server takes it, which says what is allowed; a field of the message has room for no more than this."""
-    parsed = parse_size(size, "block_size")
-    if not 0 < parsed <= _LARGEST_BLOCK:
-        raise ValueError(f"block_size is {parsed} bytes; it must be a power of two from {_PAGE} to {_LARGEST_BLOCK}")
-    return parsed
+    if not 0 < size <= _LARGEST_BLOCK:
+        raise ValueError(f"block_size is {size} bytes; it must be a power of two from {_PAGE} to {_LARGEST_BLOCK}")
+    return size
 
 
 def _export(message: admin.Export) -> Export:

@@ -20,6 +20,7 @@ from tmem_proto.v1 import tmem_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from google.protobuf.descriptor import FieldDescriptor
     from google.protobuf.message import Message
 
     from tmem._model.checks import Page
@@ -34,6 +35,10 @@ HAS_PAGES = 65536
 _REFUSALS = [code for name, code in pb.PutOutcome.items() if name.startswith("PUT_OUTCOME_REFUSED_")]
 # The bytes with which a put is answered unless it is stale.
 _PUT_CODES = bytes([pb.PUT_OUTCOME_STORED, pb.PUT_OUTCOME_REPLACED, *_REFUSALS, *(code + 16 for code in _REFUSALS)])
+
+# Settings of a pool for which the wire takes nothing to mean a default.
+_NOT_EMPTY = {"kind", "codec", "allocator"}
+_NOT_ZERO = {"page_size", "weight"}
 
 # google.rpc.Code, as far as it is treated in some way of its own.
 NOT_FOUND, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = (
@@ -155,28 +160,24 @@ def got(reply: pb.GetResponse, count: int, page_size: int) -> Got:
 
 def settings_message(settings: PoolSettings) -> pb.PoolSettings:
     """Settings, for OpenPool. What the wire takes for a default, such as an empty codec, is refused here."""
-    for name in ("kind", "codec", "allocator", "owner"):
-        if not isinstance(getattr(settings, name), str):
-            raise TypeError(f"{name} must be a str, not {type(getattr(settings, name)).__name__}")
-    if not (settings.kind and settings.codec and settings.allocator):
+    given = {field.name: _setting(field, getattr(settings, field.name)) for field in pb.PoolSettings.DESCRIPTOR.fields}
+    if given["weight"] == 1:
+        # The usual weight is left to the server, which may have another for this client's pools.
+        given["weight"] = 0
+    return pb.PoolSettings(**given)
+
+
+def _setting(field: FieldDescriptor, value: Any) -> Any:
+    if field.type == field.TYPE_BOOL:
+        return checks.flag(value, field.name)
+    if field.type != field.TYPE_STRING:
+        high = 2**64 - 1 if field.type == field.TYPE_UINT64 else checks.MAX_INDEX
+        return checks.number(value, field.name, low=field.name in _NOT_ZERO, high=high)
+    if not isinstance(value, str):
+        raise TypeError(f"{field.name} must be a str, not {type(value).__name__}")
+    if not value and field.name in _NOT_EMPTY:
         raise ValueError("kind, codec and allocator cannot be empty")
-    return pb.PoolSettings(
-        kind=settings.kind,
-        codec=settings.codec,
-        allocator=settings.allocator,
-        page_size=checks.number(settings.page_size, "page_size", low=1),
-        quota=checks.number(settings.quota, "quota", high=2**64 - 1),
-        weight=_weight(checks.number(settings.weight, "weight", low=1)),
-        shared=checks.flag(settings.shared, "shared"),
-        inclusive=checks.flag(settings.inclusive, "inclusive"),
-        max_zpage=checks.number(settings.max_zpage, "max_zpage"),
-        owner=settings.owner,
-    )
-
-
-def _weight(weight: int) -> int:
-    """The usual weight is left to the server, which may have another for this client's pools."""
-    return 0 if weight == 1 else weight
+    return value
 
 
 def settings_dict(message: pb.PoolSettings) -> dict[str, Any]:

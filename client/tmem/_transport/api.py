@@ -6,15 +6,22 @@ with units, outcomes as objects, dataclasses. Where a method here has no docstri
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
     from tmem._model.oid import Oid
-    from tmem._model.settings import PoolSettings
+    from tmem._model.settings import ExportSpec, PoolSettings
+    from tmem._model.sizes import Size
+    from tmem._protocol.admin_ops import Client, Event, Worker
+    from tmem._protocol.connection import ClientStats, Link
+    from tmem._protocol.export_ops import Export
+    from tmem._protocol.operations import Steps
+
+_T = TypeVar("_T")
 
 
 class PoolTransport(Protocol):
@@ -49,7 +56,7 @@ class PoolTransport(Protocol):
 
 
 class StoreTransport(Protocol):
-    """One store. A connection also has `address` and `client_stats()`; the engine has neither."""
+    """One store."""
 
     @property
     def closed(self) -> bool: ...
@@ -65,3 +72,22 @@ class StoreTransport(Protocol):
     def resize(self, memory: int) -> None: ...
     def check(self) -> list[str]: ...
     def close(self) -> None: ...
+
+
+class ServerOps(Protocol):
+    """What a store has where it is behind a server, and an arena in this process has not."""
+
+    @property
+    def address(self) -> str: ...
+    def client_stats(self) -> ClientStats: ...
+    def clients(self) -> list[Client]: ...
+    def workers(self) -> list[Worker]: ...
+    def events(self, pool: str | None) -> Iterator[Event]: ...
+    def exports(self) -> list[Export]: ...
+    def create_export(self, spec: ExportSpec) -> Export: ...
+    def remove_export(self, name: str, force: bool) -> int: ...
+    def resize_export(self, name: str, size: Size) -> Export: ...
+    def drain_export(self, name: str, undo: bool) -> Export: ...
+    def allow_export(self, name: str, clients: Sequence[str], undo: bool, anyone: bool) -> Export: ...
+    def ask(self, operation: Callable[[Link], Steps[_T]]) -> _T:
+        """Carry out any other operation of `_protocol`, as the command does."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import tmem
+from tmem._model.settings import ExportSpec
 from tmem._protocol import export_ops
 from tmem.cli.archive.format import PagesFileError
 from tmem.cli.base import text
@@ -127,8 +128,16 @@ def _make(target: Target, reader: Reader, name: str, wanted: Description | None)
             "again"
         )
     nobody: tuple[str, ...] = ()
-    kind = wanted.reserve, settings["codec"], wanted.multi_conn, nobody, reader.page_size
-    target.ask(lambda link: export_ops.create(link, name, wanted.size, *kind))
+    spec = ExportSpec(
+        name=name,
+        size=wanted.size,
+        reserve=wanted.reserve,
+        codec=settings["codec"],
+        multi_conn=wanted.multi_conn,
+        allow=nobody,
+        block_size=reader.page_size,
+    )
+    target.ask(lambda link: export_ops.create(link, spec))
     target.ask(lambda link: export_ops.drain(link, name, False))
     if wanted.allowed is None:
         target.ask(lambda link: export_ops.allow(link, name, [], False, True))

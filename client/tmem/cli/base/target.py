@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tmem
 from tmem._protocol import admin_ops, messages
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from tmem._model.settings import PoolSettings
     from tmem._protocol.connection import Link
     from tmem._protocol.operations import Steps
-    from tmem._transport.grpc import GrpcStore
     from tmem_proto.v1 import admin_pb2 as admin
 
 T = TypeVar("T")
@@ -67,13 +66,14 @@ class Target:
     @property
     def served(self) -> bool:
         """Whether there is a server."""
-        return hasattr(self.store._transport, "ask")
+        return self.store._server is not None
 
     def ask(self, operation: Callable[[Link], Steps[T]]) -> T:
         """Carry out an operation that only a server has."""
-        if not self.served:
+        server = self.store._server
+        if server is None:
             raise tmem.TmemError(f"{self.address} is an arena of this machine; this takes a server, --server HOST:PORT")
-        return cast("GrpcStore", self.store._transport).ask(operation)
+        return server.ask(operation)
 
     def probe(self) -> None:
         """Raise `UnavailableError` where nothing answers. Any answer will do, one that denies as well."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tmem
+from tmem._model.settings import export_spec
 from tmem._protocol import export_ops
 from tmem.cli.base import text
 from tmem.cli.base.arguments import CODECS, SIZE
@@ -56,19 +57,10 @@ def export() -> None:
 @click.option("--multi-conn", is_flag=True, help="Let several connections have it open at once; else one.")
 @click.option("--allow", multiple=True, metavar="IDENTITY", help="Who may open it, and may be repeated; '*': anyone.")
 @pass_session
-def create(
-    session: Session,
-    name: str,
-    size: int,
-    reserve: int,
-    codec: str,
-    block_size: int,
-    multi_conn: bool,
-    allow: tuple[str, ...],
-) -> None:
+def create(session: Session, /, allow: tuple[str, ...], **options: Any) -> None:
     """Make a block device, empty."""
-    settings = reserve, codec, multi_conn, allow or None, block_size
-    made = session.patient().ask(lambda link: export_ops.create(link, name, size, *settings))
+    spec = export_spec(**options, allow=allow or None)
+    made = session.patient().ask(lambda link: export_ops.create(link, spec))
     if session.output.as_json:
         session.output.document(asdict(made))
         return
