@@ -122,7 +122,7 @@ def test_an_engine_lets_go_of_all_it_held() -> None:
 def test_a_reserve_survives_a_killed_process(arena: Path) -> None:
     script = f"""
 import os, signal, tmem_engine
-from tests.integration.test_native import SETTINGS, RESERVE
+from tests.integration.engine.test_native import SETTINGS, RESERVE
 from tmem._model import errors
 engine = tmem_engine.Engine.open(errors=errors, memory=8 << 20, accept_threshold=90, arena={str(arena)!r})
 pool = engine.pool("swap0", SETTINGS)
