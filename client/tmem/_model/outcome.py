@@ -6,15 +6,25 @@ flushed an older page. Reasons have the numbers from 4 on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, TypedDict, get_args, overload
+from typing import Final, Literal, TypeAlias, TypedDict, overload
 
 Reason: TypeAlias = Literal["quota", "frozen", "poor_compression", "memory", "no_space", "unavailable"]
 
 _STORED, _REPLACED, _REFUSED, _FLUSHED = 1, 2, 4, 16
 UNAVAILABLE: Final = 15
 """The client's own: no server refuses a page with it."""
-_REASONS: dict[Reason, int] = {reason: code for code, reason in enumerate(get_args(Reason), _REFUSED)}
-_REASONS["unavailable"] = UNAVAILABLE
+REFUSALS: dict[Reason, str] = {
+    "quota": "pool at its quota",
+    "frozen": "pool frozen",
+    "poor_compression": "too large compressed",
+    "memory": "store full",
+    "no_space": "file system full",
+}
+"""What each reason of a server means, in the order of its code."""
+_REASONS: dict[Reason, int] = {
+    **{reason: code for code, reason in enumerate(REFUSALS, _REFUSED)},
+    "unavailable": UNAVAILABLE,
+}
 
 
 class Refusals(TypedDict):

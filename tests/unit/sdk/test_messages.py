@@ -66,7 +66,7 @@ def test_outcomes_of_a_put(sent: int, reason: str, flushed: bool) -> None:
     assert (refused.stored, refused.reason, refused.old_flushed) == (False, reason, flushed)
 
 
-@pytest.mark.parametrize("outcomes", [b"", b"\1", b"\1\1\1", b"\0\1", b"\1\x09", b"\1\xff"])
+@pytest.mark.parametrize("outcomes", [b"", b"\1", b"\1\1\1", b"\0\1", b"\1\x0f", b"\1\xff"])
 def test_outcomes_that_make_no_sense_are_an_error(outcomes: bytes) -> None:
     with pytest.raises(tmem.InternalError, match="a put of 2 pages"):
         messages.put_codes(pb.PutResponse(outcomes=outcomes), 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tmem._model.outcome import REFUSALS
+
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Memory": {
         "memory_bytes": ("bytes", "the limit"),
@@ -29,11 +31,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "puts_stored": ("pages", "stored"),
         "puts_replaced": ("pages", "stored in place of older ones"),
         "puts_old_flushed": ("pages", "flushed by a refused put"),
-        "refused_quota": ("pages", "refused: pool at its quota"),
-        "refused_frozen": ("pages", "refused: pool frozen"),
-        "refused_poor_compression": ("pages", "refused: too large compressed"),
-        "refused_memory": ("pages", "refused: store full"),
-        "refused_no_space": ("pages", "refused: file system full"),
+        **{f"refused_{reason}": ("pages", f"refused: {about}") for reason, about in REFUSALS.items()},
     },
     "Gets and flushes": {
         "gets_hit": ("pages", "found"),

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tmem._model.outcome import REFUSALS
 from tmem.cli.base import text
 from tmem.cli.base.output import Column, lay_out
 from tmem.cli.base.target import Status
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _CAUSES = ("memory", "quota", "relinquish")
 _PUTS = ("puts_stored", "puts_replaced")
-_REFUSED = ("refused_quota", "refused_frozen", "refused_poor_compression", "refused_memory", "refused_no_space")
+_REFUSED = tuple(f"refused_{reason}" for reason in REFUSALS)
 _RATES = {
     "puts": _PUTS,
     "refused": _REFUSED,
