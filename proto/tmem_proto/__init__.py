@@ -1,1 +1,1 @@
-"""The wire protocol of tmem: the `tmem.v1` messages and services, and the code generated from them."""
+"""The wire protocol of tmem: `tmem.v1` with the code generated from it, and how people write the protocol's values."""

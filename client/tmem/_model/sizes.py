@@ -1,23 +1,10 @@
-"""Sizes as people write them: bytes, or a number with a unit.
+"""Sizes as arguments: bytes, or text such as "64MiB" (`tmem_proto.sizes` has the units)."""
 
-`K`, `Ki` and `KiB` are 1024 bytes and `kB` is 1000, in any case, and so on to T: a letter alone is a power of 1024, as
-for Docker, QEMU and systemd. The daemon reads the sizes of its settings by the same rule (`tmemd.base.parsers`).
-"""
-
-import re
-from fractions import Fraction
 from typing import TypeAlias
 
+from tmem_proto import sizes
+
 Size: TypeAlias = int | str
-
-EXPECTED = "expected bytes, or a number with K, M, G or T (as KiB: powers of 1024), or with kB, MB, GB or TB (of 1000)"
-
-_UNITS = {"": 1, "b": 1} | {
-    prefix + unit: base**power
-    for power, prefix in enumerate("kmgt", start=1)
-    for unit, base in (("", 1024), ("i", 1024), ("ib", 1024), ("b", 1000))
-}
-_SIZE = re.compile(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*", re.ASCII)
 
 
 def parse_size(size: Size, name: str) -> int:
@@ -39,10 +26,7 @@ def format_size(size: int) -> str:
 
 
 def _parse(text: str, name: str) -> int:
-    match = _SIZE.fullmatch(text)
-    if match is None or match[2].lower() not in _UNITS:
-        raise ValueError(f"{name} is {text!r}; {EXPECTED}")
-    size = Fraction(match[1]) * _UNITS[match[2].lower()]
-    if size.denominator != 1:
-        raise ValueError(f"{name} is {text!r}, which is not a whole number of bytes")
-    return int(size)
+    try:
+        return sizes.parse_size(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is {text!r}; {error}") from None

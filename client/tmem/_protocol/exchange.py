@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from tmem._protocol.messages import INTERNAL, UNAVAILABLE, Failure
 from tmem_proto.v1 import tmem_pb2 as pb
+from tmem_proto.varint import varint
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -55,7 +56,7 @@ def command(number: int, method: str, request: Message) -> bytes:
 def command_parts(number: int, method: str, request: Message) -> tuple[bytes, bytes]:
     """The same, what stands before the request and the request itself."""
     body = request.SerializeToString()
-    return b"\x08" + _varint(number) + _TAGS[method] + _varint(len(body)), body
+    return b"\x08" + varint(number) + _TAGS[method] + varint(len(body)), body
 
 
 def read(message: bytes) -> pb.Reply | Failure:
@@ -78,12 +79,3 @@ def answer(reply: pb.Reply, method: str) -> Any:
 def broken(why: Failure) -> Failure:
     """What a stream that failed means for its commands. gRPC has several names for a connection that broke."""
     return Failure(UNAVAILABLE, why.details) if why.code in _BROKEN else why
-
-
-def _varint(number: int) -> bytes:
-    digits = bytearray()
-    while number > 127:
-        digits.append(number & 127 | 128)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)

@@ -104,6 +104,34 @@ GET_OUTCOME_CORRUPT: GetOutcome.ValueType  # 2
 """A persistent page failed its checksum. Ephemeral ones are misses."""
 Global___GetOutcome: _TypeAlias = GetOutcome  # noqa: Y015
 
+class _PageSize:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PageSizeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PageSize.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PAGE_SIZE_UNSPECIFIED: _PageSize.ValueType  # 0
+    PAGE_SIZE_4_KIB: _PageSize.ValueType  # 4096
+    PAGE_SIZE_8_KIB: _PageSize.ValueType  # 8192
+    PAGE_SIZE_16_KIB: _PageSize.ValueType  # 16384
+    PAGE_SIZE_32_KIB: _PageSize.ValueType  # 32768
+    PAGE_SIZE_64_KIB: _PageSize.ValueType  # 65536
+    PAGE_SIZE_128_KIB: _PageSize.ValueType  # 131072
+    PAGE_SIZE_256_KIB: _PageSize.ValueType  # 262144
+
+class PageSize(_PageSize, metaclass=_PageSizeEnumTypeWrapper):
+    """Bytes that a page of a pool, or a block of an export, may have. No field is of this type: a number of bytes travels."""
+
+PAGE_SIZE_UNSPECIFIED: PageSize.ValueType  # 0
+PAGE_SIZE_4_KIB: PageSize.ValueType  # 4096
+PAGE_SIZE_8_KIB: PageSize.ValueType  # 8192
+PAGE_SIZE_16_KIB: PageSize.ValueType  # 16384
+PAGE_SIZE_32_KIB: PageSize.ValueType  # 32768
+PAGE_SIZE_64_KIB: PageSize.ValueType  # 65536
+PAGE_SIZE_128_KIB: PageSize.ValueType  # 131072
+PAGE_SIZE_256_KIB: PageSize.ValueType  # 262144
+Global___PageSize: _TypeAlias = PageSize  # noqa: Y015
+
 @_typing.final
 class Session(_message.Message):
     """A pool as a client knows it, from OpenPool. Good until the pool is destroyed, the server restarts, or nobody uses the
@@ -153,7 +181,7 @@ class PoolSettings(_message.Message):
     allocator: _builtins.str
     """"zsmalloc" or "zbud"; empty is the kind's own: zsmalloc for persistent, zbud for ephemeral pools."""
     page_size: _builtins.int
-    """Bytes: 4096, 8192, 16384, 32768, 65536, 131072 or 262144; 0 is 4096."""
+    """Bytes, one of PageSize; 0 is 4096."""
     quota: _builtins.int
     """Bytes of footprint; 0 is no quota, or what is left of the client's where it has one."""
     weight: _builtins.int

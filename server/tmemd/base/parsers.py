@@ -3,29 +3,16 @@
 import ipaddress
 import re
 from collections.abc import Callable
-from fractions import Fraction
 
-EXPECTED = "expected bytes, or a number with K, M, G or T (as KiB: powers of 1024), or with kB, MB, GB or TB (of 1000)"
+from tmem_proto.sizes import parse_size
 
-_UNITS: dict[str, int] = {"": 1, "b": 1} | {
-    prefix + unit: base**power
-    for power, prefix in enumerate("kmgt", start=1)
-    for unit, base in (("", 1024), ("i", 1024), ("ib", 1024), ("b", 1000))
-}
-_SIZE = re.compile(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*", re.ASCII)
 _SECONDS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _EVERYWHERE = "0.0.0.0"
 
 
 def size(value: object) -> int:
-    """Bytes, or a number with a unit: the rule of the command line (`tmem._model.sizes`)."""
-    match = _SIZE.fullmatch(str(value))
-    if isinstance(value, bool | float) or match is None or match[2].lower() not in _UNITS:
-        raise ValueError(EXPECTED)
-    found = Fraction(match[1]) * _UNITS[match[2].lower()]
-    if found.denominator != 1:
-        raise ValueError("that is not a whole number of bytes")
-    return int(found)
+    """Bytes, or a number with a unit."""
+    return parse_size("" if isinstance(value, bool | float) else str(value))
 
 
 def memory_size(value: object) -> int:

@@ -1,26 +1,18 @@
-"""Delays and errors put into calls on purpose, for tests of clients.
+"""Delays and errors put into calls on purpose, for tests of clients. `tmem_proto.faults` has how they are written.
 
-An injection is written `METHOD:PART,PART...`, its parts being
-
-    delay=50ms      wait so long (ms or s) before the call is looked at
-    code=NAME       answer with this status in place of the call, such as UNAVAILABLE
-    after           carry the call out first, then answer with the code: as if the reply were lost
-    fraction=0.1    of calls, picked at random; all unless given
-
-METHOD is a unary method such as `Put`, a command of a stream such as `Exchange.put`, or `*` for every one. Where
-several concern a call, their delays add up and the first code counts. `Inject` itself is spared: it can end them.
+Where several concern a call, their delays add up and the first code counts. `Inject` itself is spared: it can end them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from grpc import StatusCode
 
+from tmem_proto import faults
 from tmem_proto.v1 import admin_pb2, tmem_pb2
 from tmemd.base.errors import InjectedError, NotAllowedError
 
@@ -33,7 +25,7 @@ MOST = 64
 """Injections at once."""
 MOST_DELAY_MS = 60_000
 
-_CODES: dict[str, StatusCode] = {code.name: code for code in StatusCode if code is not StatusCode.OK}
+_STATUS: dict[int, StatusCode] = {code.value[0]: code for code in StatusCode if code is not StatusCode.OK}
 
 
 def _methods() -> frozenset[str]:
@@ -82,61 +74,31 @@ class Injection:
         return f"{self.method}:{','.join(parts)}"
 
     @classmethod
-    def parse(cls, text: str) -> Injection:
-        """The injection that is written so."""
-        method, _, parts = text.strip().partition(":")
-        fields: dict[str, int | float | bool | StatusCode] = {}
-        for part in filter(None, (part.strip() for part in parts.split(","))):
-            key, _, value = part.partition("=")
-            reader = _READERS.get(key)
-            if reader is None:
-                raise ValueError(f"{part!r} is not one of delay=TIME, code=NAME, after, fraction=NUMBER")
-            name, read = reader
-            if name in fields:
-                raise ValueError(f"{key} is there twice in {text!r}")
-            fields[name] = read(value)
-        return cls(method=method, **fields)  # type: ignore[arg-type]
+    def of(cls, message: admin_pb2.Injection) -> Injection:
+        """The injection that a message asks for."""
+        if message.code and message.code not in _STATUS:
+            raise ValueError(f"there is no status {message.code}")
+        return cls(
+            method=message.method,
+            delay_ms=message.delay_ms,
+            code=_STATUS.get(message.code),
+            fraction=message.fraction or 1.0,
+            after=message.after,
+        )
+
+    def message(self) -> admin_pb2.Injection:
+        code = self.code.value[0] if self.code else 0
+        return admin_pb2.Injection(
+            method=self.method, delay_ms=self.delay_ms, code=code, fraction=self.fraction, after=self.after
+        )
 
 
 def injections(value: object) -> tuple[Injection, ...]:
-    """One text, or a list of them; in each several may be parted by semicolons, and an empty one says nothing."""
+    """One text, or a list of them; an empty one says nothing."""
     texts: list[object] = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("expected texts such as Put:delay=50ms,fraction=0.1")
-    return tuple(Injection.parse(one) for text in texts for one in str(text).split(";") if one.strip())
-
-
-def _delay(text: str) -> int:
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s)", text, re.ASCII)
-    if match is None:
-        raise ValueError(f"delay is {text!r}; it must be like 50ms or 1.5s")
-    return round(float(match[1]) * (1000 if match[2] == "s" else 1))
-
-
-def _code(text: str) -> StatusCode:
-    if text not in _CODES:
-        raise ValueError(f"code is {text!r}; it must be one of {', '.join(_CODES)}")
-    return _CODES[text]
-
-
-def _fraction(text: str) -> float:
-    if re.fullmatch(r"\d{0,9}\.?\d{1,9}", text, re.ASCII) is None:
-        raise ValueError(f"fraction is {text!r}; it must be a number such as 0.1")
-    return float(text)
-
-
-def _after(text: str) -> bool:
-    if text:
-        raise ValueError("after has no value")
-    return True
-
-
-_READERS: dict[str, tuple[str, Callable[[str], int | float | bool | StatusCode]]] = {
-    "delay": ("delay_ms", _delay),
-    "code": ("code", _code),
-    "fraction": ("fraction", _fraction),
-    "after": ("after", _after),
-}
+    return tuple(Injection.of(fault) for text in texts for fault in faults.parse(str(text)))
 
 
 class Injections:

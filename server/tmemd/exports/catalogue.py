@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tmem_proto.limits import PAGE_SIZES
 from tmemd.base.errors import (
     DamagedExportError,
     ExhaustedError,
@@ -33,7 +34,7 @@ from tmemd.base.errors import (
 )
 from tmemd.base.logs import log
 from tmemd.config.clients import check_client
-from tmemd.store.api import PAGE_SIZES, STORED, Batch, Settings
+from tmemd.store.api import STORED, Batch, Settings
 from tmemd.store.names import CATALOGUE, EXPORTS
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tmem_proto.v1 import admin_pb2
 from tmem_proto.v1 import tmem_pb2 as pb
-from tmemd.messages.written import Written, varint
+from tmem_proto.varint import varint
+from tmemd.messages.written import Written
 from tmemd.store.api import Batch
 
 if TYPE_CHECKING:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PAGE_SIZES = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
-"""Bytes that a page of a pool, or a block of an export, may have."""
 STORED = (pb.PUT_OUTCOME_STORED, pb.PUT_OUTCOME_REPLACED)
 """Outcomes of a put that kept the page."""
 _REFUSED = "PUT_OUTCOME_REFUSED_"

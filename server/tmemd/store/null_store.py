@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import lz4.block
 
+from tmem_proto.limits import PAGE_SIZES
 from tmemd.base.errors import ConfigError, ExhaustedError, MismatchError, PoolExistsError, UnknownPoolError
-from tmemd.store.api import PAGE_SIZES, REFUSALS, STORED, Condition, Fetched, Settings
+from tmemd.store.api import REFUSALS, STORED, Condition, Fetched, Settings
 from tmemd.store.executor import Threaded
 
 if TYPE_CHECKING:

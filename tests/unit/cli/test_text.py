@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 
 from tmem._model.stats import PoolStats, StoreStats
-from tmem.cli.base import faults, text
+from tmem.cli.base import text
 from tmem.cli.base.output import Column, lay_out
 from tmem.cli.base.target import PoolView
 from tmem.cli.base.units import grouped, unit_of
 from tmem.cli.commands.top_sample import Sample, as_dict, lines, of_pools, rates
+from tmem_proto import faults
 from tmem_proto.v1 import admin_pb2 as admin
 
 COLUMNS = (Column("NAME"), Column("PAGES", right=True), Column("HIT", right=True, rank=1), Column("OWNER", rank=2))
@@ -110,19 +111,19 @@ def test_a_fault_is_read() -> None:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ("Put", "'Put' is no fault"),
-        (":delay=50ms", "':delay=50ms' is no fault"),
-        ("Put:", "'Put:' is no fault"),
-        ("Put=50ms", "'Put=50ms' is no fault"),
+        ("Put", "'Put' is not a fault"),
+        (":delay=50ms", "':delay=50ms' is not a fault"),
+        ("Put:", "'Put:' is not a fault"),
+        ("Put=50ms", "'Put=50ms' is not a fault"),
         ("Put:50ms", "'50ms' is not one of"),
         ("Put:delay=fast", "delay is 'fast'"),
         ("Put:fraction=0", "fraction is '0'"),
         ("Put:fraction=2", "fraction is '2'"),
         ("Put:fraction=x", "fraction is 'x'"),
-        ("Put:after", "'Put:after' has `after` and no code"),
+        ("Put:after", "'Put:after' has `after` but no code"),
         ("Put:code=OK", "code is 'OK'"),
         ("Put:code=ABORTED,after=1", "after has no value"),
-        ("Put:delay=1s,delay=2s", "delay is there twice"),
+        ("Put:delay=1s,delay=2s", "delay appears twice"),
     ],
 )
 def test_what_is_no_fault_is_named(given: str, why: str) -> None:

@@ -62,7 +62,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"__main__", "probe"},
     ],
     "tmemd.rpc": [{"."}, {"admin"}],
-    "tmem_proto": [{"v1"}],
+    "tmem_proto": [{"v1"}, {"."}],
     "bench": [{"lib"}, {"engine", "files", "rpc"}, {"block"}, {"demo"}],
     "bench.rpc": [{"."}, {"figures"}, {"__main__"}],
     "bench.block": [{"."}, {"san"}, {"figures"}, {"__main__"}],

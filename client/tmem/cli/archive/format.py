@@ -23,6 +23,7 @@ import google_crc32c
 import lz4.block
 
 import tmem
+from tmem_proto.limits import PAGE_SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,6 @@ BATCH_BYTES = 1 << 20
 
 _HEAD, _CRC = struct.Struct("<cI"), struct.Struct("<I")
 _OBJECT, _PAGE, _END = struct.Struct("<24sI"), struct.Struct("<III"), struct.Struct("<QQQ")
-_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
 
 
 class SupportsWrite(Protocol):
@@ -210,7 +210,7 @@ class Reader:
     def _header(self) -> dict[str, Any]:
         try:
             header = json.loads(self._payload)
-            fits = header["settings"]["page_size"] in _PAGE_SIZES and isinstance(header["pool"], str)
+            fits = header["settings"]["page_size"] in PAGE_SIZES and isinstance(header["pool"], str)
         except (ValueError, KeyError, TypeError, RecursionError):
             fits = False
         if not fits:

@@ -13,9 +13,9 @@ import tmem
 from tmem._protocol import admin_ops
 from tmem.cli.base import text
 from tmem.cli.base.arguments import POOL
-from tmem.cli.base.faults import codes, parse
 from tmem.cli.base.output import Column
 from tmem.cli.base.session import Leaf, Session, pass_session
+from tmem_proto.faults import codes, parse
 from tmem_proto.v1 import admin_pb2 as admin
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1.admin_pb2_grpc import TmemAdminServicer
 from tmemd import __version__
 from tmemd.base.errors import UnknownPoolError
+from tmemd.config.faults import Injection
 from tmemd.exports.catalogue import MOST_ALLOWED
-from tmemd.messages.settings import injection_from, injection_to, settings_from, settings_to
+from tmemd.messages.settings import settings_from, settings_to
 from tmemd.rpc.admin.client_list import clients
 from tmemd.rpc.handler import fail, identify, rpc
 from tmemd.rpc.registration import sound
@@ -146,8 +147,8 @@ class AdminService(TmemAdminServicer):
     @rpc
     async def Inject(self, request: pb.InjectRequest, client: Client) -> pb.InjectResponse:  # noqa: N802
         client.must_administer()
-        before = self.injections.replace(tuple(map(injection_from, request.injections)))
-        return pb.InjectResponse(before=map(injection_to, before))
+        before = self.injections.replace(tuple(map(Injection.of, request.injections)))
+        return pb.InjectResponse(before=map(Injection.message, before))
 
     @rpc
     async def Stats(self, _: pb.StatsRequest, client: Client) -> pb.StatsResponse:  # noqa: N802

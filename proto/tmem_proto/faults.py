@@ -1,7 +1,12 @@
-"""How faults are written, for `tmem inject` as for `tmemd --inject`: `METHOD:PART,PART...`.
+"""Faults to inject into calls, as people write them: `METHOD:PART,PART...`, several parted by semicolons.
 
-A part is `delay=50ms` or `delay=1.5s`, `code=NAME`, `after` or `fraction=0.1`; several faults in one text are parted by
-semicolons. What methods and bounds there are the daemon says.
+    delay=50ms      wait so long (ms or s) before the call is looked at
+    code=NAME       answer with this status in place of the call, such as UNAVAILABLE
+    after           carry the call out first, then answer with the code: as if the reply were lost
+    fraction=0.1    of calls, picked at random; all unless given
+
+METHOD is a unary method such as `Put`, a command of a stream such as `Exchange.put`, or `*` for every one. The daemon
+knows which methods there are, and how long a delay may be.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ def _fault(given: str) -> admin.Injection:
     method, colon, rest = given.partition(":")
     parts = [part.strip() for part in rest.split(",") if part.strip()]
     if not (method and colon and parts):
-        raise ValueError(f"{given!r} is no fault: expected METHOD:PART,PART... such as Put:delay=50ms,fraction=0.1")
+        raise ValueError(f"{given!r} is not a fault: expected METHOD:PART,PART... such as Put:delay=50ms,fraction=0.1")
     found = admin.Injection(method=method)
     for part in parts:
         key, _, value = part.partition("=")
@@ -40,10 +45,10 @@ def _fault(given: str) -> admin.Injection:
             raise ValueError(f"{part!r} is not one of delay=TIME, code=NAME, after, fraction=NUMBER")
         field, read = _READERS[key]
         if getattr(found, field):
-            raise ValueError(f"{key} is there twice in {given!r}")
+            raise ValueError(f"{key} appears twice in {given!r}")
         setattr(found, field, read(value))
     if found.after and not found.code:
-        raise ValueError(f"{given!r} has `after` and no code to answer with then")
+        raise ValueError(f"{given!r} has `after` but no code")
     return found
 
 
