@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +16,6 @@ from tests.block.lib.servers import LARGE, LARGE_SIZE, NAME, SIZE, program, uri
 from tests.lib.support import noise, run
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
     from tests.block.lib.servers import Server
 
@@ -257,8 +256,7 @@ def test_fio_reads_and_writes_and_trims(empty: Server, tmp_path: Path) -> None:
 def test_a_file_system_comes_back_sound(empty: Server, tmp_path: Path) -> None:
     """A real tree in ext4, copied in and out, checked by its own checker, and every file compared."""
     source, image, back, tree = (tmp_path / name for name in ("source", "image", "back", "tree"))
-    here = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-    subprocess.run(["cp", "-r", f"{here}/client", source], check=True)
+    subprocess.run(["cp", "-r", Path(__file__).parents[3] / "client", source], check=True)
     call("mke2fs", "-q", "-t", "ext4", "-d", source, image, f"{SIZE >> 10}k")
     call("nbdcopy", "--connections=2", image, empty.uri)
     call("nbdcopy", "--connections=2", empty.uri, back)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 HOLDER = """
 import sys, time
 from tests.lib.daemon import Client
-from tests.integration.test_tmemd_pages import Stream
+from tests.integration.pages.test_pages import Stream
 from tmem_proto.v1 import tmem_pb2 as pb
 client = Client(sys.argv[1])
 stream = Stream(client)

@@ -19,6 +19,7 @@ import pytest
 import tmem
 from tests.integration.sdk import cached_file_model as model
 from tests.lib.daemons import Daemon, daemon
+from tests.lib.retry import eventually
 from tests.lib.support import PATIENCE, run
 from tmem._files.breaker import Guard
 from tmem._files.cached_file import CachedFile
@@ -233,6 +234,8 @@ def test_a_warm_store_spares_slow_storage(store: tmem.Store, path: Path) -> None
     with cached(path, store) as file:
         for offset in range(0, len(CONTENT), SIZE):
             assert file.read_at(offset, SIZE) == CONTENT[offset : offset + SIZE]
+            if offset == 4 * SIZE:
+                eventually(lambda: file.stats().readahead_pages > 0)
     stats = file.stats()
     assert stats.disk_reads == 0
     assert stats.readahead_used > 0
