@@ -16,7 +16,6 @@ from tests.block.lib.servers import LARGE, LARGE_SIZE, NAME, SIZE, program, uri
 from tests.lib.support import noise, run
 
 if TYPE_CHECKING:
-
     from tests.block.lib.servers import Server
 
 MIB = 1 << 20
