@@ -357,7 +357,7 @@ def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_commands_of_the_operations_text_make_certificates(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
     found = re.search(
-        r"<!-- run by tests/integration/test_tls.py -->\n```sh\n(.*?)```\n\n```toml\n(.*?)```", text, re.DOTALL
+        r"<!-- run by tests/integration/security/test_tls.py -->\n```sh\n(.*?)```\n\n```toml\n(.*?)```", text, re.DOTALL
     )
     assert found
     if shutil.which("openssl") is None:
