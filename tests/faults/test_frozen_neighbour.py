@@ -85,7 +85,7 @@ def test_calls_are_unavailable_in_bounded_time_and_other_shards_are_served(scene
 
     client, held, beside = scene.client, scene.held["pool"], scene.beside["pool"]
     said = refused(lambda: client.put({held: page(99)}))
-    assert f"process {scene.neighbour.pid} holds the lock of shard" in said
+    assert f"process {scene.neighbour.pid} is holding the lock of shard" in said
     refused(lambda: client.get([held]))
     # The loop itself waits for nobody: while calls wait for the shard, others are served.
     waits = [client.tmem.Put.future(client.put_request({held: page(99)}), timeout=PATIENCE) for _ in range(50)]
@@ -104,7 +104,7 @@ def test_calls_are_unavailable_in_bounded_time_and_other_shards_are_served(scene
             assert time.monotonic() < deadline
     scene.daemon.process.terminate()
     _, log = scene.daemon.process.communicate(timeout=PATIENCE)
-    assert log.count(f"process {scene.neighbour.pid} holds the lock of shard") == 1
+    assert log.count(f"process {scene.neighbour.pid} is holding the lock of shard") == 1
     assert "Traceback" not in log
 
 
@@ -172,7 +172,7 @@ def test_an_arena_that_is_cut_short_ends_calls_and_not_the_daemon(scene: Scene) 
     assert ended == [grpc.StatusCode.UNAVAILABLE] * 3
     with pytest.raises(grpc.RpcError) as caught:
         client.get([0])
-    assert "cut short" in str(caught.value.details())
+    assert "truncated" in str(caught.value.details())
     with opened(scene.nbd, "disk") as disk:
         assert disk.command(Cmd.READ, 0, BLOCK).error != Err.OK
     health: Any = HealthStub(client.channel)
@@ -181,5 +181,5 @@ def test_an_arena_that_is_cut_short_ends_calls_and_not_the_daemon(scene: Scene) 
     scene.daemon.process.terminate()
     _, log = scene.daemon.process.communicate(timeout=PATIENCE)
     assert scene.daemon.process.returncode == 0, log
-    assert log.count("cut short") == 1
+    assert log.count("truncated") == 1
     assert "Traceback" not in log

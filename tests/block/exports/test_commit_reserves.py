@@ -114,7 +114,7 @@ def engine_on(tmpfs: Tmpfs) -> tuple[tmem_engine.Engine, tmem_engine.EnginePool]
 def test_a_file_system_that_gives_no_more_is_told_and_nothing_is_kept(small_tmpfs: Tmpfs) -> None:
     engine, pool = engine_on(small_tmpfs)
     before = taken(small_tmpfs.path / "arena")
-    with pytest.raises(tmem.ExhaustedError, match="the system gives no more"):
+    with pytest.raises(tmem.ExhaustedError, match="the system refuses more"):
         pool.set_reserve(RESERVE)
     assert pool.reserve() == 0
     assert taken(small_tmpfs.path / "arena") < before + MIB
@@ -129,6 +129,6 @@ def test_a_reserve_is_written_where_nothing_else_can_be(small_tmpfs: Tmpfs) -> N
     while pool.stats()["footprint_bytes"] + 16 * 4096 <= 4 * MIB:
         page = os.urandom(4096 - 512 * (index % 7)).ljust(4096, b"\0")
         stored = pool.put(1, {index: page})
-        assert stored == b"\0", f"page {index} is refused at {pool.stats()['footprint_bytes']} bytes"
+        assert stored == b"\1", f"page {index} is refused at {pool.stats()['footprint_bytes']} bytes"
         index += 1
     assert engine.check() == []

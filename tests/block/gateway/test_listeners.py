@@ -80,7 +80,7 @@ def test_tls_lets_in_whom_the_authority_vouches_for(volume: Path, tmp_path: Path
         eventually(lambda: _info(port, _trust(tmp_path / "new", newer, alice)) == SIZE)
         own.cert.write_text("nothing")
         assert _info(port, _trust(tmp_path / "still", newer, alice)) == SIZE
-        assert "certificates are used as they were" in attached.told()
+        assert "previous certificates stay in use" in attached.told()
 
 
 def test_files_of_certificates_that_are_no_use_are_named(volume: Path, tmp_path: Path, authority: Authority) -> None:
@@ -90,7 +90,7 @@ def test_files_of_certificates_that_are_no_use_are_named(volume: Path, tmp_path:
         ((f"--tls-cert={own.cert}",), "--tls-key"),
         ((f"--tls-cert={own.cert}", f"--tls-key={other.key}"), str(other.key)),
         ((f"--tls-cert={own.cert}", f"--tls-key={tmp_path}/none"), f"{tmp_path}/none: No such file"),
-        ((*both, "--insecure"), "not both"),
+        ((*both, "--insecure"), "give either it or --tls-cert"),
     ):
         assert why in refused(tmp_path, str(volume), NOBODY, *doors, status=2)
     own.key.chmod(0o666)

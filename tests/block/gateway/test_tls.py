@@ -97,8 +97,8 @@ def test_who_is_not_trusted_is_told_why(far: Far, volume: Path, tmp_path: Path) 
     refused(tmp_path, volume, far.address, (), begin + "the server demands TLS")
     for number, (tls, why) in enumerate(
         (
-            (flags(stranger, far.alice), "the server's certificate is from none of the authorities that are trusted"),
-            (flags(far.authority, None), "the server demands a certificate of the client"),
+            (flags(stranger, far.alice), "the server's certificate is not from a trusted authority"),
+            (flags(far.authority, None), "the server requires a client certificate"),
             (flags(far.authority, stranger.client("alice")), "the server ended TLS: "),
         )
     ):
@@ -113,7 +113,7 @@ def test_a_server_of_another_name_is_not_trusted(volume: Path, tmp_path: Path) -
     running = Daemon("--nbd=tcp:127.0.0.1:0", f"--tls-cert={own.cert}", f"--tls-key={own.key}", "--admins=network")
     try:
         address = running._said(r"exports on tcp:(.*)")
-        why = f"no connection to {address}: the server's certificate is not good: "
+        why = f"no connection to {address}: the server's certificate is not valid: "
         refused(tmp_path, volume, address, flags(authority, None), why)
         plain = Daemon("--nbd=tcp:127.0.0.1:0")
         try:

@@ -109,7 +109,7 @@ def test_a_path_that_is_no_socket_is_left_alone(tmp_path: Path, which: str) -> N
             path.write_text("precious")
         else:
             path.mkdir()
-        assert "what is there is no socket" in start(which, tmp_path, f"unix:{path}")
+        assert "what is there is not a socket" in start(which, tmp_path, f"unix:{path}")
     assert (tmp_path / "file").read_text() == "precious"
     assert (tmp_path / "folder").is_dir()
 
@@ -128,7 +128,7 @@ def test_an_address_in_use_stays_with_who_has_it(tmp_path: Path, which: str) -> 
 @pytest.mark.parametrize("which", PROGRAMS)
 def test_a_path_that_cannot_be(tmp_path: Path, which: str) -> None:
     long = tmp_path / ("x" * 108)
-    assert "the path of a socket has at most 107 bytes" in start(which, tmp_path, f"unix:{long}")
+    assert "the path of a socket can have at most 107 bytes" in start(which, tmp_path, f"unix:{long}")
     assert "No such file or directory" in start(which, tmp_path, f"unix:{tmp_path}/missing/sock")
 
 

@@ -212,12 +212,12 @@ def test_a_client_turns_away_a_server_that_it_does_not_trust(secured: Place) -> 
 @pytest.mark.parametrize(
     ("who", "why"),
     [
-        ("in plain", "it does not begin TLS"),
-        ("silent", "it went away while TLS began"),
+        ("in plain", "it does not start TLS"),
+        ("silent", "it disconnected during the TLS handshake"),
         ("nobody", "TLS: .*certificate"),
         ("of another authority", "TLS: .*certificate"),
         ("expired", "TLS: .*certificate"),
-        ("distrustful", "it went away while TLS began"),
+        ("distrustful", "it disconnected during the TLS handshake"),
     ],
 )
 def test_who_is_turned_away_is_written_down_seldom(tmp_path: Path, who: str, why: str) -> None:

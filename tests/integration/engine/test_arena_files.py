@@ -135,9 +135,9 @@ def patch(arena: Path, at: int, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (empty, "no arena"),
-        (text, "does not begin as an arena"),
-        (truncated, "cut short"),
+        (empty, "too short for an arena"),
+        (text, "does not start as an arena"),
+        (truncated, "truncated"),
         (longer, "long and should be"),
         (other_version, "version 2147483648"),
         (damaged, "damaged"),

@@ -60,7 +60,7 @@ def test_a_block_of_another_size_is_none(each: Codec, size: int) -> None:
 
 
 def test_the_native_one_says_what_makes_no_sense() -> None:
-    with pytest.raises(ValueError, match="do not make up 10 bytes"):
+    with pytest.raises(ValueError, match="do not add up to 10 bytes"):
         tmem_engine.unpack(bytes(10), [4, 5], [0, 0], SIZE)
     with pytest.raises(ValueError, match="1 checksums for 2 blocks"):
         tmem_engine.unpack(bytes(10), [5, 5], [0], SIZE)

@@ -63,13 +63,13 @@ pub enum Lock {
 
 fn busy(lock: &Lock, holder: &Option<u32>) -> String {
     let who = match holder {
-        Some(process) => format!("process {process} holds"),
-        None => "another process holds".into(),
+        Some(process) => format!("process {process} is holding"),
+        None => "another process is holding".into(),
     };
     let what = match lock {
-        Lock::Attaching => "the lock that is held while attaching".into(),
+        Lock::Attaching => "the attach lock".into(),
         Lock::Admin => "the lock of the pool table".into(),
         Lock::Shard(shard) => format!("the lock of shard {shard}"),
     };
-    format!("{who} {what} of the arena, and does not let go")
+    format!("{who} {what} of the arena and has not released it")
 }

@@ -60,7 +60,7 @@ pub fn unknown(arena: &Arena, name: &str) -> Error {
 pub fn damaged(arena: &Arena, slot: u32) -> Error {
     Error::Arena {
         path: arena.name(),
-        why: format!("damaged: the record of pool {slot} makes no sense"),
+        why: format!("damaged: the record of pool {slot} is invalid"),
     }
 }
 
@@ -173,7 +173,7 @@ fn free_slot(arena: &Arena) -> Result<u32> {
     }
     if committed as usize >= MAX_POOLS {
         return Err(Error::Exhausted(format!(
-            "the arena has {MAX_POOLS} pools, and no room for another"
+            "the arena already has {MAX_POOLS} pools, the maximum"
         )));
     }
     let full = |_| Error::Exhausted("there is no memory for another pool".into());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// How long a lock is waited for that another process holds, unless it is said otherwise.
+/// How long a lock is waited for that another process holds, by default.
 pub const LOCK_WAIT: Duration = Duration::from_secs(3);
 /// Bytes in a frame, the unit in which the arena grows and shrinks.
 pub const FRAME: usize = 4096;

@@ -216,7 +216,7 @@ fn what_is_no_file_is_refused_and_not_waited_for() {
     let file = Scratch::new("fifo");
     let made = Command::new("mkfifo").arg("-m600").arg(&file.0).status();
     assert!(made.is_ok_and(|made| made.success()));
-    assert!(refusal(&file.0).contains("no regular file"));
+    assert!(refusal(&file.0).contains("not a regular file"));
 }
 
 /// Whoever made the file first would own every page.
@@ -280,7 +280,7 @@ fn a_file_that_is_cut_short_is_an_error_of_its_arena_alone() {
     let length = open.metadata().unwrap().len();
     open.set_len(4096).unwrap();
     let broken = |error: Option<Error>| match error {
-        Some(Error::Arena { why, .. }) => assert!(why.contains("cut short"), "{why}"),
+        Some(Error::Arena { why, .. }) => assert!(why.contains("truncated"), "{why}"),
         other => panic!("{other:?}"),
     };
     for _ in 0..3 {

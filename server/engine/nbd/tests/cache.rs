@@ -132,7 +132,7 @@ fn only_pools_that_a_gateway_can_use_are_opened() {
         ),
         (
             format!("cache/private/{object}/{session}"),
-            "takes the page out",
+            "would remove the page",
         ),
         (format!("cache/persistent/{object}/{session}"), "ephemeral"),
         (format!("cache/p/{object}"), "SESSION"),

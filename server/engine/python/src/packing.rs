@@ -110,7 +110,7 @@ pub fn cut<'b>(lengths: &[usize], mut blob: &'b [u8]) -> PyResult<Vec<&'b [u8]>>
         .iter()
         .try_fold(0usize, |sum, length| sum.checked_add(*length));
     if total != Some(blob.len()) {
-        let why = format!("the lengths do not make up {} bytes", blob.len());
+        let why = format!("the lengths do not add up to {} bytes", blob.len());
         return Err(PyValueError::new_err(why));
     }
     let next = |&length: &usize| {

@@ -116,7 +116,7 @@ impl SanGateway {
             Some(state) => state,
             None => {
                 return Err(value(
-                    "nothing says where the state is kept: --state".into(),
+                    "there is no folder to keep the state in: name one with --state".into(),
                 ));
             }
         };
@@ -251,7 +251,7 @@ impl Doors {
     fn admit(&self) -> Result<Option<Tls>, String> {
         if self.insecure && self.tls.is_some() {
             return Err(
-                "--insecure is for serving without TLS: give it or --tls-cert, not both".into(),
+                "--insecure is for serving without TLS: give either it or --tls-cert".into(),
             );
         }
         for address in self.listen.iter().chain(&self.metrics) {
@@ -261,7 +261,7 @@ impl Doors {
     }
 
     fn renewal(&self) -> Option<Box<Renewal>> {
-        let told = |why: &str| complain(&format!("the certificates are used as they were: {why}"));
+        let told = |why: &str| complain(&format!("the previous certificates stay in use: {why}"));
         self.tls
             .as_ref()
             .map(|files| files.renewal(told) as Box<Renewal>)

@@ -134,7 +134,10 @@ impl Arena {
             .metadata()
             .map_err(|e| io_error(path, "cannot stat", e))?;
         if meta.len() < FRAME as u64 {
-            return refuse(format!("it is {} bytes long and no arena", meta.len()));
+            return refuse(format!(
+                "it is {} bytes long, too short for an arena",
+                meta.len()
+            ));
         }
         let locks = owner::open_again(&file).map_err(|e| io_error(path, "cannot open", e))?;
         lock_attaching(&locks, path, limit)?;
@@ -146,7 +149,7 @@ impl Arena {
         if meta.len() != geometry.file_len() {
             let (is, should) = (meta.len(), geometry.file_len());
             return refuse(format!(
-                "it is {is} bytes long and should be {should}: cut short or damaged"
+                "it is {is} bytes long and should be {should}: truncated or damaged"
             ));
         }
         let map = Map::new(file, meta.len()).map_err(|e| io_error(path, "cannot map", e))?;
@@ -156,8 +159,7 @@ impl Arena {
         let alone = file_lock::lock(locks.as_raw_fd(), ATTACHED, libc::F_WRLCK).is_ok();
         if header.older && !alone {
             return refuse(
-                "its layout is the one before this build's, and a process of an earlier build has it attached: it is \
-                 migrated by the first that attaches it when that has ended"
+                "its layout is one version older than this build's, and a process of an earlier build has it attached: once that has ended, the next process to attach it migrates it"
                     .into(),
             );
         }
@@ -300,8 +302,7 @@ impl Arena {
             },
             Missed::Nobody => Error::Arena {
                 path: self.name(),
-                why: "this process was forked, and could not attach the arena as one of its own (it needs /proc and a \
-                      descriptor)"
+                why: "this process was forked and could not attach the arena itself (that needs /proc and a free descriptor)"
                     .into(),
             },
         }
@@ -345,8 +346,7 @@ impl Arena {
     fn broken(&self) -> Error {
         Error::Arena {
             path: self.name(),
-            why: "a part of it cannot be read: its file was cut short, or its disk or memory failed; nothing is served of it \
-                  until it is attached anew"
+            why: "part of it cannot be read: its file was truncated, or its disk or memory failed; it cannot be used until it is attached again"
                 .into(),
         }
     }

@@ -30,23 +30,22 @@ fn parse(bytes: &[u8; 40]) -> Result<Header, String> {
     let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8"));
     let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4"));
     if u64_at(0) != MAGIC {
-        return Err("it does not begin as an arena does".into());
+        return Err("it does not start as an arena does".into());
     }
     let version = u32_at(8);
     if version > VERSION {
         return Err(format!(
-            "its layout is version {version}, of a newer build; this build reads version {VERSION}, and {BEFORE} by migrating it"
+            "its layout is version {version}, from a newer build; this build reads version {VERSION} and migrates version {BEFORE}"
         ));
     }
     if version < BEFORE {
         return Err(format!(
-            "its layout is version {version}; this build reads version {VERSION}, and {BEFORE} by migrating it: a build in between \
-             brings it there"
+            "its layout is version {version}; this build reads version {VERSION} and migrates version {BEFORE}: attach it with a build in between first"
         ));
     }
     if u32_at(12) != FRAME as u32 {
         return Err(format!(
-            "its frames are {} bytes; this build's are {FRAME}",
+            "its frames are {} bytes; this build uses {FRAME}",
             u32_at(12)
         ));
     }

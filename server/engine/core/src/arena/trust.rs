@@ -66,16 +66,14 @@ fn check(file: &File, path: &Path) -> Result<()> {
     let (owner, mode, own) = (meta.uid(), meta.mode(), user());
     let shown = path.display();
     let why = if !meta.is_file() {
-        "it is no regular file and no arena".into()
+        "it is not a regular file".into()
     } else if owner != own {
         format!(
-            "it belongs to user {owner}, and this process runs as user {own}: whoever made it can read and change every \
-             page; run as that user, or name another file"
+            "it belongs to user {owner}, and this process runs as user {own}: its owner could read and change every page; run as that user, or name another file"
         )
     } else if mode & OTHERS != 0 {
         format!(
-            "its mode {:03o} lets others at it: every page would be theirs to read or change; `chmod 600 {shown}` mends \
-             it, if nobody did so far",
+            "its mode {:03o} gives others access: they could read or change every page; if nobody has done so yet, run `chmod 600 {shown}`",
             mode & 0o777
         )
     } else if meta.nlink() > 1 {
@@ -105,7 +103,7 @@ pub fn check_folder(path: &Path) -> Result<()> {
     }
     let folder = folder.display();
     let why = format!(
-        "anybody may remove or replace files in {folder} (mode {:03o}); `chmod +t {folder}` or a folder of its own mends it",
+        "anybody may remove or replace files in {folder} (mode {:03o}); run `chmod +t {folder}`, or give the arena a folder of its own",
         meta.mode() & 0o7777
     );
     Err(refusal(path, why))

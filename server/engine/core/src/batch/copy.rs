@@ -63,7 +63,7 @@ impl Target<'_> {
         for copy in copies.iter() {
             let form = Form::from_bits(copy.header.form).ok_or_else(|| Error::Damaged {
                 shard: key.shard(self.arena, cluster),
-                why: "a page is stored in a form that there is not".into(),
+                why: "a page is stored in an unknown form".into(),
             })?;
             let page = stretch[copy.position];
             encoded.push(Ready {

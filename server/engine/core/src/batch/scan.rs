@@ -47,7 +47,11 @@ impl ScanCursor {
                 Oid::from_bytes(&bytes[4..28])?,
                 number(28).expect("4 bytes"),
             )),
-            n => return Err(Error::Invalid(format!("a scan's cursor is not {n} bytes"))),
+            n => {
+                return Err(Error::Invalid(format!(
+                    "a scan cursor cannot be {n} bytes long"
+                )));
+            }
         };
         Ok(ScanCursor {
             shard: number(0).expect("4 bytes"),

@@ -42,7 +42,7 @@ pub fn stock(arena: &Arena) -> Result<()> {
                 let budget = Budget::new(arena, shard.id).unlimited();
                 Frames::new(arena, shard.id, budget).stock(share)
             })?;
-            let failed = |_| lacking(missing(arena), "the system gives no more");
+            let failed = |_| lacking(missing(arena), "the system refuses more");
             more |= stocked.map_err(failed)?;
         }
     }

@@ -335,13 +335,13 @@ impl Store {
             let limit = &self.arena.superblock().memory;
             if memory < limit.get() {
                 return Err(Error::Invalid(format!(
-                    "memory can only grow: it is {} bytes, and {memory} was asked for",
+                    "memory can only grow: it is {} bytes, and {memory} was requested",
                     limit.get()
                 )));
             }
             if memory > ceiling {
                 return Err(Error::Invalid(format!(
-                    "this arena can grow to {ceiling} bytes, and {memory} was asked for"
+                    "this arena can grow to {ceiling} bytes, and {memory} was requested"
                 )));
             }
             limit.set(memory);

@@ -53,12 +53,12 @@ impl Pool {
         let settings = self.settings();
         if bytes > 0 && settings.kind != Kind::Persistent {
             return Err(Error::Invalid(
-                "a reserve is for persistent pools: ephemeral ones give way".into(),
+                "only a persistent pool can have a reserve".into(),
             ));
         }
         if settings.quota != 0 && bytes > settings.quota {
             return Err(Error::Invalid(format!(
-                "a reserve of {bytes} bytes is beyond the pool's quota of {} bytes",
+                "a reserve of {bytes} bytes exceeds the pool's quota of {} bytes",
                 settings.quota
             )));
         }
@@ -102,8 +102,7 @@ impl Pool {
             return Ok(());
         }
         Err(Error::Exhausted(format!(
-            "a reserve of {bytes} bytes cannot be kept: {needed} more are needed, index included, and {free} are free; of \
-             {memory} bytes of memory {held} hold what does not give way, and {others} are promised to other pools"
+            "a reserve of {bytes} bytes cannot be kept: {needed} more are needed, index included, and {free} are free; of {memory} bytes of memory, {held} hold what cannot be evicted and {others} are reserved for other pools"
         )))
     }
 
@@ -169,6 +168,6 @@ impl Pool {
 
 fn too_busy(bytes: u64) -> Error {
     Error::Exhausted(format!(
-        "a reserve of {bytes} bytes cannot be kept: others took the memory meanwhile"
+        "a reserve of {bytes} bytes cannot be kept: other pools have taken the memory in the meantime"
     ))
 }

@@ -130,12 +130,12 @@ impl Snapshot {
             }
             Ok(None) => {
                 drop(kept);
-                self.end("there is no memory for the blocks that were changed meanwhile");
+                self.end("there was no memory to keep the blocks that were overwritten");
             }
             Err(error) => {
                 drop(kept);
                 self.end(&format!(
-                    "a block that was changed meanwhile could not be kept: {error}"
+                    "a block that was overwritten could not be kept: {error}"
                 ));
             }
         }
@@ -208,7 +208,7 @@ impl Snapshot {
         if let Some(page) = indices.iter().find(|&&page| !known.contains(&page.into())) {
             let (from, to) = (known.start, known.end);
             return Err(format!(
-                "page {page} is asked for, and {from} to {to} are there"
+                "page {page} was requested; pages {from} to {to} are available"
             ));
         }
         let live = self.whole(self.live.fetch(&self.oid, indices, true))?;

@@ -203,11 +203,11 @@ fn suits(name: &str, settings: &PoolSettings, session: bool) -> Result<(), Refus
     let why = if settings.kind != Kind::Ephemeral {
         "is persistent; a gateway needs an ephemeral pool"
     } else if settings.exclusive_get() {
-        "is private, so that a read takes the page out; a gateway needs an inclusive or a shared pool"
+        "is private: a read would remove the page; a gateway needs an inclusive or a shared pool"
     } else if settings.page_size > LARGEST_PAGE {
-        "has pages of more than 65536 bytes, the most that a gateway takes"
+        "has pages of more than 65536 bytes, the maximum for a gateway"
     } else if !settings.shared && !session {
-        "is not shared, so a SESSION must be named"
+        "is not shared: the name must have a SESSION"
     } else {
         return Ok(());
     };

@@ -82,7 +82,7 @@ fn authority(text: &str) -> Result<(String, Option<u16>), String> {
     let (host, rest) = match text.strip_prefix('[') {
         Some(open) => match open.split_once(']') {
             Some((host, rest)) => (host, rest),
-            None => return bad("has a bracket without its end"),
+            None => return bad("has a bracket that is not closed"),
         },
         None => text.split_at(text.find(':').unwrap_or(text.len())),
     };
@@ -93,7 +93,7 @@ fn authority(text: &str) -> Result<(String, Option<u16>), String> {
         None if rest.is_empty() => Ok((host.into(), None)),
         Some(port) => match port.parse::<u16>() {
             Ok(port) if port > 0 => Ok((host.into(), Some(port))),
-            _ => bad("has a port that is no number from 1 to 65535"),
+            _ => bad("has a port that is not a number from 1 to 65535"),
         },
         None => bad("has something other than a port after the host"),
     }
@@ -123,12 +123,12 @@ impl Uri {
         }
         let Some(rest) = text.strip_prefix("nbd://") else {
             return Err(format!(
-                "{text:?} is no address of an NBD export: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"
+                "{text:?} is not the address of an NBD export: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"
             ));
         };
         let (server, export) = rest.split_once('/').unwrap_or((rest, ""));
         if export.contains('?') || server.contains('?') {
-            return Err(format!("{text:?} has options, which nbd:// has none of"));
+            return Err(format!("{text:?} has options, and nbd:// takes none"));
         }
         let (host, port) = authority(server)?;
         Ok(Uri {
@@ -297,9 +297,9 @@ mod tests {
     fn what_names_no_server_is_refused_with_the_reason() {
         for (text, why) in [
             ("host", "names no port"),
-            ("host:0", "no number"),
+            ("host:0", "not a number"),
             (":9", "names no host"),
-            ("[::1", "without its end"),
+            ("[::1", "not closed"),
             ("unix:", "empty"),
         ] {
             let refused = Endpoint::parse(text).unwrap_err();
@@ -308,7 +308,7 @@ mod tests {
         for (text, why) in [
             ("nbd+unix:///a", "no ?socket"),
             ("nbd://h/%zz", "percent"),
-            ("nbds://h/", "no address"),
+            ("nbds://h/", "not the address"),
             ("nbd://h/a?x=1", "options"),
         ] {
             let refused = Uri::parse(text).unwrap_err();

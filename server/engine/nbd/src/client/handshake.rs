@@ -72,7 +72,7 @@ impl Secure {
             return Err(ConnectError::Tls(why));
         };
         let name = ServerName::try_from(host.clone())
-            .map_err(|_| ConnectError::Tls(format!("{host:?} is no name that TLS could check")))?;
+            .map_err(|_| ConnectError::Tls(format!("TLS cannot verify the host name {host:?}")))?;
         let config = tls.load().map_err(ConnectError::Tls)?;
         Ok(Secure { config, name })
     }
@@ -138,11 +138,13 @@ impl Talk<'_> {
     fn greet(&mut self) -> Result<(), ConnectError> {
         let magics: [u8; 16] = self.take()?;
         if magics[..8] != SERVER_MAGIC.to_be_bytes() || magics[8..] != OPTION_MAGIC.to_be_bytes() {
-            return Err(protocol("what answers is no newstyle NBD server"));
+            return Err(protocol("the server does not speak newstyle NBD"));
         }
         let flags = u16::from_be_bytes(self.take()?);
         if flags & handshake::FIXED_NEWSTYLE == 0 {
-            return Err(protocol("the server knows no fixed newstyle handshake"));
+            return Err(protocol(
+                "the server does not support the fixed newstyle handshake",
+            ));
         }
         let flags = flags & (handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES);
         self.stream.write_all(&u32::from(flags).to_be_bytes())?;
@@ -159,7 +161,7 @@ impl Talk<'_> {
         while replies.len() < MOST_REPLIES {
             let head = OptionReply::parse(&self.take()?)
                 .filter(|head| head.option == option && head.length <= LONGEST)
-                .ok_or_else(|| protocol("a reply to an option makes no sense"))?;
+                .ok_or_else(|| protocol("the server's reply to an option is malformed"))?;
             let mut body = vec![0; head.length as usize];
             self.stream.read_exact(&mut body)?;
             match head.kind {
@@ -168,7 +170,7 @@ impl Talk<'_> {
                 kind => replies.push((kind, body)),
             }
         }
-        Err(protocol("there is no end of replies to an option"))
+        Err(protocol("the server sends too many replies to an option"))
     }
 
     fn contexts(
@@ -209,7 +211,7 @@ impl Talk<'_> {
         }
         if opened.flags & transmission::HAS_FLAGS == 0 {
             return Err(protocol(
-                "the server opened the export and did not say of what size",
+                "the server opened the export without stating its size",
             ));
         }
         Ok(())
@@ -257,7 +259,7 @@ fn refusal(kind: u32, body: &[u8]) -> String {
         reply::ERR_TLS_REQD => "the server demands TLS",
         reply::ERR_UNKNOWN => "the server has no such export",
         reply::ERR_SHUTDOWN => "the server is shutting down",
-        reply::ERR_BLOCK_SIZE_REQD => "the server demands that block sizes are asked for",
+        reply::ERR_BLOCK_SIZE_REQD => "the server requires clients to ask for block sizes",
         _ => "the server refuses",
     };
     match said.trim() {

@@ -18,7 +18,7 @@ const MOST_CHUNKS: usize = 1 << 16;
 type Reader<'s> = BufReader<&'s Channel>;
 
 fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the reply makes no sense")
+    io::Error::new(io::ErrorKind::InvalidData, "the reply is malformed")
 }
 
 impl Wire {

@@ -33,7 +33,7 @@ pub(crate) const HANDOVER: Duration = Duration::from_secs(2);
 pub enum ExportError {
     #[error("there is no export {0:?}")]
     Unknown(String),
-    #[error("there is an export {0:?} already")]
+    #[error("export {0:?} already exists")]
     Exists(String),
     #[error("{0}")]
     Invalid(String),
@@ -438,7 +438,7 @@ impl Exports {
 fn check_name(name: &str) -> Result<(), ExportError> {
     if name.len() > MAX_STRING {
         return Err(ExportError::Invalid(format!(
-            "an export's name has at most {MAX_STRING} bytes, not {}",
+            "an export's name can have at most {MAX_STRING} bytes, not {}",
             name.len()
         )));
     }

@@ -101,9 +101,7 @@ impl Entry {
             false => "another client",
         };
         Refusal::Policy(match multi_conn {
-            true => format!(
-                "export {name:?} is busy with what was asked over a connection that was closed"
-            ),
+            true => format!("export {name:?} is still busy with requests of a closed connection"),
             false => format!(
                 "export {name:?} is in use by {holder}, and allows one connection at a time"
             ),
@@ -132,7 +130,7 @@ impl Entry {
         }
         if self.draining {
             return Err(Refusal::Shutdown(format!(
-                "export {name:?} is being drained, and lets no new client in"
+                "export {name:?} is being drained and accepts no new clients"
             )));
         }
         Ok(())

@@ -39,7 +39,7 @@ pub fn exposition(status: &Status) -> String {
     }
     let name = "tmem_san_read_seconds";
     line(format_args!(
-        "# HELP {name} How long reads took, by who answered."
+        "# HELP {name} Latency of reads, by who answered them."
     ));
     line(format_args!("# TYPE {name} histogram"));
     for (source, latency) in [

@@ -192,7 +192,7 @@ impl<'c> Handshake<'c> {
             return None;
         }
         if !self.client.tls {
-            self.kept_out = Some("it does not begin TLS".into());
+            self.kept_out = Some("it does not start TLS".into());
         }
         match option {
             option::EXPORT_NAME => return Some(Next::End),
@@ -212,7 +212,7 @@ impl<'c> Handshake<'c> {
             self.refuse(
                 option,
                 reply::ERR_INVALID,
-                "TLS is begun once, and without data",
+                "STARTTLS takes no data and is sent once",
             );
             return Ok(Next::On);
         }
@@ -227,10 +227,10 @@ impl<'c> Handshake<'c> {
         self.kept_out = match &session {
             Ok(Some(_)) => None,
             Ok(None) => Some(
-                "it went away while TLS began, as those do that distrust the certificate".into(),
+                "it disconnected during the TLS handshake, as clients do that do not trust the certificate".into(),
             ),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                Some("it did not go on with TLS in time".into())
+                Some("it did not finish the TLS handshake in time".into())
             }
             Err(error) => Some(format!("TLS: {error}")),
         };
@@ -339,13 +339,13 @@ impl<'c> Handshake<'c> {
         let contexts = chosen.map(|(_, contexts)| contexts).unwrap_or_default();
         if info.context_required && !(self.structured && contexts.private) {
             return Err(Refusal::Policy(format!(
-                "export {name:?} is for clients that use structured replies and the meta context {:?}",
+                "export {name:?} requires structured replies and the meta context {:?}",
                 info.private_context.unwrap_or_default()
             )));
         }
         if info.minimum_block > 1 && !knows_blocks {
             return Err(Refusal::Policy(format!(
-                "export {name:?} is for clients that ask for block sizes"
+                "export {name:?} requires clients to ask for block sizes"
             )));
         }
         let opened = self.take_seat(&name)?;
@@ -466,7 +466,11 @@ impl<'c> Handshake<'c> {
             return self.refuse(option, reply::ERR_INVALID, "the option's lengths are wrong");
         };
         if !self.structured {
-            return self.refuse(option, reply::ERR_INVALID, "structured replies come first");
+            return self.refuse(
+                option,
+                reply::ERR_INVALID,
+                "structured replies must be negotiated first",
+            );
         }
         let probed = self.shared.exports.probe(name, &self.client);
         let (name, private) = match probed {

@@ -70,7 +70,7 @@ impl Listen {
             Listen::Tcp { host, .. } if !is_loopback(host) && !encrypted && !insecure => {
                 Err(format!(
                     "other machines can reach {self}: give it TLS (--tls-cert and --tls-key, and --tls-client-ca so that only \
-                 clients with certificates get in), or --insecure if anybody there may have what it serves"
+                 clients with certificates get in), or --insecure if anybody there may have access to what it serves"
                 ))
             }
             _ => Ok(()),
@@ -204,9 +204,9 @@ fn bind_unix(path: &Path) -> io::Result<Bound> {
     }
     let socket = UnixListener::bind(path).map_err(|e| match e.kind() {
         io::ErrorKind::AddrInUse if is_socket => io::Error::new(e.kind(), "a server listens there"),
-        io::ErrorKind::AddrInUse => io::Error::new(e.kind(), "what is there is no socket"),
+        io::ErrorKind::AddrInUse => io::Error::new(e.kind(), "what is there is not a socket"),
         io::ErrorKind::InvalidInput => {
-            io::Error::other("the path of a socket has at most 107 bytes")
+            io::Error::other("the path of a socket can have at most 107 bytes")
         }
         _ => e,
     })?;

@@ -218,11 +218,11 @@ impl Seats {
     pub fn explain(&self, full: Full) -> String {
         match full {
             Full::All => format!(
-                "the server's {} connections are taken, or kept for clients that exports name",
+                "all {} connections of the server are in use or reserved for clients that exports name",
                 self.limits.connections
             ),
             Full::Client => format!(
-                "this client has {} connections, as many as one may",
+                "this client already has {} connections, the maximum for one client",
                 self.limits.of_one_client
             ),
         }

@@ -78,11 +78,11 @@ pub fn explain(error: &io::Error) -> Option<String> {
     let inner = error.get_ref()?.downcast_ref::<Error>()?;
     Some(match inner {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            "the server's certificate is from none of the authorities that are trusted".into()
+            "the server's certificate is not from a trusted authority".into()
         }
-        Error::InvalidCertificate(why) => format!("the server's certificate is not good: {why}"),
+        Error::InvalidCertificate(why) => format!("the server's certificate is not valid: {why}"),
         Error::AlertReceived(AlertDescription::CertificateRequired) => {
-            "the server demands a certificate of the client".into()
+            "the server requires a client certificate".into()
         }
         Error::AlertReceived(why) => format!("the server ended TLS: {why:?}"),
         other => format!("TLS: {other}"),

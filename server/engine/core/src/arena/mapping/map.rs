@@ -50,7 +50,7 @@ impl Map {
     pub fn new(file: File, len: u64) -> io::Result<Map> {
         if system_page() != FRAME as i64 {
             let why = format!(
-                "tmem needs a system with pages of {FRAME} bytes; this one's are {}",
+                "tmem needs a system with pages of {FRAME} bytes; this one has {}",
                 system_page()
             );
             return Err(io::Error::new(io::ErrorKind::Unsupported, why));

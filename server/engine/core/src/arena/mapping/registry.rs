@@ -1,6 +1,6 @@
 //! The arenas that this process has mapped: a fixed table, for those who may take nothing from the heap.
 //!
-//! They are the handler of SIGBUS (`fault`) and the handlers around a fork (`owner`). Everything in an entry is atomic. A
+//! They are the handler of SIGBUS (`sigbus`) and the handlers around a fork (`owner`). Everything in an entry is atomic. A
 //! mapping is in the table before it is first touched, and as long as it is mapped.
 //!
 //! A fork and the opening or closing of an entry's descriptor keep out of each other's way by `SECTION`, so that a child
@@ -56,7 +56,9 @@ impl Entry {
         };
         let entry = ENTRIES.iter().find(free);
         let entry = entry.ok_or_else(|| {
-            io::Error::other(format!("this process has {MOST} arenas open, the most"))
+            io::Error::other(format!(
+                "this process already has {MOST} arenas open, the maximum"
+            ))
         })?;
         entry.broken.store(false, SeqCst);
         Ok(entry)

@@ -117,7 +117,7 @@ impl Pool {
         let (size, name) = (self.page_size, &self.name);
         if !bytes.is_multiple_of(size) {
             return Err(Error::Invalid(format!(
-                "the buffer is {bytes} bytes long, which is no multiple of pool {name:?}'s page size {size}"
+                "the buffer is {bytes} bytes long, which is not a multiple of pool {name:?}'s page size, {size}"
             )));
         }
         let count = (bytes / size) as u64;
@@ -227,7 +227,7 @@ impl Pool {
         if self.page_size != into.page_size || !std::sync::Arc::ptr_eq(&self.arena, &into.arena) {
             let (of, to) = (&self.name, &into.name);
             return Err(Error::Invalid(format!(
-                "pages of pool {of:?} cannot be copied to pool {to:?}: of another size or store"
+                "pages of pool {of:?} cannot be copied to pool {to:?}: its page size or its store is another"
             )));
         }
         let (key, there) = (self.key(oid), into.key(oid));
@@ -261,7 +261,7 @@ impl Pool {
     pub fn has_pages(&self, oid: &Oid, first: u32, count: u32, held: &mut Vec<bool>) -> Result<()> {
         if count > MOST_ASKED {
             return Err(Error::Invalid(format!(
-                "{count} pages are asked for; at most {MOST_ASKED} at once"
+                "{count} pages were requested; the maximum is {MOST_ASKED} at once"
             )));
         }
         if u64::from(first) + u64::from(count) > 1 << 32 {

@@ -227,7 +227,7 @@ fn purge_some(
         if segment >= shard.frames.segment_count() {
             *cursor = 0; // a page was moved behind the cursor
             *passes += 1;
-            assert!(*passes < PASSES, "pages are counted that are nowhere");
+            assert!(*passes < PASSES, "pages are counted that cannot be found");
             return true;
         }
         let length = shard.frames.run_length(segment);

@@ -8,7 +8,7 @@
 //! What would change a frozen pool is to be tried again by the server until it is thawed (`Errno::Again`); reads go on.
 //! While a snapshot of it is read, pages are kept before they change; where a write finds no room the snapshot goes, and then the
 //! write is tried again.
-//! Where another process holds a lock of the arena and does not let go, a request is to be tried again (`Errno::Again`): it holds
+//! Where another process holds a lock of the arena and does not release it, a request is to be tried again (`Errno::Again`): it holds
 //! nothing while it waits.
 //! Locking: a cluster's stripe is taken shared by those who write or remove whole pages, exclusively by those who change parts of
 //! one, which read it first, so that no acknowledged write of others is undone. Reads take none.
@@ -122,7 +122,7 @@ impl PoolExport {
         let most = self.page << 32;
         if size == 0 || size > most {
             return Err(Refusal::Invalid(format!(
-                "an export on pool {:?} has 1 to {most} bytes, not {size}",
+                "an export of pool {:?} can have 1 to {most} bytes, not {size}",
                 self.pool.name()
             )));
         }
@@ -193,7 +193,7 @@ impl Backend for PoolExport {
         let begun = Instant::now();
         let mut stripes = self.all_stripes();
         if stripes[0].is_some() {
-            return Err(Refusal::Policy("it is being saved already".into()));
+            return Err(Refusal::Policy("it is already being saved".into()));
         }
         let pages = self.size().div_ceil(self.page);
         let snapshot = Arc::new(Snapshot::new(self.pool.clone(), shadow, self.oid, pages));
@@ -214,12 +214,12 @@ impl Backend for PoolExport {
         let saved = self.stripe(0).read().is_ok_and(|it| it.is_some());
         if bytes < self.size() && saved {
             return Err(Refusal::Policy(
-                "it is being saved, and can only grow until that is done".into(),
+                "it is being saved: until that is done it can only grow".into(),
             ));
         }
         if bytes < self.size() && self.pool.frozen().unwrap_or(false) {
             return Err(Refusal::Policy(
-                "its pool is frozen, and it can only grow until that is thawed".into(),
+                "its pool is frozen: until that is thawed it can only grow".into(),
             ));
         }
         let before = self.size.swap(bytes, Ordering::SeqCst);
@@ -227,7 +227,8 @@ impl Backend for PoolExport {
         for stripe in &self.stripes {
             drop(stripe.write());
         }
-        let failed = |_| Refusal::Invalid("what is beyond the new end could not be removed".into());
+        let failed =
+            |_| Refusal::Invalid("the blocks beyond the new end could not be removed".into());
         let rest = bytes.next_multiple_of(self.page).saturating_sub(bytes);
         if bytes < before && rest > 0 {
             let edge = Span {

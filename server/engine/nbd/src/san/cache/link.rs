@@ -425,7 +425,7 @@ impl Link {
                 continue;
             }
             if state.generation.object != session.object {
-                return Err("all that was cached was given up meanwhile".into());
+                return Err("all that was cached has been given up in the meantime".into());
             }
             state.resting = None;
             state.up_since = Instant::now();
@@ -487,7 +487,9 @@ impl Link {
         })?;
         let (opened, page) = (client.opened(), self.address.page);
         if opened.contexts.iter().all(|(_, name)| name != CONTEXT) {
-            return Err(format!("{endpoint} is no tmemd: it knows no {CONTEXT}"));
+            return Err(format!(
+                "{endpoint} is not a tmemd: it does not offer {CONTEXT}"
+            ));
         }
         if opened.minimum != page {
             return Err(format!(
@@ -506,7 +508,7 @@ impl Link {
                 state.resting = None;
                 drop(state);
                 session.close();
-                return Err("more pages changed than are remembered; all are given up".into());
+                return Err("more pages changed than can be remembered; all are given up".into());
             }
             let Some(range) = state.owed.pop() else {
                 return Ok(());

@@ -198,7 +198,7 @@ fn busy(held: &File) -> io::Error {
         Ok(process) => format!("another gateway serves it, process {process}"),
         Err(_) => "gateways serve it --shared".into(),
     };
-    let why = format!("{what}; what either wrote the other would not see");
+    let why = format!("{what}; neither would see what the other writes");
     io::Error::new(io::ErrorKind::ResourceBusy, why)
 }
 

@@ -455,10 +455,10 @@ impl Remote {
             return Err(format!("the export had {was} bytes, and has {is} now"));
         }
         if opened.minimum > self.minimum_block || longest(opened) < self.longest {
-            return Err("the export's blocks are of other sizes than before".into());
+            return Err("the export's block sizes have changed".into());
         }
         if (opened.flags ^ self.flags) & !CARELESS != 0 {
-            return Err("the export can no longer do the same as before".into());
+            return Err("the export no longer supports all that it did".into());
         }
         let session = Arc::new(Session::new(number, clients));
         let mut done = 0;

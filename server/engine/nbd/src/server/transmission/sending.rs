@@ -31,7 +31,8 @@ impl Transmission<'_> {
             let limit = Some(link.peer.budget.interval());
             link.socket().wait(!drained, false, limit)?;
             for address in link.peer.budget.cut_off_stalled() {
-                let why = "it holds memory that others wait for, and neither sends nor takes";
+                let why =
+                    "it holds memory that others are waiting for, and neither sends nor receives";
                 self.shared.report(&address, why);
             }
         }
