@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Of the editable install; it shares what the tests build, and keeps line numbers.
 export SETUPTOOLS_RUST_CARGO_PROFILE := release
 
-.PHONY: help setup build test test-rust test-python test-deploy proto proto-check lint dashboard format demo bench-engine bench-rpc bench-block soak-block soak-crash soak-rpc fuzz sanitize dist pictures site lock clean
+.PHONY: help setup build check test test-rust test-python test-deploy coverage proto proto-check lint style workflows dashboard format demo bench-engine bench-rpc bench-block soak-block soak-crash soak-rpc fuzz sanitize dist sbom version pictures site lock clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  %-14s %s\n' "$$name" "$$what"; done
@@ -34,6 +34,9 @@ help: ## List the targets
 setup: $(VENV)/.deps ## Make .venv with the locked development tools
 
 build: $(VENV)/.native ## Build the engine and install the packages in .venv, editable
+
+check: style ## Check format, lints, types, layers and units in less than a minute
+	$(PY) -m pytest -q --numprocesses=$(TESTS_AT_ONCE) tests/unit
 
 test: test-rust test-python ## Run every test: Rust, then Python
 
@@ -50,6 +53,13 @@ test-python: build
 test-deploy: build ## Try deploy/ on the Docker engine of this machine; TMEM_ENGINE_RESTART='COMMAND' has it restarted too
 	$(PY) -m pytest tests/deploy
 
+coverage: build ## Measure what the tests reach of the Python, and of the Rust with cargo-llvm-cov; there is a floor
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest --numprocesses=$(TESTS_AT_ONCE)
+	$(PY) -m coverage combine --quiet
+	$(PY) -m coverage report
+	if cargo llvm-cov --version 2>/dev/null; then cargo llvm-cov --workspace --summary-only; else echo 'Rust is not measured: no cargo-llvm-cov'; fi
+
 # Generates the protocol's Python, with its types, into a folder.
 PROTOC = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I proto $(addprefix --,$(addsuffix _out=$(1),python grpc_python mypy mypy_grpc)) $(wildcard proto/tmem_proto/v1/*.proto)
 
@@ -60,11 +70,20 @@ proto-check: $(VENV)/.deps
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(call PROTOC,"$$fresh"); \
 	diff -r -x '*.proto' -x __init__.py -x __pycache__ "$$fresh/tmem_proto/v1" proto/tmem_proto/v1 || { echo 'the generated code is out of date: run make proto' >&2; exit 1; }
 
-lint: build proto-check ## Check format, types and lints of Python and Rust; warnings are errors
+lint: style proto-check workflows ## Check format, types, lints, spelling and workflows; warnings are errors
+	MYPYPATH=server/engine/python $(PY) -m mypy.stubtest tmem_engine._native
+
+workflows: $(VENV)/.deps
+	$(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*
+	$(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*
+	$(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(VENV)/bin/zizmor --quiet --offline --persona pedantic .github
+
+style: build
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(VENV)/bin/typos
 	$(PY) -m mypy
-	MYPYPATH=server/engine/python $(PY) -m mypy.stubtest tmem_engine._native
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 
@@ -120,6 +139,20 @@ dist: build $(RELEASE)/.deps ## Build wheel and source distribution for this pro
 	$(RELEASE)/bin/twine check --strict dist/*
 	TMEM_DIST=dist $(PY) -m pytest -q tests/integration/packaging/test_distribution.py
 
+sbom: $(RELEASE)/.deps ## List what an installation is made of, Python and Rust, as CycloneDX in sbom/; needs cargo-cyclonedx
+	rm -rf sbom $(RELEASE)/installed
+	mkdir sbom
+	$(PY) -m venv --without-pip $(RELEASE)/installed
+	$(PY) -m pip --python $(RELEASE)/installed/bin/python install --quiet --require-hashes -r requirements.lock
+	TMEM_PURE=1 $(PY) -m pip --python $(RELEASE)/installed/bin/python install --quiet --no-deps .
+	$(RELEASE)/bin/cyclonedx-py environment --output-reproducible --output-file sbom/python.cdx.json $(RELEASE)/installed/bin/python
+	cargo cyclonedx --quiet --manifest-path server/engine/python/Cargo.toml --no-build-deps --format json --spec-version 1.5 --override-filename rust.cdx
+	mv server/engine/python/rust.cdx.json sbom
+	rm -rf build server/engine/*/rust.cdx.json
+
+version: ## Print the version
+	@sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml
+
 pictures: $(VENV)/.deps ## Draw the pictures of README and the documents
 	$(PY) -m docs.pictures.draw
 
@@ -132,13 +165,16 @@ site: $(SITE)/.deps ## Build the documents as a site, build/site, that loads not
 # What runs is of the same versions as what was tested.
 PIP_COMPILE = $(VENV)/lock/bin/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-lock: $(VENV)/.deps ## Renew requirements-dev.lock, newest versions with hashes, and of it requirements.lock, what runs
+# `make lock UPGRADE=` adds what is new and moves nothing else.
+UPGRADE ?= --upgrade
+
+lock: $(VENV)/.deps ## Renew the locks, newest versions with hashes: of development, of it what runs, and of releases
 	$(PY) -m venv --clear $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet pip-tools
-	$(PIP_COMPILE) --upgrade --extra dev --output-file requirements-dev.lock pyproject.toml
+	$(PIP_COMPILE) $(UPGRADE) --extra dev --output-file requirements-dev.lock pyproject.toml
 	$(PIP_COMPILE) --rebuild --constraint requirements-dev.lock --output-file requirements.lock pyproject.toml
-	$(PIP_COMPILE) --upgrade --constraint requirements-dev.lock --output-file requirements-release.lock requirements-release.in
-	$(PIP_COMPILE) --upgrade --output-file docs/requirements.lock docs/requirements.in
+	$(PIP_COMPILE) $(UPGRADE) --constraint requirements-dev.lock --output-file requirements-release.lock requirements-release.in
+	$(PIP_COMPILE) $(UPGRADE) --output-file docs/requirements.lock docs/requirements.in
 
 $(SITE)/.deps: docs/requirements.lock $(VENV)/.deps
 	$(PY) -m venv --clear $(SITE)
@@ -152,7 +188,7 @@ $(RELEASE)/.deps: requirements-release.lock $(VENV)/.deps
 	@touch $@
 
 clean: ## Remove .venv and everything built
-	rm -rf $(VENV) target build dist *.so *.egg-info client/*.egg-info
+	rm -rf $(VENV) target build dist sbom .coverage* *.so *.egg-info client/*.egg-info
 
 $(VENV)/.deps: requirements-dev.lock
 	@$(call need_native_tools)
@@ -174,6 +210,6 @@ $(VENV)/.native: $(VENV)/.deps pyproject.toml setup.py Cargo.toml $(ENGINE) $(wi
 define need_native_tools
 command -v cc >/dev/null || { echo "tmem needs a C compiler, cc (on Debian: apt install build-essential)" >&2; exit 1; }; \
 have=$$(cargo --version 2>/dev/null | cut -d' ' -f2) || true; \
-if [ -z "$$have" ]; then echo "tmem needs cargo $(MIN_CARGO) or later, and there is none; rustup installs one" >&2; exit 1; fi; \
+if [ -z "$$have" ]; then ! command -v cargo >/dev/null || cargo --version; echo "tmem needs cargo $(MIN_CARGO) or later, and there is none; rustup installs one" >&2; exit 1; fi; \
 if [ "$$(printf '%s\n' $(MIN_CARGO) "$$have" | sort -V | head -1)" != $(MIN_CARGO) ]; then echo "tmem needs cargo $(MIN_CARGO) or later; this one is $$have" >&2; exit 1; fi
 endef

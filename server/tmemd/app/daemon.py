@@ -184,7 +184,7 @@ class Daemon:
 
     def counted(self) -> Counts:
         """What this process has counted, its exports included."""
-        self.counts.take_exports(self.exports.served(), self.exports.counters())
+        self.counts.take_exports(self.exports.status(), self.exports.counters())
         return self.counts
 
     async def _counted_by_all(self) -> Counts:

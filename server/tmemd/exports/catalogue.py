@@ -34,7 +34,7 @@ from tmemd.base.errors import (
 )
 from tmemd.base.logs import log
 from tmemd.config.clients import check_client
-from tmemd.store.api import STORED, Batch, Settings
+from tmemd.store.api import STORED, Batch, BlockExport, PoolSettings
 from tmemd.store.names import CATALOGUE, EXPORTS
 
 if TYPE_CHECKING:
@@ -53,6 +53,27 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SCAN_PAGES = 4096
 _NAMELESS = "record:"
 """What the oid of a record follows whose export nobody can name. No export's name has a colon."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSpec:
+    """An export to be made. What makes no sense is a `ValueError`."""
+
+    name: str
+    size: int
+    reserve: int = 0
+    codec: str = "lz4"
+    multi_conn: bool = False
+    allow: tuple[str, ...] | None = None
+    """Clients that may open it; None: anybody."""
+    block_size: int = PAGE
+    """The page size of its pool, and kept there."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_size(self.size)
+        check_allowed(self.allow or ())
+        check_block_size(self.block_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +95,11 @@ class Entry:
     def oid(self) -> bytes:
         """The object of its record."""
         return bytes.fromhex(self.name.removeprefix(_NAMELESS)) if self.name.startswith(_NAMELESS) else _oid(self.name)
+
+    def block_export(self) -> BlockExport:
+        """The export as it is to be served; it has its pool."""
+        assert self.pool is not None
+        return BlockExport(self.pool, OID, self.size, self.draining, self.multi_conn, self.allow)
 
     def must_be_sound(self) -> None:
         if self.damaged:
@@ -131,30 +157,17 @@ class Catalogue:
                 return entry
         raise UnknownExportError(name)
 
-    def create(
-        self,
-        name: str,
-        size: int,
-        reserve: int,
-        codec: str,
-        multi_conn: bool,
-        allow: tuple[str, ...] | None = None,
-        block_size: int = PAGE,
-    ) -> Entry:
-        """A new export, empty. Its block size is the page size of its pool, and kept there."""
-        check_name(name)
-        check_size(size)
-        check_allowed(allow or ())
-        check_block_size(block_size)
-        if any(entry.name == name for entry in self.entries()):
-            raise ExportExistsError(name)
+    def create(self, spec: ExportSpec) -> Entry:
+        """A new export, empty."""
+        if any(entry.name == spec.name for entry in self.entries()):
+            raise ExportExistsError(spec.name)
         self.mend()
-        settings = Settings(kind="persistent", codec=codec or "lz4", page_size=block_size)
-        pool = self._store.create_pool(EXPORTS + name, settings)
-        entry = Entry(name, size, False, multi_conn, allow, pool.id, pool, 0)
+        settings = PoolSettings(kind="persistent", codec=spec.codec, page_size=spec.block_size)
+        pool = self._store.create_pool(EXPORTS + spec.name, settings)
+        entry = Entry(spec.name, spec.size, False, spec.multi_conn, spec.allow, pool.id, pool, 0)
         try:
-            if reserve:
-                pool.set_reserve(reserve)
+            if spec.reserve:
+                pool.set_reserve(spec.reserve)
             self._write(entry)
         except BaseException:
             pool.destroy()
@@ -200,7 +213,7 @@ class Catalogue:
                 pool.destroy()
 
     def _records(self) -> StorePool:
-        return self._store.open_pool(CATALOGUE, Settings(kind="persistent"))
+        return self._store.open_pool(CATALOGUE, PoolSettings(kind="persistent"))
 
     def _write(self, entry: Entry) -> None:
         record = {

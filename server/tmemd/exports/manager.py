@@ -1,30 +1,31 @@
 """Exports: block devices over NBD on the pools of the catalogue. One process of an arena has them: worker 0.
 
 What an administrator asks comes as a method's name and the bytes of its request, for it may come from another worker
-over the control line; the answer is bytes too. Calls are carried out one after another. The catalogue is changed first
-where an export grows, and the server first where one goes, so that a process that dies between the two leaves no
-device that says more than is kept. `start` mends what another left half done, and serves all there are.
+over the control line; the answer is bytes too. Calls are carried out one after another. Each changes the catalogue, and
+the block server follows; it is asked first only where it may refuse, which is when an export shrinks or goes. `start`
+mends what another left half done, and serves all there are.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tmem_proto.v1 import admin_pb2 as pb
-from tmemd.base.errors import BusyError, TmemdError
-from tmemd.base.logs import log
-from tmemd.exports.catalogue import OID, PAGE, Catalogue, check_allowed, check_size
+from tmemd.base.errors import BusyError
+from tmemd.exports.catalogue import OID, Catalogue, ExportSpec, check_allowed, check_size
+from tmemd.exports.reconcile import reconcile
 from tmemd.exports.snapshots import LEASE, Snapshots
-from tmemd.store.api import Served
+from tmemd.store.api import ExportStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tmemd.exports.catalogue import Entry
     from tmemd.store.api import BlockServer, Renewing, Store
 
-_NOBODY = Served((), {})
+_NOBODY = ExportStatus((), {})
 _LOOK_PAGES = 1 << 20
 EVERYBODY = "*"
 """Stands for anybody among those who may open an export. No client has this name."""
@@ -81,9 +82,9 @@ class Exports:
             lapsing.add_done_callback(self._lapsing.discard)
         return bytes(answer.SerializeToString())
 
-    def served(self) -> dict[str, Served]:
+    def status(self) -> dict[str, ExportStatus]:
         """Who has which export open, and what passed through it."""
-        return {} if self._server is None else self._server.served()
+        return {} if self._server is None else self._server.status()
 
     def counters(self) -> dict[str, int]:
         """Of all connections; nothing where none are served."""
@@ -105,52 +106,46 @@ class Exports:
 
     def _serve(self, server: BlockServer) -> None:
         self._server = server
-        for entry in self._catalogue.entries():
-            try:
-                self._add(entry)
-            except (TmemdError, ValueError) as error:  # the others are served all the same
-                log.error("export %s is not served: %s", entry.name, error)
+        reconcile(self._catalogue, server)
 
-    def _add(self, entry: Entry) -> None:
-        if self._server is not None and entry.pool is not None and not entry.damaged:
-            self._server.add(entry.name, entry.pool, OID, entry.size, entry.draining, entry.multi_conn, entry.allow)
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Have the block server follow the catalogue, whatever became of the change."""
+        try:
+            yield
+        finally:
+            if self._server is not None:
+                reconcile(self._catalogue, self._server)
 
     def _create(self, request: pb.CreateExportRequest) -> pb.CreateExportResponse:
-        allow = tuple(dict.fromkeys(request.allowed.clients)) if request.HasField("allowed") else None
-        if allow and EVERYBODY in allow:
-            _must_be_alone(allow)
-            allow = None
-        settings = request.reserve, request.codec, request.multi_conn, allow, request.block_size or PAGE
-        entry = self._catalogue.create(request.name, request.size, *settings)
-        self._add(entry)
+        spec = _spec(request)
+        with self._changing():
+            entry = self._catalogue.create(spec)
         return pb.CreateExportResponse(export=_shown(entry, _NOBODY))
 
     def _list(self, _: pb.ListExportsRequest) -> pb.ListExportsResponse:
-        served = self.served()
-        shown = [_shown(entry, served.get(entry.name, _NOBODY)) for entry in self._catalogue.entries()]
+        status = self.status()
+        shown = [_shown(entry, status.get(entry.name, _NOBODY)) for entry in self._catalogue.entries()]
         return pb.ListExportsResponse(exports=shown, addresses=self.addresses)
 
     def _remove(self, request: pb.RemoveExportRequest) -> pb.RemoveExportResponse:
         entry = self._catalogue.find(request.name)
         if not request.force:
-            self._snapshots.check_none(request.name)
-        self._snapshots.end_of(request.name)
-        if self._server is not None and not entry.damaged:
-            self._server.remove(request.name, request.force)
-        return pb.RemoveExportResponse(dropped=self._catalogue.remove(request.name))
+            self._snapshots.check_none(entry.name)
+        self._snapshots.end_of(entry.name)
+        with self._changing():
+            if self._server is not None and entry.name in self.status():
+                self._server.remove(entry.name, request.force)
+            return pb.RemoveExportResponse(dropped=self._catalogue.remove(entry.name))
 
     def _resize(self, request: pb.ResizeExportRequest) -> pb.ResizeExportResponse:
         check_size(request.size)
         entry = self._catalogue.find(request.name)
+        change = self._shrink if request.size < entry.size else self._grow
         if entry.damaged:
-            return pb.ResizeExportResponse(export=self._show(self._renew(entry, request.size)))
-        if request.size < entry.size:
-            self._snapshots.check_none(entry.name)
-            entry = self._shrink(entry, request.size)
-        elif request.size > entry.size:
-            entry = self._catalogue.change(entry, size=request.size)
-            if self._server is not None:
-                self._server.resize(entry.name, entry.size)
+            change = self._renew
+        with self._changing():
+            entry = change(entry, request.size)
         return pb.ResizeExportResponse(export=self._show(entry))
 
     def _renew(self, entry: Entry, size: int) -> Entry:
@@ -158,43 +153,39 @@ class Exports:
         if entry.pool is None:
             entry.must_be_sound()
         _must_be_empty(entry, size)
-        entry = self._catalogue.change(entry, size=size, draining=False)
-        self._add(entry)
-        return entry
+        return self._catalogue.change(entry, size=size, draining=False)
+
+    def _grow(self, entry: Entry, size: int) -> Entry:
+        return entry if size == entry.size else self._catalogue.change(entry, size=size)
 
     def _shrink(self, entry: Entry, size: int) -> Entry:
         """Smaller, if nothing is beyond the new end and nobody is there to write it."""
-        if self._server is None:
-            _must_be_empty(entry, size)
-            return self._catalogue.change(entry, size=size)
-        self._server.drain(entry.name, True)
-        try:
-            if self.served()[entry.name].clients:
+        self._snapshots.check_none(entry.name)
+        if self._server is not None:
+            self._server.hold(entry.name)
+            if self.status()[entry.name].clients:
                 raise BusyError(f"export {entry.name!r} is in use: it can only grow until its clients are gone")
-            _must_be_empty(entry, size)
+        _must_be_empty(entry, size)
+        if self._server is not None:
             self._server.resize(entry.name, size)
-            return self._catalogue.change(entry, size=size)
-        finally:
-            self._server.drain(entry.name, entry.draining)
+        return self._catalogue.change(entry, size=size)
 
     def _drain(self, request: pb.DrainExportRequest) -> pb.DrainExportResponse:
         entry = self._catalogue.find(request.name)
         entry.must_be_sound()
         draining = not request.undo
-        if entry.draining != draining:
-            entry = self._catalogue.change(entry, draining=draining)
-        if self._server is not None:
-            self._server.drain(entry.name, draining)
+        with self._changing():
+            if entry.draining != draining:
+                entry = self._catalogue.change(entry, draining=draining)
         return pb.DrainExportResponse(export=self._show(entry))
 
     def _allow(self, request: pb.AllowExportRequest) -> pb.AllowExportResponse:
         entry = self._catalogue.find(request.name)
         entry.must_be_sound()
         allow = _allowed(entry, request)
-        if allow != entry.allow:
-            entry = self._catalogue.change(entry, allow=allow)
-        if self._server is not None:
-            self._server.allow(entry.name, allow)
+        with self._changing():
+            if allow != entry.allow:
+                entry = self._catalogue.change(entry, allow=allow)
         return pb.AllowExportResponse(export=self._show(entry))
 
     def _open_snapshot(self, request: pb.OpenSnapshotRequest) -> pb.OpenSnapshotResponse:
@@ -204,7 +195,7 @@ class Exports:
 
     def _check_unused(self, request: pb.RemoveExportRequest) -> pb.RemoveExportResponse:
         """Raise where an export is open or being saved, so that nobody else may change its pages."""
-        clients = len(self.served().get(request.name, _NOBODY).clients)
+        clients = len(self.status().get(request.name, _NOBODY).clients)
         if clients:
             raise BusyError(
                 f"export {request.name!r} is in use by {clients} client{'s' * (clients > 1)}, who alone may change it"
@@ -213,7 +204,17 @@ class Exports:
         return pb.RemoveExportResponse()
 
     def _show(self, entry: Entry) -> pb.Export:
-        return _shown(entry, self.served().get(entry.name, _NOBODY))
+        return _shown(entry, self.status().get(entry.name, _NOBODY))
+
+
+def _spec(request: pb.CreateExportRequest) -> ExportSpec:
+    """The export that is asked for; what is left out has its default."""
+    given = {field.name: value for field, value in request.ListFields() if field.name != "allowed"}
+    allow = tuple(dict.fromkeys(request.allowed.clients)) if request.HasField("allowed") else None
+    if allow and EVERYBODY in allow:
+        _must_be_alone(allow)
+        allow = None
+    return ExportSpec(**{"name": "", "size": 0, **given}, allow=allow)
 
 
 def _must_be_alone(named: Sequence[str]) -> None:
@@ -262,7 +263,7 @@ def _holds(entry: Entry, size: int, at: int) -> BusyError:
     return BusyError(f"export {entry.name!r} holds data beyond {size} bytes, at {at} for one: trim it first")
 
 
-def _shown(entry: Entry, served: Served) -> pb.Export:
+def _shown(entry: Entry, status: ExportStatus) -> pb.Export:
     if entry.pool is None:
         return pb.Export(name=entry.name, damaged=entry.damaged, draining=entry.draining, allowed=pb.Allowed())
     stats = entry.pool.stats()
@@ -274,8 +275,8 @@ def _shown(entry: Entry, served: Served) -> pb.Export:
         pages=stats["pages"],
         footprint_bytes=stats["footprint_bytes"],
         draining=entry.draining,
-        clients=[pb.ExportClient(address=one.address, tls=one.tls, identity=one.identity) for one in served.clients],
-        counters=served.counters,
+        clients=[pb.ExportClient(address=one.address, tls=one.tls, identity=one.identity) for one in status.clients],
+        counters=status.counters,
         multi_conn=entry.multi_conn,
         allowed=None if entry.allow is None else pb.Allowed(clients=entry.allow),
         block_size=entry.pool.page_size,

@@ -11,14 +11,13 @@ import asyncio
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.base.errors import BusyError, SnapshotError, UnknownPoolError
-from tmemd.exports.catalogue import OID
 from tmemd.messages import pages as messages
-from tmemd.store.api import Settings
+from tmemd.store.api import PoolSettings
 from tmemd.store.names import SNAPSHOTS
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class Snapshots:
         self.check_none(entry.name)
         assert entry.pool is not None
         held = entry.pool.settings()
-        settings = Settings(kind="persistent", codec=held.codec, page_size=held.page_size)
+        settings = PoolSettings(kind="persistent", codec=held.codec, page_size=held.page_size)
         with suppress(UnknownPoolError):  # what a snapshot left that ended while a lock of the arena was held
             self._store.find_pool(SNAPSHOTS + entry.name).destroy()
         shadow = self._store.create_pool(SNAPSHOTS + entry.name, settings)
@@ -75,7 +74,7 @@ class Snapshots:
         try:
             if server is None:
                 server = own = self._store.block_server([], 0, None)
-                own.add(entry.name, entry.pool, OID, entry.size, True, True, ())
+                own.serve(entry.name, replace(entry.block_export(), draining=True, multi_conn=True, allow=()))
             snapshot = server.snapshot(entry.name, shadow)
         except BaseException:
             shadow.destroy()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from tmemd.config.clients import Clients
     from tmemd.security.identity import Client
-    from tmemd.store.api import Settings, Store, StorePool
+    from tmemd.store.api import PoolSettings, Store, StorePool
 
 
 class Access:
@@ -48,7 +48,7 @@ class Access:
     def reconfigure(self, clients: Clients) -> None:
         self._clients = clients
 
-    def open(self, client: Client, name: str, settings: Settings | None) -> StorePool:
+    def open(self, client: Client, name: str, settings: PoolSettings | None) -> StorePool:
         """The pool of a name, made where there is none and there are settings."""
         if settings is None:
             return self.find(client, name)
@@ -60,7 +60,7 @@ class Access:
                 return self._make(client, name, settings)
             return self._store.open_pool(name, self._as_held(settings, held))
 
-    def create(self, client: Client, name: str, settings: Settings) -> StorePool:
+    def create(self, client: Client, name: str, settings: PoolSettings) -> StorePool:
         """A new pool."""
         _check_free(name)
         with self._alone():
@@ -120,7 +120,7 @@ class Access:
         if self._file is not None:
             os.close(self._file)
 
-    def _make(self, client: Client, name: str, settings: Settings) -> StorePool:
+    def _make(self, client: Client, name: str, settings: PoolSettings) -> StorePool:
         owner = settings.owner or client.name
         if owner != client.name and not client.administrator:
             raise DeniedError(f"client {client.name!r} may not make pools of {owner!r}")
@@ -129,8 +129,8 @@ class Access:
         quota = self._part(owner, settings.quota)
         return self._store.create_pool(name, replace(settings, owner=owner, weight=weight, quota=quota))
 
-    def _as_held(self, settings: Settings, held: Settings) -> Settings:
-        """Settings to open a pool with that is there: what was left to the daemon is as it is."""
+    def _as_held(self, settings: PoolSettings, held: PoolSettings) -> PoolSettings:
+        """PoolSettings to open a pool with that is there: what was left to the daemon is as it is."""
         limited = held.owner in self._clients
         return replace(
             settings,
@@ -161,12 +161,12 @@ class Access:
         if weight > most and not client.administrator:
             raise DeniedError(f"client {client.name!r} may give its pools a weight of {most}, not of {weight}")
 
-    def _may_open(self, client: Client, name: str, settings: Settings) -> bool:
+    def _may_open(self, client: Client, name: str, settings: PoolSettings) -> bool:
         if _owns(client, settings):
             return True
         return settings.shared and self._clients.get(client.name, UNNAMED).may_share(name)
 
-    def _all(self) -> Iterator[tuple[StorePool, Settings]]:
+    def _all(self) -> Iterator[tuple[StorePool, PoolSettings]]:
         for pool in self._store.pools():
             with suppress(UnknownPoolError):  # destroyed since
                 yield pool, pool.settings()
@@ -201,5 +201,5 @@ def check_not_the_daemons(name: str) -> None:
         raise DeniedError(f"pool {name!r} is the daemon's own: nobody else changes it")
 
 
-def _owns(client: Client, settings: Settings) -> bool:
+def _owns(client: Client, settings: PoolSettings) -> bool:
     return client.administrator or settings.owner == client.name

@@ -26,8 +26,8 @@ _DEFAULT_ALLOCATOR = {"persistent": "zsmalloc", "ephemeral": "zbud"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The settings of a pool, as the engine reads them."""
+class PoolSettings:
+    """What a pool is made with, as the engine reads it. The messages take its fields by their names."""
 
     kind: str
     codec: str = "lz4"
@@ -124,7 +124,7 @@ class StorePool(Protocol):
         """Bytes of footprint that it is sure of."""
 
     def set_reserve(self, size: int) -> None: ...
-    def settings(self) -> Settings: ...
+    def settings(self) -> PoolSettings: ...
     def stats(self) -> dict[str, Any]: ...
 
 
@@ -146,7 +146,19 @@ class Renewing(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class BlockExport:
+    """An object of a pool as a block device. `allow` None lets anybody in; a draining one lets no new client in."""
+
+    pool: StorePool
+    oid: bytes
+    size: int
+    draining: bool
+    multi_conn: bool
+    allow: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportClient:
     """A connection that has an export open."""
 
     address: str
@@ -155,10 +167,10 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """An export as it is served: who has it open, and what passed through it."""
+class ExportStatus:
+    """An export that is served: who has it open, and what passed through it."""
 
-    clients: Sequence[Block]
+    clients: Sequence[ExportClient]
     counters: dict[str, int]
     size: int = 0
     draining: bool = False
@@ -189,28 +201,27 @@ class BlockServer(Protocol):
 
     @property
     def addresses(self) -> Sequence[str]: ...
-    def add(
-        self,
-        name: str,
-        pool: StorePool,
-        oid: bytes,
-        size: int,
-        draining: bool,
-        multi_conn: bool,
-        allow: Sequence[str] | None,
-    ) -> None: ...
+    def serve(self, name: str, export: BlockExport) -> None:
+        """Serve an export, or serve it so from now on; connections of clients it no longer allows have then ended.
+
+        For as long as it is served it has the same pool, and `multi_conn` stays.
+        """
+
     def remove(self, name: str, force: bool) -> None:
         """Serve an export no more; a `BusyError` while it is open, unless forced."""
 
     def snapshot(self, name: str, shadow: StorePool) -> BlockSnapshot:
         """An export as it is now; `shadow`, an empty pool, keeps what changes, and goes with the snapshot."""
 
-    def resize(self, name: str, size: int) -> None: ...
-    def drain(self, name: str, draining: bool) -> None: ...
-    def allow(self, name: str, allow: Sequence[str] | None) -> None:
-        """Let these clients open an export, or anybody; connections of others have ended when it returns."""
+    def resize(self, name: str, size: int) -> None:
+        """Be of another size from now on. Shrinking may be refused with a `ValueError`."""
 
-    def served(self) -> dict[str, Served]: ...
+    def hold(self, name: str) -> None:
+        """Let no new client in until `serve` says otherwise."""
+
+    def status(self) -> dict[str, ExportStatus]:
+        """Every export that is served, by name."""
+
     def counters(self) -> dict[str, int]:
         """Of all connections, as `NbdServer` has them."""
 
@@ -261,9 +272,9 @@ class Store(Protocol):
     async def call(self, call: Callable[[], T], client: str | None = None) -> T:
         """Make a long call and wait for it."""
 
-    def open_pool(self, name: str, settings: Settings) -> StorePool: ...
+    def open_pool(self, name: str, settings: PoolSettings) -> StorePool: ...
     def find_pool(self, name: str) -> StorePool: ...
-    def create_pool(self, name: str, settings: Settings) -> StorePool: ...
+    def create_pool(self, name: str, settings: PoolSettings) -> StorePool: ...
     def pools(self) -> Sequence[StorePool]:
         """All pools; one that is destroyed meanwhile is left out."""
 

@@ -13,7 +13,17 @@ from tmem_engine import client_name as client_name
 from tmemd.base import errors
 from tmemd.base.logs import Seldom, log
 from tmemd.config.clients import UNNAMED
-from tmemd.store.api import Batch, Block, BlockServer, Condition, Fetched, Scanned, Served, Settings
+from tmemd.store.api import (
+    Batch,
+    BlockExport,
+    BlockServer,
+    Condition,
+    ExportClient,
+    ExportStatus,
+    Fetched,
+    PoolSettings,
+    Scanned,
+)
 from tmemd.store.executor import Threaded
 from tmemd.store.names import is_reserved
 
@@ -87,8 +97,8 @@ class EngineStorePool:
     def set_reserve(self, size: int) -> None:
         self._pool.set_reserve(size)
 
-    def settings(self) -> Settings:
-        return Settings(**self._pool.settings())
+    def settings(self) -> PoolSettings:
+        return PoolSettings(**self._pool.settings())
 
     def stats(self) -> dict[str, Any]:
         return self._pool.stats()
@@ -132,18 +142,18 @@ class EngineBlockServer:
         self._server = server
         self.addresses: Sequence[str] = server.addresses
 
-    def add(
-        self,
-        name: str,
-        pool: StorePool,
-        oid: bytes,
-        size: int,
-        draining: bool,
-        multi_conn: bool,
-        allow: Sequence[str] | None,
-    ) -> None:
-        assert isinstance(pool, EngineStorePool)
-        self._server.add(name, pool._pool, oid, size, draining=draining, multi_conn=multi_conn, allow=_listed(allow))
+    def serve(self, name: str, export: BlockExport) -> None:
+        assert isinstance(export.pool, EngineStorePool)
+        allow = None if export.allow is None else list(export.allow)
+        served = self._server.exports().get(name)
+        if served is None:
+            flags = {"draining": export.draining, "multi_conn": export.multi_conn}
+            self._server.add(name, export.pool._pool, export.oid, export.size, allow=allow, **flags)
+            return
+        if served["size"] != export.size:
+            self._server.resize(name, export.size)
+        self._server.allow(name, allow)
+        self._server.drain(name, export.draining)
 
     def remove(self, name: str, force: bool) -> None:
         try:
@@ -162,19 +172,11 @@ class EngineBlockServer:
     def resize(self, name: str, size: int) -> None:
         self._server.resize(name, size)
 
-    def drain(self, name: str, draining: bool) -> None:
-        self._server.drain(name, draining)
+    def hold(self, name: str) -> None:
+        self._server.drain(name, True)
 
-    def allow(self, name: str, allow: Sequence[str] | None) -> None:
-        self._server.allow(name, _listed(allow))
-
-    def served(self) -> dict[str, Served]:
-        return {
-            name: Served(
-                [Block(**client) for client in each["clients"]], each["counters"], each["size"], each["draining"]
-            )
-            for name, each in self._server.exports().items()
-        }
+    def status(self) -> dict[str, ExportStatus]:
+        return {name: _status(**each) for name, each in self._server.exports().items()}
 
     def counters(self) -> dict[str, int]:
         return self._server.counters()
@@ -183,8 +185,8 @@ class EngineBlockServer:
         return self._server.stop(grace)
 
 
-def _listed(names: Sequence[str] | None) -> list[str] | None:
-    return None if names is None else list(names)
+def _status(clients: list[dict[str, Any]], **rest: Any) -> ExportStatus:
+    return ExportStatus(clients=[ExportClient(**client) for client in clients], **rest)
 
 
 def memory_of(arena: str) -> int | None:
@@ -243,7 +245,7 @@ class EngineStore(Threaded):
             return ""
         return f"client {client!r} may not use pool {pool!r}"
 
-    def open_pool(self, name: str, settings: Settings) -> EngineStorePool:
+    def open_pool(self, name: str, settings: PoolSettings) -> EngineStorePool:
         return EngineStorePool(self._engine.pool(name, settings))
 
     def find_pool(self, name: str) -> EngineStorePool:
@@ -252,7 +254,7 @@ class EngineStore(Threaded):
             raise errors.UnknownPoolError(name)
         return EngineStorePool(pool)
 
-    def create_pool(self, name: str, settings: Settings) -> EngineStorePool:
+    def create_pool(self, name: str, settings: PoolSettings) -> EngineStorePool:
         if self._engine.find_pool(name) is not None:
             raise errors.PoolExistsError(name)
         return self.open_pool(name, settings)

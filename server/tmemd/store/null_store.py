@@ -15,7 +15,7 @@ import lz4.block
 
 from tmem_proto.limits import PAGE_SIZES
 from tmemd.base.errors import ConfigError, ExhaustedError, MismatchError, PoolExistsError, UnknownPoolError
-from tmemd.store.api import REFUSALS, STORED, Condition, Fetched, Settings
+from tmemd.store.api import REFUSALS, STORED, Condition, Fetched, PoolSettings
 from tmemd.store.executor import Threaded
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _STORE_STATS = _USED + _WHOLE + _REPAIRED + _POOL_STATS
 class NullPool:
     """A pool of nothing."""
 
-    def __init__(self, number: int, name: str, settings: Settings) -> None:
+    def __init__(self, number: int, name: str, settings: PoolSettings) -> None:
         self.id = number
         self.name = name
         self.owner = settings.owner
@@ -127,7 +127,7 @@ class NullPool:
         if size:
             raise ExhaustedError("a store that keeps no page keeps no memory for any")
 
-    def settings(self) -> Settings:
+    def settings(self) -> PoolSettings:
         return self._settings
 
     def stats(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class NullStore(Threaded):
         self._ids = itertools.count(1)
         self._pools: dict[str, NullPool] = {}
 
-    def open_pool(self, name: str, settings: Settings) -> NullPool:
+    def open_pool(self, name: str, settings: PoolSettings) -> NullPool:
         pool = self._living().get(name)
         if pool is None:
             return self._create(name, settings)
@@ -167,7 +167,7 @@ class NullStore(Threaded):
             raise UnknownPoolError(name)
         return pool
 
-    def create_pool(self, name: str, settings: Settings) -> NullPool:
+    def create_pool(self, name: str, settings: PoolSettings) -> NullPool:
         if name in self._living():
             raise PoolExistsError(name)
         return self._create(name, settings)
@@ -214,7 +214,7 @@ class NullStore(Threaded):
     def _living(self) -> dict[str, NullPool]:
         return {name: pool for name, pool in list(self._pools.items()) if not pool.destroyed}
 
-    def _create(self, name: str, settings: Settings) -> NullPool:
+    def _create(self, name: str, settings: PoolSettings) -> NullPool:
         _sensible(name, settings)
         self._pools = self._living()
         if len(self._pools) >= MOST_POOLS:
@@ -222,7 +222,7 @@ class NullStore(Threaded):
         return self._pools.setdefault(name, NullPool(next(self._ids), name, settings))
 
 
-def _sensible(name: str, settings: Settings) -> None:
+def _sensible(name: str, settings: PoolSettings) -> None:
     if not 1 <= len(name.encode()) <= 64:
         raise ValueError("a pool's name has 1 to 64 bytes")
     if settings.kind not in ("persistent", "ephemeral"):

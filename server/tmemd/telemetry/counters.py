@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tmemd.store.api import Served
+    from tmemd.store.api import ExportStatus
 
 BOUNDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 10.0)
 """Upper bounds of the latency buckets, in seconds; what is above all of them has a bucket too."""
@@ -77,7 +77,7 @@ class Counts:
         latency.buckets[bisect_left(BOUNDS, seconds)] += 1
         latency.seconds += seconds
 
-    def take_exports(self, served: Mapping[str, Served], connections: Mapping[str, int]) -> None:
+    def take_exports(self, served: Mapping[str, ExportStatus], connections: Mapping[str, int]) -> None:
         """The exports as they are now, and the connections of their server."""
         self.nbd = Counter({key: n for key, n in connections.items() if key not in NBD_GAUGES})
         self.nbd_now = Counter({key: n for key, n in connections.items() if key in NBD_GAUGES})

@@ -24,7 +24,7 @@ from tmemd.store.api import REFUSALS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tmemd.store.api import Settings, Store
+    from tmemd.store.api import PoolSettings, Store
 
 # Name, help and statistic of what each pool has. A name without `_total` is a gauge.
 POOL = (
@@ -88,7 +88,7 @@ _LABELS = ("pool", "kind", "client")
 @dataclass(frozen=True, slots=True)
 class _Pool:
     labels: tuple[str, str, str]
-    settings: Settings
+    settings: PoolSettings
     stats: dict[str, Any]
 
 

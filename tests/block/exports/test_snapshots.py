@@ -27,7 +27,7 @@ from tmem_engine import set_lock_wait
 from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.base.errors import BusyError, SnapshotError
 from tmemd.config.settings import Config
-from tmemd.exports.catalogue import Catalogue
+from tmemd.exports.catalogue import Catalogue, ExportSpec
 from tmemd.exports.snapshots import Snapshots
 from tmemd.store.engine_store import EngineStore
 
@@ -293,7 +293,7 @@ def test_a_write_that_needs_a_snapshots_memory_waits_for_a_neighbour_and_does_no
 def test_what_a_snapshot_could_not_give_back_as_it_ended_keeps_no_later_one_out(tmp_path: Path) -> None:
     arena = tmp_path / "arena"
     store = EngineStore(Config(memory=16 * MIB, arena=str(arena)))
-    entry = Catalogue(store).create("disk", MIB, 0, "", False)
+    entry = Catalogue(store).create(ExportSpec(name="disk", size=MIB))
     snapshots = Snapshots(store)
     for held in (True, False):
         number, _ = snapshots.begin(entry, None)
@@ -308,7 +308,7 @@ def test_what_a_snapshot_could_not_give_back_as_it_ended_keeps_no_later_one_out(
 def test_a_snapshot_that_nobody_reads_ends_by_itself() -> None:
     async def scenario() -> None:
         store = EngineStore(Config(memory=16 * MIB))
-        entry = Catalogue(store).create("disk", MIB, 0, "", False)
+        entry = Catalogue(store).create(ExportSpec(name="disk", size=MIB))
         snapshots = Snapshots(store, lease=0.05)
         number, _ = await asyncio.to_thread(snapshots.begin, entry, None)
         with pytest.raises(BusyError, match="is being saved"):

@@ -19,7 +19,7 @@ from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1 import tmem_pb2
 from tmemd.base.errors import ExhaustedError, ExportExistsError
 from tmemd.config.settings import Config
-from tmemd.exports.catalogue import OID, Catalogue
+from tmemd.exports.catalogue import OID, Catalogue, ExportSpec
 from tmemd.store.api import Batch
 from tmemd.store.engine_store import EngineStore
 from tmemd.store.names import CATALOGUE
@@ -101,7 +101,8 @@ def test_a_creation_cut_short_leaves_an_export_or_nothing(store: EngineStore) ->
         for name in found:
             catalogue.remove(name)
 
-    assert cut_short(store, lambda catalogue: catalogue.create("new", 4 * MIB, MIB, "lz4", False), prepare) >= 4
+    spec = ExportSpec(name="new", size=4 * MIB, reserve=MIB)
+    assert cut_short(store, lambda catalogue: catalogue.create(spec), prepare) >= 4
     assert Catalogue(store).find("new").size == 4 * MIB
     assert seen == {False}, "the record is the last step: cut short before it there is nothing"
 
@@ -109,7 +110,7 @@ def test_a_creation_cut_short_leaves_an_export_or_nothing(store: EngineStore) ->
 def test_a_removal_cut_short_leaves_an_export_or_nothing(store: EngineStore) -> None:
     def prepare(catalogue: Catalogue) -> None:
         if not catalogue.entries():
-            entry = catalogue.create("new", 4 * MIB, MIB, "lz4", False)
+            entry = catalogue.create(ExportSpec(name="new", size=4 * MIB, reserve=MIB))
             assert entry.pool is not None
             entry.pool.put(Batch(OID, [1], None, b"\7" * 4096))
 
@@ -122,7 +123,7 @@ def test_a_change_cut_short_leaves_the_old_or_the_new(store: EngineStore) -> Non
 
     def prepare(catalogue: Catalogue) -> None:
         if not catalogue.entries():
-            catalogue.create("old", 4 * MIB, 0, "lz4", False)
+            catalogue.create(ExportSpec(name="old", size=4 * MIB))
         entry = catalogue.find("old")
         sizes.add(entry.size)
         if entry.size != 4 * MIB:
@@ -138,7 +139,7 @@ def test_a_change_cut_short_leaves_the_old_or_the_new(store: EngineStore) -> Non
 
 def test_a_pool_with_pages_that_belongs_to_no_export_is_left_alone(store: EngineStore) -> None:
     catalogue = Catalogue(store)
-    entry = catalogue.create("old", 4 * MIB, 0, "lz4", False)
+    entry = catalogue.create(ExportSpec(name="old", size=4 * MIB))
     assert entry.pool is not None
     entry.pool.put(Batch(OID, [1], None, b"\7" * 4096))
     (records,) = (pool for pool in store.pools() if pool.name == CATALOGUE)
@@ -150,7 +151,7 @@ def test_a_pool_with_pages_that_belongs_to_no_export_is_left_alone(store: Engine
 
 def test_a_change_that_is_refused_leaves_the_export_as_it_was(store: EngineStore) -> None:
     catalogue = Catalogue(store)
-    entry = catalogue.create("old", 4 * MIB, 0, "lz4", False)
+    entry = catalogue.create(ExportSpec(name="old", size=4 * MIB))
     store.find_pool(CATALOGUE).freeze()
     with pytest.raises(ExhaustedError, match="no room for the record of export 'old'"):
         catalogue.change(entry, size=8 * MIB)
@@ -194,8 +195,8 @@ def test_a_record_that_makes_no_sense_costs_its_export_alone(
     store: EngineStore, page: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     catalogue = Catalogue(store)
-    catalogue.create("old", 8 * MIB, 0, "lz4", False)
-    catalogue.create("bad", 4 * MIB, 0, "lz4", False)
+    catalogue.create(ExportSpec(name="old", size=8 * MIB))
+    catalogue.create(ExportSpec(name="bad", size=4 * MIB))
     spoil(store, "bad", page)
     for _ in range(3):
         catalogue.mend()
@@ -205,7 +206,7 @@ def test_a_record_that_makes_no_sense_costs_its_export_alone(
     assert [each.levelname for each in caplog.records] == ["ERROR"]
     assert "the record of export bad cannot be read" in caplog.text
     with pytest.raises(ExportExistsError):
-        catalogue.create("bad", 4 * MIB, 0, "lz4", False)
+        catalogue.create(ExportSpec(name="bad", size=4 * MIB))
     catalogue.change(bad, size=4 * MIB)
     renewed = catalogue.find("bad")
     assert (renewed.size, renewed.damaged, renewed.pool_id) == (4 * MIB, "", bad.pool_id)
@@ -216,7 +217,7 @@ def test_a_record_that_makes_no_sense_costs_its_export_alone(
 
 def test_a_page_that_is_no_record_at_all_can_be_removed(store: EngineStore) -> None:
     catalogue = Catalogue(store)
-    catalogue.create("old", 8 * MIB, 0, "lz4", False)
+    catalogue.create(ExportSpec(name="old", size=8 * MIB))
     store.find_pool(CATALOGUE).put(Batch(b"\7" * 24, [9], None, b"\1" * 4096))
     old, stray = catalogue.entries()
     assert (old.name, stray.name, stray.pool) == ("old", f"record:{'07' * 24}", None)
@@ -228,7 +229,7 @@ def test_a_daemon_serves_all_exports_but_the_damaged_one(arena: Path) -> None:
     with closing(EngineStore(Config(memory=32 * MIB, shards=1, arena=str(arena)))) as store:
         catalogue = Catalogue(store)
         for name in ("bad", "good"):
-            entry = catalogue.create(name, 4 * MIB, 0, "lz4", False)
+            entry = catalogue.create(ExportSpec(name=name, size=4 * MIB))
             assert entry.pool is not None
             entry.pool.put(Batch(OID, [1], None, b"\7" * 4096))
     ((at, chunk),) = ((at, chunk) for at, chunk in contents(arena).items() if b'"bad"' in chunk)

@@ -7,14 +7,14 @@ import pytest
 
 from tmemd.config.settings import Config
 from tmemd.rpc import call_cost
-from tmemd.store.api import Batch, Settings
+from tmemd.store.api import Batch, PoolSettings
 
 PAGES = 16
 
 
 def pool(codec: str) -> Any:
     """A pool as far as its costs go."""
-    settings = Settings(kind="persistent", codec=codec)
+    settings = PoolSettings(kind="persistent", codec=codec)
     return cast("Any", SimpleNamespace(page_size=4096, family=settings.family))
 
 

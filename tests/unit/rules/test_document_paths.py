@@ -17,7 +17,7 @@ NOT_OURS = {"deploy/tls", "server.py"}
 @cache
 def places() -> frozenset[str]:
     """Every path below the root, and all that it ends with."""
-    found = set()
+    found = {path.name for path in ROOT.glob("*.*")}
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):
             parts = path.relative_to(ROOT).parts

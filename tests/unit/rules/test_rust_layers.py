@@ -22,7 +22,7 @@ FLOORS = {
     "nbd/src/server": "input listen options seats | shared | handshake metrics_http | transmission | connection | mod",
     "nbd/src/san": "bytes counters stripes | cache exposition readahead | volume | shared | changes putting | reads"
     " | mod",
-    "python/src": "args buffers dicts errors | packing | pool | engine snapshot | nbd san | lib",
+    "python/src": "args buffers dicts errors | packing settings | pool | engine snapshot | nbd san | lib",
 }
 CRATES = ["core/src", "nbd/src", "python/src"]
 # The index keeps typed ids in tables; where those lie in the arena it cannot know.

@@ -7,7 +7,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 VERSION = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
-SKIPPED = {"target", "build", "dist", "site", "__pycache__", "CHANGELOG.md", "Cargo.lock", "requirements-release.lock"}
+SKIPPED = {
+    "target",
+    "build",
+    "dist",
+    "sbom",
+    "site",
+    "__pycache__",
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "requirements-release.lock",
+}
 SKIPPED |= {"requirements-dev.lock", "requirements.lock"}
 HIDDEN = {".ci", ".github"}
 

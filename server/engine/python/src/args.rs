@@ -5,10 +5,10 @@ use std::fmt::Display;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt};
-use tmem_core::{AllocatorKind, Codec, Error, Kind, Oid, PoolSettings};
+use tmem_core::{Error, Oid};
 
 /// The highest page index, and the most bits of an oid.
-const MAX_INDEX: u64 = u32::MAX as u64;
+pub const MAX_INDEX: u64 = u32::MAX as u64;
 const OID_BYTES: usize = 24;
 
 pub fn oid(value: &Bound<'_, PyAny>) -> PyResult<Oid> {
@@ -90,39 +90,6 @@ where
         return Err(out_of_range());
     }
     T::try_from(number).map_err(|_| out_of_range())
-}
-
-/// Settings from any object with their attributes.
-pub fn settings(value: &Bound<'_, PyAny>) -> PyResult<PoolSettings> {
-    let text = |name: &str| {
-        value
-            .getattr(name)?
-            .extract::<String>()
-            .map_err(|e| about(name, e, value))
-    };
-    let flag = |name: &str| {
-        value
-            .getattr(name)?
-            .extract::<bool>()
-            .map_err(|e| about(name, e, value))
-    };
-    let small = |name: &str| number(&value.getattr(name)?, name, 0, MAX_INDEX);
-    Ok(PoolSettings {
-        kind: Kind::parse(&text("kind")?).map_err(invalid)?,
-        codec: Codec::parse(&text("codec")?).map_err(invalid)?,
-        allocator: AllocatorKind::parse(&text("allocator")?).map_err(invalid)?,
-        page_size: small("page_size")?,
-        quota: number(&value.getattr("quota")?, "quota", 0, u64::MAX)?,
-        weight: small("weight")?,
-        shared: flag("shared")?,
-        inclusive: flag("inclusive")?,
-        max_zpage: small("max_zpage")?,
-        owner: text("owner")?,
-    })
-}
-
-fn about(name: &str, error: PyErr, value: &Bound<'_, PyAny>) -> PyErr {
-    PyTypeError::new_err(format!("{name}: {}", error.value(value.py())))
 }
 
 fn invalid(error: impl Into<Error> + Display) -> PyErr {

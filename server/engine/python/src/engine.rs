@@ -80,7 +80,7 @@ impl Engine {
         name: &str,
         settings: &Bound<'_, PyAny>,
     ) -> PyResult<EnginePool> {
-        let settings = crate::args::settings(settings)?;
+        let settings = crate::settings::from_object(settings)?;
         let pool = self.run(py, |store| store.pool(name, &settings))?;
         self.give_out(py, pool)
     }

@@ -17,6 +17,7 @@ mod nbd;
 mod packing;
 mod pool;
 mod san;
+mod settings;
 mod snapshot;
 
 #[pyo3::pymodule(gil_used = true)]

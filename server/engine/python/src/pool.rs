@@ -13,6 +13,7 @@ use crate::buffers::{FreshPages, Source, Target};
 use crate::dicts::numbers;
 use crate::errors::Errors;
 use crate::packing::cut;
+use crate::settings;
 
 /// Where a pool handle finds its pool, until the engine is closed.
 pub struct Cell(Mutex<Option<Arc<Pool>>>);
@@ -269,18 +270,7 @@ impl EnginePool {
 
     fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let settings = self.run(py, |pool| pool.frozen().map(|_| pool.settings()))?; // frozen: it is there
-        let dict = PyDict::new(py);
-        dict.set_item("kind", settings.kind.name())?;
-        dict.set_item("codec", settings.codec.to_string())?;
-        dict.set_item("allocator", settings.allocator.name())?;
-        dict.set_item("page_size", settings.page_size)?;
-        dict.set_item("quota", settings.quota)?;
-        dict.set_item("weight", settings.weight)?;
-        dict.set_item("shared", settings.shared)?;
-        dict.set_item("inclusive", settings.inclusive)?;
-        dict.set_item("max_zpage", settings.max_zpage)?;
-        dict.set_item("owner", settings.owner)?;
-        Ok(dict)
+        settings::to_dict(py, &settings)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -67,41 +67,6 @@ class _Errors(Protocol):
     def InternalError(self) -> type[Exception]:
         """Called with a message: a panic in the engine."""
 
-@type_check_only
-class _Settings(Protocol):
-    """The settings of a pool."""
-
-    @property
-    def kind(self) -> str:
-        """`"persistent"` or `"ephemeral"`."""
-    @property
-    def codec(self) -> str:
-        """`"lz4"`, `"lz4:ACCELERATION"`, `"zstd"`, `"zstd:LEVEL"` or `"raw"`."""
-    @property
-    def allocator(self) -> str:
-        """`"zsmalloc"` or `"zbud"`."""
-    @property
-    def page_size(self) -> int:
-        """Bytes a page: 4096, 8192, 16384, 32768, 65536, 131072 or 262144."""
-    @property
-    def quota(self) -> int:
-        """Bytes of footprint; 0 is no quota."""
-    @property
-    def weight(self) -> int:
-        """Share relative to other ephemeral pools, at least 1."""
-    @property
-    def shared(self) -> bool:
-        """An ephemeral pool of many clients, whose gets keep the page."""
-    @property
-    def inclusive(self) -> bool:
-        """A private ephemeral pool whose gets keep the page."""
-    @property
-    def max_zpage(self) -> int:
-        """The most bytes a page may compress to; 0 is no limit."""
-    @property
-    def owner(self) -> str:
-        """The client the pool belongs to, at most 64 bytes of UTF-8."""
-
 def set_lock_wait(limit: float | None) -> None:
     """From now on calls of this thread wait for no lock longer than so many seconds; None is as long as anybody."""
 
@@ -142,8 +107,11 @@ class Engine:
     @staticmethod
     def attach(path: str | PathLike[str], *, errors: _Errors, mlock: bool = False) -> Engine:
         """Attach to the arena at `path`, which exists."""
-    def pool(self, name: str, settings: _Settings) -> EnginePool:
-        """Create a pool, or open the one of that name if its settings are the same."""
+    def pool(self, name: str, settings: object) -> EnginePool:
+        """Create a pool, or open the one of that name if its settings are the same.
+
+        `settings` has each setting as an attribute, under the name that it has in `PoolSettings` of tmem.proto.
+        """
     def find_pool(self, name: str) -> EnginePool | None:
         """The pool of that name, if there is one."""
     def pools(self) -> list[EnginePool]:
@@ -257,7 +225,7 @@ class EnginePool:
     def set_weight(self, weight: int) -> None:
         """Set the weight, at least 1."""
     def settings(self) -> dict[str, Any]:
-        """The settings by name, as `_Settings` lists them; quota and weight are the current ones."""
+        """The settings by name; quota and weight are the current ones."""
     def stats(self) -> dict[str, Any]:
         """Counters and gauges; `size_histogram` has 64 buckets of compressed sizes, `classes` a dict a size class."""
 
