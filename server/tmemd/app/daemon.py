@@ -33,7 +33,7 @@ from tmemd.rpc.service_context import Parts
 from tmemd.rpc.sessions import Sessions
 from tmemd.security.certificates import certificates
 from tmemd.security.identity import Identities
-from tmemd.security.pool_rights import Access
+from tmemd.security.pool_rights import PoolRights
 from tmemd.store.compaction import Upkeep
 from tmemd.store.engine_store import EngineStore, client_name
 from tmemd.store.lock_waits import Patience, Watchman
@@ -82,14 +82,14 @@ class Daemon:
         self.exports = Exports(self._store)
         self._health = health.aio.HealthServicer()
         self._server = _server(config)
-        self._access = Access(self._store, config.clients)
+        self._rights = PoolRights(self._store, config)
         self._parts = parts = Parts(
             config=config,
             store=self._store,
             counts=self.counts,
             identities=Identities(config, client_name),
             injections=Injections(config.inject),
-            access=self._access,
+            rights=self._rights,
             sessions=Sessions(config, self.counts),
             patience=Patience(self._store, self._watchman.look),
         )
@@ -134,7 +134,8 @@ class Daemon:
         self.address = join_address(host, self.port)
         self.workers.alone(self.port)
         if self._first:
-            await self.exports.start(self._config.nbd, self._config.nbd_poll, certificates(self._config))
+            tls, refuse = certificates(self._config), self._rights.refuse_gateway
+            await self.exports.start(self._config.nbd, self._config.nbd_poll, tls, refuse)
         await self._tell(health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
         self._upkeep.start()
@@ -172,8 +173,7 @@ class Daemon:
         """As `reconfigure`, but for the memory, which is the arena's."""
         self._config = config
         log_to_stderr(style=config.log_format, level=config.log_level)
-        self._store.know(config.clients, config.administrators)
-        self._access.reconfigure(config.clients)
+        self._rights.reconfigure(config)
         self._parts.identities.reconfigure(config)
         self._parts.sessions.reconfigure(config)
         self._admin.reconfigure(config)
@@ -208,7 +208,7 @@ class Daemon:
         if self._exposition is not None:
             self._exposition.shutdown()
             self._exposition.server_close()
-        self._access.close()
+        self._rights.close()
         self.exports.close()
         self._store.close()
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from tmemd.exports.catalogue import Entry
-    from tmemd.store.api import BlockServer, Renewing, Store
+    from tmemd.store.api import BlockServer, GatewayRefusal, Renewing, Store
 
 _NOBODY = ExportStatus((), {})
 _LOOK_PAGES = 1 << 20
@@ -61,12 +61,18 @@ class Exports:
     def addresses(self) -> Sequence[str]:
         return self._server.addresses if self._server is not None else ()
 
-    async def start(self, listen: Sequence[str], poll: int, tls: Renewing | None = None) -> None:
+    async def start(
+        self,
+        listen: Sequence[str],
+        poll: int,
+        tls: Renewing | None = None,
+        refuse: GatewayRefusal | None = None,
+    ) -> None:
         """Clear away what was left half done; serve on these addresses, if any."""
         await self._store.call(self._catalogue.mend)
         await self._store.call(self._snapshots.clear)
         if listen:
-            await self._store.call(lambda: self._serve(self._store.block_server(listen, poll, tls)))
+            await self._store.call(lambda: self._serve(self._store.block_server(listen, poll, tls, refuse)))
 
     async def answer(self, method: str, request: bytes) -> bytes:
         """Carry out a call."""

@@ -73,7 +73,7 @@ class Snapshots:
         own = None
         try:
             if server is None:
-                server = own = self._store.block_server([], 0, None)
+                server = own = self._store.block_server([], 0, None, None)
                 own.serve(entry.name, replace(entry.block_export(), draining=True, multi_conn=True, allow=()))
             snapshot = server.snapshot(entry.name, shadow)
         except BaseException:

@@ -59,7 +59,7 @@ class TmemService(TmemServicer):
         self.patience = parts.patience
         self._store = parts.store
         self._config = parts.config
-        self._access = parts.access
+        self._rights = parts.rights
         self._sessions = parts.sessions
         self._operations: dict[str, Callable[[Any, Client, Unacknowledged], Awaitable[Any]]] = {
             "put": self._put,
@@ -81,9 +81,9 @@ class TmemService(TmemServicer):
     @rpc
     async def OpenPool(self, request: pb.OpenPoolRequest, client: Client) -> pb.OpenPoolResponse:  # noqa: N802
         if request.pool_id:
-            _check_id(self._access.find(client, request.name), request.pool_id)
+            _check_id(self._rights.find(client, request.name), request.pool_id)
         settings = settings_from(request.settings) if request.HasField("settings") else None
-        pool = self._access.open(client, request.name, settings)
+        pool = self._rights.open(client, request.name, settings)
         _check_id(pool, request.pool_id)
         session = self._sessions.open(client, pool)
         return pb.OpenPoolResponse(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tmemd.config.settings import Config
     from tmemd.rpc.sessions import Sessions
     from tmemd.security.identity import Identities
-    from tmemd.security.pool_rights import Access
+    from tmemd.security.pool_rights import PoolRights
     from tmemd.store.api import Store
     from tmemd.store.lock_waits import Patience
     from tmemd.telemetry.counters import Counts
@@ -25,6 +25,6 @@ class Parts:
     counts: Counts
     identities: Identities
     injections: Injections
-    access: Access
+    rights: PoolRights
     sessions: Sessions
     patience: Patience

@@ -1,11 +1,12 @@
-"""The pools of a store as each client may have them.
+"""The pools of a store as each client may have them, over gRPC and, through a gateway, over NBD.
 
 - A pool belongs to the client that created it; one without an owner to the administrators, who may do everything.
 - Others may open it if it is shared and their `shared` patterns match its name, and may do nothing else to it.
 - The quotas of a client's pools are parts of the client's quota, and together never more: whoever makes a pool or
   changes a quota does so alone, among all the daemon's processes.
 
-What a client has no right to is a `DeniedError` that tells no more than the client itself has said.
+`Rules` is all of who may open what, as data; the NBD server asks it for the outcome. What a client has no right to is
+a `DeniedError` that tells no more than the client itself has said.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tmemd.base.arena_file import open_arena
@@ -32,21 +33,49 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tmemd.config.clients import Clients
+    from tmemd.config.settings import Config
     from tmemd.security.identity import Client
     from tmemd.store.api import PoolSettings, Store, StorePool
 
 
-class Access:
-    """Finds, makes and limits pools on behalf of clients. `visible` and `owned` may be called from any thread."""
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Who may open which pool."""
 
-    def __init__(self, store: Store, clients: Clients) -> None:
+    administrators: frozenset[str]
+    clients: Clients
+
+    def own(self, client: str, owner: str) -> bool:
+        return client in self.administrators or client == owner
+
+    def may_open(self, client: str, pool: str, owner: str, shared: bool) -> bool:
+        return self.own(client, owner) or (shared and self.clients.get(client, UNNAMED).may_share(pool))
+
+
+class PoolRights:
+    """Finds, makes and limits pools on behalf of clients.
+
+    `visible`, `owned` and `refuse_gateway` may be called from any thread.
+    """
+
+    def __init__(self, store: Store, config: Config) -> None:
         self._store = store
-        self._clients = clients
+        self.reconfigure(config)
         arena = store.info()["arena"]
         self._file = None if arena is None else open_arena(arena, os.O_RDONLY)
 
-    def reconfigure(self, clients: Clients) -> None:
-        self._clients = clients
+    def reconfigure(self, config: Config) -> None:
+        self._rules = Rules(config.administrators, config.clients)
+
+    def refuse_gateway(self, client: str, pool: str, owner: str, shared: bool, made: bool) -> str:
+        """Why a gateway may not have a pool, or have it `made`; empty if it may."""
+        if is_reserved(pool):
+            return f"pool {pool!r} is the daemon's own"
+        if made and client not in self._rules.administrators:
+            return f"there is no pool {pool!r}, and client {client!r} may not have it made: `tmem pool create` makes it"
+        if self._rules.may_open(client, pool, owner, shared):
+            return ""
+        return f"client {client!r} may not use pool {pool!r}"
 
     def open(self, client: Client, name: str, settings: PoolSettings | None) -> StorePool:
         """The pool of a name, made where there is none and there are settings."""
@@ -73,7 +102,7 @@ class Access:
     def find(self, client: Client, name: str) -> StorePool:
         """A pool that the client may open."""
         pool = self._store.find_pool(name)
-        if not self._may_open(client, name, pool.settings()):
+        if not self._may_open(client, pool, pool.settings()):
             raise DeniedError(f"client {client.name!r} may not open pool {name!r}")
         return pool
 
@@ -87,7 +116,7 @@ class Access:
         if not look:
             check_not_the_daemons(name)
         pool = self._store.find_pool(name)
-        if not _owns(client, pool.settings()):
+        if not self._rules.own(client.name, pool.settings().owner):
             raise DeniedError(f"pool {name!r} is not client {client.name!r}'s own")
         if number not in (0, pool.id):
             raise OtherPoolError(name, number)
@@ -97,7 +126,7 @@ class Access:
 
     def visible(self, client: Client) -> list[StorePool]:
         """All pools that the client may open."""
-        return [pool for pool, settings in self._all() if self._may_open(client, pool.name, settings)]
+        return [pool for pool, settings in self._all() if self._may_open(client, pool, settings)]
 
     def owned(self, client: Client, owner: str) -> list[StorePool]:
         """All pools of an owner, who must be the client itself unless it is an administrator."""
@@ -124,14 +153,14 @@ class Access:
         owner = settings.owner or client.name
         if owner != client.name and not client.administrator:
             raise DeniedError(f"client {client.name!r} may not make pools of {owner!r}")
-        weight = settings.weight or self._clients.get(owner, UNNAMED).weight
+        weight = settings.weight or self._rules.clients.get(owner, UNNAMED).weight
         self._check_weight(client, weight)
         quota = self._part(owner, settings.quota)
         return self._store.create_pool(name, replace(settings, owner=owner, weight=weight, quota=quota))
 
     def _as_held(self, settings: PoolSettings, held: PoolSettings) -> PoolSettings:
         """PoolSettings to open a pool with that is there: what was left to the daemon is as it is."""
-        limited = held.owner in self._clients
+        limited = held.owner in self._rules.clients
         return replace(
             settings,
             owner=settings.owner or held.owner,
@@ -141,7 +170,7 @@ class Access:
 
     def _part(self, owner: str, quota: int, but: str | None = None) -> int:
         """The quota of one pool: what was asked for, as far as the owner's quota has it left."""
-        whole = self._clients.get(owner, UNNAMED).quota
+        whole = self._rules.clients.get(owner, UNNAMED).quota
         if not whole:
             return quota
         quotas = {pool.name: its.quota for pool, its in self._all() if its.owner == owner and pool.name != but}
@@ -157,14 +186,12 @@ class Access:
         return quota or left
 
     def _check_weight(self, client: Client, weight: int) -> None:
-        most = self._clients.get(client.name, UNNAMED).weight
+        most = self._rules.clients.get(client.name, UNNAMED).weight
         if weight > most and not client.administrator:
             raise DeniedError(f"client {client.name!r} may give its pools a weight of {most}, not of {weight}")
 
-    def _may_open(self, client: Client, name: str, settings: PoolSettings) -> bool:
-        if _owns(client, settings):
-            return True
-        return settings.shared and self._clients.get(client.name, UNNAMED).may_share(name)
+    def _may_open(self, client: Client, pool: StorePool, settings: PoolSettings) -> bool:
+        return self._rules.may_open(client.name, pool.name, settings.owner, settings.shared)
 
     def _all(self) -> Iterator[tuple[StorePool, PoolSettings]]:
         for pool in self._store.pools():
@@ -199,7 +226,3 @@ def check_not_the_daemons(name: str) -> None:
     """Raise DeniedError for a pool that the daemon alone changes."""
     if is_the_daemons(name):
         raise DeniedError(f"pool {name!r} is the daemon's own: nobody else changes it")
-
-
-def _owns(client: Client, settings: PoolSettings) -> bool:
-    return client.administrator or settings.owner == client.name

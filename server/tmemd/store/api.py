@@ -13,7 +13,7 @@ from tmem_proto.v1 import tmem_pb2 as pb
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 
@@ -176,6 +176,12 @@ class ExportStatus:
     draining: bool = False
 
 
+GatewayRefusal: TypeAlias = "Callable[[str, str, str, bool, bool], str]"
+"""Why a client's gateway may not have a pool; empty if it may.
+
+Called by any thread, with the client's name, the pool's, its owner, whether it is shared, and would have to be made."""
+
+
 class BlockSnapshot(Protocol):
     """The pages of an export as they were at one instant. A `SnapshotError` once it has ended."""
 
@@ -278,11 +284,13 @@ class Store(Protocol):
     def pools(self) -> Sequence[StorePool]:
         """All pools; one that is destroyed meanwhile is left out."""
 
-    def block_server(self, listen: Sequence[str], poll: int, tls: Renewing | None) -> BlockServer:
-        """Serve block devices on these addresses, each connection polling for so many microseconds; TLS is for TCP."""
+    def block_server(
+        self, listen: Sequence[str], poll: int, tls: Renewing | None, refuse: GatewayRefusal | None
+    ) -> BlockServer:
+        """Serve block devices on these addresses, each connection polling for so many microseconds; TLS is for TCP.
 
-    def know(self, clients: Mapping[str, Any], administrators: frozenset[str]) -> None:
-        """Go by these clients and administrators from now on."""
+        With `refuse`, gateways have the pools of the store that it lets them have.
+        """
 
     def info(self) -> dict[str, Any]: ...
     def stats(self) -> dict[str, int]: ...

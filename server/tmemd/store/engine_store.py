@@ -12,7 +12,6 @@ from tmem_engine import Engine, NbdServer, set_lock_wait
 from tmem_engine import client_name as client_name
 from tmemd.base import errors
 from tmemd.base.logs import Seldom, log
-from tmemd.config.clients import UNNAMED
 from tmemd.store.api import (
     Batch,
     BlockExport,
@@ -25,15 +24,13 @@ from tmemd.store.api import (
     Scanned,
 )
 from tmemd.store.executor import Threaded
-from tmemd.store.names import is_reserved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tmem_engine import EnginePool, NbdSnapshot
-    from tmemd.config.clients import Clients
     from tmemd.config.settings import Config
-    from tmemd.store.api import Renewing, StorePool
+    from tmemd.store.api import GatewayRefusal, Renewing, StorePool
 
 
 class EngineStorePool:
@@ -218,7 +215,6 @@ class EngineStore(Threaded):
         except errors.ExhaustedError as error:
             # What is stored must be served whatever the machine lacks.
             log.warning("commit_reserves: %s", error)
-        self.know(config.clients, config.administrators)
         self._nbd: dict[str, Any] = {
             "connections": config.nbd_connections,
             "client_connections": config.nbd_client_connections,
@@ -228,22 +224,6 @@ class EngineStore(Threaded):
             "insecure": config.insecure,
         }
         super().__init__(config.threads, config.max_waiting, config.max_client_waiting)
-
-    def know(self, clients: Clients, administrators: frozenset[str]) -> None:
-        """Go by these clients and administrators from now on."""
-        self._clients, self._admins = clients, administrators
-
-    def _why_not(self, client: str, pool: str, owner: str, shared: bool, made: bool) -> str:
-        """Why a gateway may not have a pool; the rules are those of `access`."""
-        if is_reserved(pool):
-            return f"pool {pool!r} is the daemon's own"
-        if client in self._admins:
-            return ""
-        if made:
-            return f"there is no pool {pool!r}, and client {client!r} may not have it made: `tmem pool create` makes it"
-        if owner == client or (shared and self._clients.get(client, UNNAMED).may_share(pool)):
-            return ""
-        return f"client {client!r} may not use pool {pool!r}"
 
     def open_pool(self, name: str, settings: PoolSettings) -> EngineStorePool:
         return EngineStorePool(self._engine.pool(name, settings))
@@ -269,7 +249,9 @@ class EngineStore(Threaded):
                 continue
         return found
 
-    def block_server(self, listen: Sequence[str], poll: int, tls: Renewing | None) -> BlockServer:
+    def block_server(
+        self, listen: Sequence[str], poll: int, tls: Renewing | None, refuse: GatewayRefusal | None
+    ) -> BlockServer:
         pem = None if tls is None else tls.first()
         warning = Seldom("an NBD client was turned away")
 
@@ -280,7 +262,8 @@ class EngineStore(Threaded):
             server = NbdServer(
                 list(listen), poll_microseconds=poll, tls=pem, renewal=tls, turned_away=turned_away, **self._nbd
             )
-            server.serve_caches(self._engine, self._why_not)
+            if refuse is not None:
+                server.serve_caches(self._engine, refuse)
             return EngineBlockServer(server)
         except OSError as error:
             raise errors.ConfigError(f"cannot serve NBD on {', '.join(listen)}: {error}") from error

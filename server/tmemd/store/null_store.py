@@ -19,10 +19,10 @@ from tmemd.store.api import REFUSALS, STORED, Condition, Fetched, PoolSettings
 from tmemd.store.executor import Threaded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from tmemd.config.settings import Config
-    from tmemd.store.api import Batch, BlockServer, Renewing, Scanned
+    from tmemd.store.api import Batch, BlockServer, Scanned
 
 MOST_POOLS = 1024
 _HELD = (
@@ -175,7 +175,7 @@ class NullStore(Threaded):
     def pools(self) -> list[NullPool]:
         return list(self._living().values())
 
-    def block_server(self, listen: Sequence[str], poll: int, tls: Renewing | None) -> BlockServer:  # noqa: ARG002
+    def block_server(self, *_: object) -> BlockServer:
         raise ConfigError("a store that keeps no page serves no NBD")
 
     def wait_never(self) -> None:
@@ -199,9 +199,6 @@ class NullStore(Threaded):
 
     def relinquish(self, size: int) -> int:  # noqa: ARG002
         return 0
-
-    def know(self, _: Mapping[str, Any], __: frozenset[str]) -> None:
-        """It knows no clients."""
 
     def resize(self, memory: int) -> None:
         if memory < self._memory:

@@ -35,7 +35,7 @@ def store() -> Iterator[EngineStore]:
 
 @pytest.fixture
 def server(store: EngineStore) -> Iterator[BlockServer]:
-    started = store.block_server([], 0, None)
+    started = store.block_server([], 0, None, None)
     yield started
     started.stop(0)
 
@@ -82,7 +82,7 @@ def test_a_damaged_one_is_left_to_those_who_have_it_open_and_not_served_anew(
     store.find_pool(CATALOGUE).put(Batch(entry.oid, [entry.at], None, b"{".ljust(4096)))
     reconcile(catalogue, server)
     assert served(server) == {"disk": (MIB, False)}
-    other = store.block_server([], 0, None)
+    other = store.block_server([], 0, None, None)
     reconcile(catalogue, other)
     assert served(other) == {}
     other.stop(0)

@@ -46,7 +46,7 @@ class AdminService(TmemAdminServicer):
         self.injections = parts.injections
         self.patience = parts.patience
         self._store = parts.store
-        self._access = parts.access
+        self._rights = parts.rights
         self._sessions = parts.sessions
         self._config = parts.config
         self._workers = workers
@@ -59,22 +59,22 @@ class AdminService(TmemAdminServicer):
     @rpc
     async def ListPools(self, _: pb.ListPoolsRequest, client: Client) -> pb.ListPoolsResponse:  # noqa: N802
         return await self._store.call(
-            lambda: pb.ListPoolsResponse(pools=_pools(self._access.visible(client))), client.name
+            lambda: pb.ListPoolsResponse(pools=_pools(self._rights.visible(client))), client.name
         )
 
     @rpc
     async def GetPool(self, request: pb.GetPoolRequest, client: Client) -> pb.GetPoolResponse:  # noqa: N802
-        pool = self._access.find(client, request.name)
+        pool = self._rights.find(client, request.name)
         return await self._store.call(lambda: pb.GetPoolResponse(pool=_pool(pool)), client.name)
 
     @rpc
     async def CreatePool(self, request: pb.CreatePoolRequest, client: Client) -> pb.CreatePoolResponse:  # noqa: N802
-        pool = self._access.create(client, request.name, settings_from(request.settings))
+        pool = self._rights.create(client, request.name, settings_from(request.settings))
         return pb.CreatePoolResponse(pool=_pool(pool))
 
     @rpc
     async def DestroyPool(self, request: pb.DestroyPoolRequest, client: Client) -> pb.DestroyPoolResponse:  # noqa: N802
-        pool = self._access.own(client, request.name, request.pool_id, destroy=True)
+        pool = self._rights.own(client, request.name, request.pool_id, destroy=True)
         return pb.DestroyPoolResponse(dropped=await self._store.call(pool.destroy, client.name))
 
     @rpc
@@ -91,12 +91,12 @@ class AdminService(TmemAdminServicer):
 
     @rpc
     async def SetQuota(self, request: pb.SetQuotaRequest, client: Client) -> pb.SetQuotaResponse:  # noqa: N802
-        self._access.set_quota(client, request.pool, request.quota, request.pool_id)
+        self._rights.set_quota(client, request.pool, request.quota, request.pool_id)
         return pb.SetQuotaResponse()
 
     @rpc
     async def SetWeight(self, request: pb.SetWeightRequest, client: Client) -> pb.SetWeightResponse:  # noqa: N802
-        self._access.set_weight(client, request.pool, request.weight, request.pool_id)
+        self._rights.set_weight(client, request.pool, request.weight, request.pool_id)
         return pb.SetWeightResponse()
 
     @rpc
@@ -123,7 +123,7 @@ class AdminService(TmemAdminServicer):
 
     @rpc
     async def Scan(self, request: pb.ScanRequest, client: Client) -> pb.ScanResponse:  # noqa: N802
-        pool = self._access.own(client, request.pool, look=True)
+        pool = self._rights.own(client, request.pool, look=True)
         objects, cursor = await self._store.call(lambda: pool.scan(request.cursor, SCAN_PAGES), client.name)
         parts = (pb.ScannedObject(oid=oid, indices=indices, stamps=stamps) for oid, indices, stamps in objects)
         return pb.ScanResponse(objects=parts, cursor=cursor)
@@ -242,12 +242,12 @@ class AdminService(TmemAdminServicer):
         if bool(request.pool) == bool(request.client):
             raise ValueError("name a pool or a client: one of the two")
         if request.pool:
-            return [self._access.own(client, request.pool, request.pool_id)]
-        return self._access.owned(client, request.client)
+            return [self._rights.own(client, request.pool, request.pool_id)]
+        return self._rights.owned(client, request.client)
 
     def _watched(self, client: Client, name: str) -> StorePool | None:
         if name:
-            return self._access.own(client, name, look=True)
+            return self._rights.own(client, name, look=True)
         client.must_administer()
         return None
 
