@@ -140,7 +140,8 @@ def test_the_daemon_ends_although_its_neighbour_is_frozen(scene: Scene) -> None:
         _, log = scene.daemon.process.communicate(timeout=PATIENCE)
         assert time.monotonic() - begun < BOUND
         assert scene.daemon.process.returncode == 0, log
-        assert waits.code() == grpc.StatusCode.UNAVAILABLE
+        # What a server that stops has not begun is cancelled.
+        assert waits.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 def test_an_arena_that_is_cut_short_ends_calls_and_not_the_daemon(scene: Scene) -> None:
