@@ -159,7 +159,7 @@ pictures: $(VENV)/.deps ## Draw the pictures of README and the documents
 SITE := $(VENV)/site
 
 site: $(SITE)/.deps ## Build the documents as a site, build/site, that loads nothing from elsewhere
-	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict
 	@! grep -rnoE '(<(script|img|link)[^>]* (src|href)="|url\(.?)(https?:)?//[^"]*' build/site --include='*.html' --include='*.css'
 
 # What runs is of the same versions as what was tested.
