@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import tmemd.process.grpc_polling  # noqa: F401 - before anything that imports gRPC
 from tmemd import __version__
 from tmemd.base.errors import ConfigError, TmemdError, WorkerError
-from tmemd.base.log_streams import Outlet
+from tmemd.base.log_streams import BackgroundWriter
 from tmemd.base.logs import end_with, log, log_to_stderr
 from tmemd.base.startup import ignore
 from tmemd.config.settings import OPTIONS, dump, load, service_links
 from tmemd.process.arena_lock import is_older
-from tmemd.process.arena_memory import Room, check, choose, in_mib, look
+from tmemd.process.arena_memory import MemoryLimits, check, choose, detect, in_mib
 from tmemd.process.file_limit import raise_limit
 from tmemd.process.systemd import notify
 
@@ -84,14 +84,14 @@ def _with_memory(config: Config) -> Config:
 def _chosen(arena: str | None) -> tuple[int, str]:
     """How much memory to use where nobody says, and why: once, for reading the configuration again changes nothing."""
     if is_older(arena):  # another daemon may be at it: it must not be attached to, and so brought up to date, yet
-        quarter = choose(Room(look(None).machine, None))[0]
+        quarter = choose(MemoryLimits(detect(None).machine, None))[0]
         return quarter, f"as {arena} is of an earlier version, which took a quarter of the machine's"
     if arena is not None and os.path.exists(arena):
         from tmemd.store.engine_store import memory_of
 
         if held := memory_of(arena):
             return held, f"as {arena} was made with"
-    return choose(look(arena))
+    return choose(detect(arena))
 
 
 def _check_memory(config: Config, chosen: bool) -> None:
@@ -101,7 +101,7 @@ def _check_memory(config: Config, chosen: bool) -> None:
     if chosen:
         memory, why = _chosen(config.arena)
         log.info("memory is not set: %s, %s", in_mib(memory), why)
-    for warning in check(look(config.arena), config):
+    for warning in check(detect(config.arena), config):
         log.warning("%s", warning)
 
 
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(config: Config, read: Callable[[], Config]) -> int:
     """Serve until asked to stop; the exit status. Each way imports only what it needs."""
-    said = Outlet(1)
+    said = BackgroundWriter(1)
     try:
         if config.workers > 1:
             from tmemd.workers.supervisor import supervise
@@ -160,7 +160,7 @@ def _run(config: Config, read: Callable[[], Config]) -> int:
 
 
 def _announce(
-    said: Outlet, config: Config, metrics_url: str | None, addresses: Sequence[str], exports: Sequence[str]
+    said: BackgroundWriter, config: Config, metrics_url: str | None, addresses: Sequence[str], exports: Sequence[str]
 ) -> None:
     """The line `listening on` is the last: calls are answered."""
     first, *others = addresses

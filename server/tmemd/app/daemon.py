@@ -19,7 +19,7 @@ from tmemd.base.signals import on_signals
 from tmemd.base.startup import unserved_status
 from tmemd.config.faults import Injections
 from tmemd.exports.manager import Exports
-from tmemd.process.arena_lock import GRACE, is_older, sole
+from tmemd.process.arena_lock import GRACE, arena_lock, is_older
 from tmemd.process.low_memory import be_io_flusher, lock_memory
 from tmemd.process.malloc import keep_freed_memory
 from tmemd.process.reload import Reload, resized
@@ -28,18 +28,18 @@ from tmemd.rpc.admin.service import AdminService
 from tmemd.rpc.channelz import SERVICE_NAME as CHANNELZ
 from tmemd.rpc.channelz import Channelz
 from tmemd.rpc.pages import TmemService
-from tmemd.rpc.registration import Methods
-from tmemd.rpc.service_context import Parts
+from tmemd.rpc.registration import Registrar
+from tmemd.rpc.service_context import ServiceContext
 from tmemd.rpc.sessions import Sessions
 from tmemd.security.certificates import certificates
 from tmemd.security.identity import Identities
 from tmemd.security.pool_rights import PoolRights
-from tmemd.store.compaction import Upkeep
+from tmemd.store.compaction import Compactor
 from tmemd.store.engine_store import EngineStore, client_name
-from tmemd.store.lock_waits import Patience, Watchman
+from tmemd.store.lock_waits import ArenaMonitor, LockRetry
 from tmemd.store.null_store import NullStore
 from tmemd.telemetry.counters import Counts
-from tmemd.telemetry.event_watchers import LookOut
+from tmemd.telemetry.event_watchers import EventBroadcaster
 from tmemd.telemetry.processes import Workers
 
 if TYPE_CHECKING:
@@ -75,15 +75,15 @@ class Daemon:
         self.workers = Workers(self.counts)
         self._certificates = certificates(config)
         self._store = STORES[config.store](config)
-        self._upkeep = Upkeep(self._store, config.compact_every)
-        self._watchman = Watchman(self._store, self._lost)
-        self._look_out = LookOut(self._store, self.workers, config, self._counted_by_all)
+        self._compactor = Compactor(self._store, config.compact_every)
+        self._monitor = ArenaMonitor(self._store, self._lost)
+        self._events = EventBroadcaster(self._store, self.workers, config, self._counted_by_all)
         self._first = first
         self.exports = Exports(self._store)
         self._health = health.aio.HealthServicer()
         self._server = _server(config)
         self._rights = PoolRights(self._store, config)
-        self._parts = parts = Parts(
+        self._service = service = ServiceContext(
             config=config,
             store=self._store,
             counts=self.counts,
@@ -91,15 +91,15 @@ class Daemon:
             injections=Injections(config.inject),
             rights=self._rights,
             sessions=Sessions(config, self.counts),
-            patience=Patience(self._store, self._watchman.look),
+            lock_retry=LockRetry(self._store, self._monitor.check),
         )
-        self._pages = TmemService(parts, self._must_be_unused)
-        self._admin = admin = AdminService(parts, self.workers, self._look_out, self.exports)
-        methods: Any = Methods(self._server)
+        self._pages = TmemService(service, self._must_be_unused)
+        self._admin = admin = AdminService(service, self.workers, self._events, self.exports)
+        methods: Any = Registrar(self._server)
         tmem_pb2_grpc.add_TmemServicer_to_server(self._pages, methods)
         admin_pb2_grpc.add_TmemAdminServicer_to_server(admin, methods)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        Channelz(parts).add_to(self._server)
+        Channelz(service).add_to(self._server)
         shown = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME, CHANNELZ)
         reflection.enable_server_reflection(shown, self._server)
         self._exposition: Any = None
@@ -120,7 +120,7 @@ class Daemon:
 
     async def start(self) -> None:
         """Serve calls, then metrics: what those need is imported when calls are answered."""
-        self._store.wait_never()
+        self._store.never_wait_for_locks()
         host, _ = split_address(self._config.listen)
         credentials = None if self._certificates is None else self._certificates.credentials()
         try:
@@ -138,8 +138,8 @@ class Daemon:
             await self.exports.start(self._config.nbd, self._config.nbd_poll, tls, refuse)
         await self._tell(health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
-        self._upkeep.start()
-        self._watchman.start()
+        self._compactor.start()
+        self._monitor.start()
         if self._config.metrics is not None:
             self.metrics_url, self._exposition = await asyncio.to_thread(self._expose)
 
@@ -159,7 +159,7 @@ class Daemon:
         if self._draining:
             return "stopping"
         try:
-            return self._store.condition().lost
+            return self._store.health().lost
         except TmemdError as error:
             return str(error)
 
@@ -174,8 +174,8 @@ class Daemon:
         self._config = config
         log_to_stderr(style=config.log_format, level=config.log_level)
         self._rights.reconfigure(config)
-        self._parts.identities.reconfigure(config)
-        self._parts.sessions.reconfigure(config)
+        self._service.identities.reconfigure(config)
+        self._service.sessions.reconfigure(config)
         self._admin.reconfigure(config)
         if self._exposition is not None:
             from tmemd.telemetry.collector import readers
@@ -194,9 +194,9 @@ class Daemon:
     async def stop(self) -> None:
         self._draining = True
         await self._health.enter_graceful_shutdown()
-        self._look_out.close()
-        self._watchman.stop()
-        await self._upkeep.stop()
+        self._events.close()
+        self._monitor.stop()
+        await self._compactor.stop()
         stopped = asyncio.ensure_future(self._server.stop(self._config.drain))
         # The connections are told first, so that no client opens another stream here.
         await asyncio.sleep(0)
@@ -223,13 +223,13 @@ async def serve(config: Config, announce: Callable[[Daemon], None], read: Callab
     await asyncio.sleep(0)
     if stopping.is_set():
         return unserved_status(stopping.signum)
-    with sole(config.arena if is_older(config.arena) else None) as earlier:
-        if not await earlier.take(stopping, config.drain + GRACE):
+    with arena_lock(config.arena if is_older(config.arena) else None) as earlier:
+        if not await earlier.acquire(stopping, config.drain + GRACE):
             return unserved_status(stopping.signum)
     daemon = Daemon(config)
-    with sole(daemon.arena) as right:
+    with arena_lock(daemon.arena) as right:
         try:
-            if not await right.take(stopping, config.drain + GRACE):
+            if not await right.acquire(stopping, config.drain + GRACE):
                 daemon.close()
                 log.info("stopped before it served: %s", stopping.why)
                 return unserved_status(stopping.signum)
@@ -244,7 +244,7 @@ async def serve(config: Config, announce: Callable[[Daemon], None], read: Callab
         drain = reload.config.drain
         log.info("stopping: %s; calls under way have %d s", stopping.why, drain)
         notify("STOPPING=1")
-        right.leave(drain + GRACE)
+        right.announce_stop(drain + GRACE)
         await daemon.stop()
         log.info("stopped")
     return 0

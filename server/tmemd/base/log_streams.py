@@ -3,7 +3,7 @@
 What is written goes to a queue of bounded length, and a thread of its own writes it: a pipe that nobody reads holds up
 that thread alone. What finds the queue full is dropped and counted; the count is told as soon as writing goes on.
 
-Libraries in C write to descriptor 2 by themselves, and would wait there: `Captured` puts a pipe in its place.
+Libraries in C write to descriptor 2 by themselves, and would wait there: `CapturedStderr` puts a pipe in its place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _GIVE_UP = 1.0
 """Seconds without progress after which what is still queued at the end is given up."""
 
 
-class Outlet:
+class BackgroundWriter:
     """A descriptor that is written by a thread of its own. `write` never waits."""
 
     def __init__(self, descriptor: int, dropped: Callable[[int], bytes] | None = None) -> None:
@@ -81,11 +81,11 @@ class Outlet:
                 return  # nobody will read it
 
 
-class Captured:
+class CapturedStderr:
     """Descriptor 2, whose lines are given to `heard` from a thread; `outlet` writes what it was before."""
 
     def __init__(self, heard: Callable[[str], None], dropped: Callable[[int], bytes]) -> None:
-        self.outlet = Outlet(fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3), dropped)
+        self.outlet = BackgroundWriter(fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3), dropped)
         self._heard = heard
         self._read, write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(write, False)

@@ -16,7 +16,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from tmemd.base.log_streams import Captured, Outlet
+from tmemd.base.log_streams import BackgroundWriter, CapturedStderr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,14 +72,14 @@ class Handler(logging.Handler):
         self._process = process
         self._journal = reads_journal(environment)
         self.style("text")
-        self._captured = Captured(self._heard, self._dropped)
-        self._of_grpc: dict[str, Seldom] = {}
+        self._captured = CapturedStderr(self._heard, self._dropped)
+        self._of_grpc: dict[str, RateLimitedWarning] = {}
         """By the place in its sources: whoever reaches the port can have it say the same again and again."""
         faulthandler.enable(self.outlet.descriptor)
         atexit.register(self._captured.close)
 
     @property
-    def outlet(self) -> Outlet:
+    def outlet(self) -> BackgroundWriter:
         return self._captured.outlet
 
     def style(self, named: str) -> None:
@@ -114,7 +114,7 @@ class Handler(logging.Handler):
             log.debug("gRPC: %s (%s)", found[4], found[3])
         else:
             what = _HANDSHAKES if _HANDSHAKE.search(found[4]) else f"gRPC says at {found[3]}"
-            self._of_grpc.setdefault(what, Seldom(what)).warn(found[4])
+            self._of_grpc.setdefault(what, RateLimitedWarning(what)).warn(found[4])
 
 
 _handler: Handler | None = None
@@ -154,7 +154,7 @@ def reads_journal(environment: Mapping[str, str]) -> bool:
     return environment.get("JOURNAL_STREAM") == f"{its.st_dev}:{its.st_ino}"
 
 
-class Seldom:
+class RateLimitedWarning:
     """A warning that may be due very often: written at most once in so many seconds, with how often it was due.
 
     What it is about this time is printable text of ours, not a client's.
@@ -176,14 +176,14 @@ class Seldom:
             self._written_at, self._due = now, 0
 
 
-class Faults:
-    """Faults that come again and again: each with its trace the first time, then seldom, with how often it came."""
+class RateLimitedErrors:
+    """Errors that recur: each is logged with its trace the first time, then rarely, with how often it occurred."""
 
     _EVERY = 600.0
     _MOST = 256
 
     def __init__(self) -> None:
-        self._seen: dict[str, Seldom] = {}
+        self._seen: dict[str, RateLimitedWarning] = {}
 
     def log(self, what: str, error: Exception) -> None:
         key = f"{what}: {type(error).__name__}: {error}"
@@ -192,5 +192,5 @@ class Faults:
             return
         if len(self._seen) >= self._MOST:
             self._seen.clear()
-        self._seen[key] = Seldom(key, self._EVERY, begun=True)
+        self._seen[key] = RateLimitedWarning(key, self._EVERY, begun=True)
         log.error("%s", what, exc_info=error)

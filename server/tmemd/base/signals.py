@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Stopping(asyncio.Event):
+class StopEvent(asyncio.Event):
     """Set when the process is asked to stop."""
 
     signum = 0
@@ -28,9 +28,9 @@ class Stopping(asyncio.Event):
         self.set()
 
 
-def on_signals(*signums: signal.Signals, reload: Callable[[], None] | None = None) -> Stopping:
+def on_signals(*signums: signal.Signals, reload: Callable[[], None] | None = None) -> StopEvent:
     """Set when one of the signals comes; `reload` is called on the loop for each SIGHUP."""
-    stopping, loop = Stopping(), asyncio.get_running_loop()
+    stopping, loop = StopEvent(), asyncio.get_running_loop()
     actions: dict[signal.Signals, Callable[[], None]] = {each: partial(stopping.ask, each) for each in signums}
     if reload is not None:
         actions[signal.SIGHUP] = reload

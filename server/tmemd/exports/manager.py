@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from tmemd.exports.catalogue import Entry
-    from tmemd.store.api import BlockServer, GatewayRefusal, Renewing, Store
+    from tmemd.store.api import BlockServer, CertificateSource, GatewayRefusal, Store
 
 _NOBODY = ExportStatus((), {})
 _LOOK_PAGES = 1 << 20
@@ -65,7 +65,7 @@ class Exports:
         self,
         listen: Sequence[str],
         poll: int,
-        tls: Renewing | None = None,
+        tls: CertificateSource | None = None,
         refuse: GatewayRefusal | None = None,
     ) -> None:
         """Clear away what was left half done; serve on these addresses, if any."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tmem_proto.v1 import admin_pb2
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.varint import varint
-from tmemd.messages.written import Written
+from tmemd.messages.serialized import SerializedMessage
 from tmemd.store.api import Batch
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def stale_put(count: int) -> pb.PutResponse:
     return pb.PutResponse(outcomes=bytes([pb.PUT_OUTCOME_STALE]) * count)
 
 
-def pages(fetched: Fetched, lz4: bool, acknowledgement: int) -> Written:
+def pages(fetched: Fetched, lz4: bool, acknowledgement: int) -> SerializedMessage:
     """A `GetResponse`."""
     head = pb.GetResponse(found=fetched.found, acknowledgement=acknowledgement)
     if lz4:
@@ -95,21 +95,21 @@ def pages(fetched: Fetched, lz4: bool, acknowledgement: int) -> Written:
         head.lengths.extend(fetched.lengths)
         head.checksums.extend(fetched.checksums)
     if not fetched.pages:
-        return Written((head.SerializeToString(),))
-    return Written((head.SerializeToString(), _PAGES, varint(len(fetched.pages)), fetched.pages))
+        return SerializedMessage((head.SerializeToString(),))
+    return SerializedMessage((head.SerializeToString(), _PAGES, varint(len(fetched.pages)), fetched.pages))
 
 
-def inside(message: Written) -> bytes:
+def inside(message: SerializedMessage) -> bytes:
     """A `ReadSnapshotResponse` of a `GetResponse`."""
     return b"".join((_SNAPSHOT_PAGES, varint(sum(map(len, message.parts))), *message.parts))
 
 
-def reply(number: int, body: str, response: Message | Written) -> pb.Reply | Written:
+def reply(number: int, body: str, response: Message | SerializedMessage) -> pb.Reply | SerializedMessage:
     """The reply to command `number`."""
-    if not isinstance(response, Written):
+    if not isinstance(response, SerializedMessage):
         return pb.Reply(id=number, **{body: response})  # type: ignore[arg-type]
     head = b"\x08" + varint(number) if number else b""
-    return Written((head, _BODIES[body], varint(sum(map(len, response.parts))), *response.parts))
+    return SerializedMessage((head, _BODIES[body], varint(sum(map(len, response.parts))), *response.parts))
 
 
 def wants_lz4(request: pb.GetRequest) -> bool:

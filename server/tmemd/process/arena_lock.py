@@ -78,14 +78,14 @@ def _seconds_to_stop(descriptor: int) -> int:
     return count if (kind, first) == (fcntl.F_WRLCK, _STOPPING) else 0
 
 
-class Sole:
+class ArenaLock:
     """The right to serve an arena. `descriptors` are to be inherited by the daemon's other processes."""
 
     def __init__(self, arena: str = "", *descriptors: int) -> None:
         self.descriptors = descriptors
         self._arena = arena
 
-    async def take(self, stopping: asyncio.Event, patience: float) -> bool:
+    async def acquire(self, stopping: asyncio.Event, patience: float) -> bool:
         """Wait until no other daemon serves the arena; False where `stopping` came first.
 
         Raises:
@@ -93,7 +93,7 @@ class Sole:
         """
         begun = asyncio.get_running_loop().time()
         told = -1
-        while not self._taken():
+        while not self._acquired():
             if stopping.is_set():
                 return False
             takes = max(map(_seconds_to_stop, self.descriptors), default=0)
@@ -106,7 +106,7 @@ class Sole:
                 await asyncio.wait_for(stopping.wait(), _EVERY)
         return True
 
-    def leave(self, seconds: float) -> None:
+    def announce_stop(self, seconds: float) -> None:
         """Say that this daemon is stopping, and that it may take so long."""
         with suppress(OSError):  # then the next waits as long as it would itself
             for descriptor in self.descriptors:
@@ -116,7 +116,7 @@ class Sole:
         within = f", within {takes} s as it says" if takes else ""
         log.info("another daemon has the arena %s: waiting for its end%s", self._arena, within)
 
-    def _taken(self) -> bool:
+    def _acquired(self) -> bool:
         try:
             for descriptor in self.descriptors:
                 lock(descriptor, SERVED)
@@ -126,13 +126,13 @@ class Sole:
 
 
 @contextmanager
-def sole(arena: str | None) -> Iterator[Sole]:
+def arena_lock(arena: str | None) -> Iterator[ArenaLock]:
     """The right to serve an arena, to be taken; given up at the end, and by a process that dies."""
     if arena is None:
-        yield Sole()  # nobody else finds it
+        yield ArenaLock()  # nobody else finds it
         return
     descriptor = open_arena(arena, os.O_RDWR)
     try:
-        yield Sole(arena, descriptor)
+        yield ArenaLock(arena, descriptor)
     finally:
         os.close(descriptor)

@@ -30,7 +30,7 @@ _CAP_IPC_LOCK = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class MemoryLimits:
     """What there is, in bytes; None where nothing limits it."""
 
     machine: int
@@ -42,66 +42,68 @@ class Room:
     """There, with what the arena has already."""
 
 
-def look(arena: str | None, root: Path = Path("/")) -> Room:
+def detect(arena: str | None, root: Path = Path("/")) -> MemoryLimits:
     """What there is. `root` is where /proc and /sys lie."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = [limit for limit in _limits(root) if limit < machine]
     container = min(limits, default=None)
     if arena is None:
-        return Room(machine, container)
+        return MemoryLimits(machine, container)
     path = Path(arena)
     try:
         its = os.statvfs(path if path.exists() else path.absolute().parent)
         own = path.stat().st_blocks * 512 if path.exists() else 0
     except OSError:
-        return Room(machine, container)  # whoever opens the arena will say why
+        return MemoryLimits(machine, container)  # whoever opens the arena will say why
     if not its.f_blocks:
-        return Room(machine, container)
-    return Room(machine, container, arena, its.f_blocks * its.f_frsize, its.f_bavail * its.f_frsize + own)
+        return MemoryLimits(machine, container)
+    return MemoryLimits(machine, container, arena, its.f_blocks * its.f_frsize, its.f_bavail * its.f_frsize + own)
 
 
-def choose(room: Room) -> tuple[int, str]:
+def choose(limits: MemoryLimits) -> tuple[int, str]:
     """How much memory to use, and why so much.
 
     Raises:
         ConfigError: There is none.
     """
-    parts = [(room.machine // 4, f"a quarter of the machine's {in_mib(room.machine)}")]
-    if room.container is not None:
-        parts.append((room.container // 2, f"half of the {in_mib(room.container)} that its container may use"))
-    if room.free is not None:
-        free = f"what is free of the {in_mib(room.capacity or 0)} of the file system of {room.arena}, less a sixteenth"
-        parts.append((int(room.free * _FREE_PART), free))
+    parts = [(limits.machine // 4, f"a quarter of the machine's {in_mib(limits.machine)}")]
+    if limits.container is not None:
+        parts.append((limits.container // 2, f"half of the {in_mib(limits.container)} that its container may use"))
+    if limits.free is not None:
+        free = (
+            f"what is free of the {in_mib(limits.capacity or 0)} of the file system of {limits.arena}, less a sixteenth"
+        )
+        parts.append((int(limits.free * _FREE_PART), free))
     memory, why = min(parts)
     if memory < _MIB:
-        raise ConfigError(f"there is no memory for the arena: {why} is {memory} bytes; {_way_out(room)}")
+        raise ConfigError(f"there is no memory for the arena: {why} is {memory} bytes; {_way_out(limits)}")
     return memory // _MIB * _MIB, why
 
 
-def check(room: Room, config: Config) -> Iterator[str]:
+def check(limits: MemoryLimits, config: Config) -> Iterator[str]:
     """What there is less of than `memory`.
 
     Raises:
         ConfigError: The arena's file system can never hold so much.
     """
     memory = config.memory
-    if room.capacity is not None and memory > room.capacity:
+    if limits.capacity is not None and memory > limits.capacity:
         raise ConfigError(
-            f"memory is {in_mib(memory)}, and the file system of {room.arena} has {in_mib(room.capacity)}: "
-            f"{_way_out(room)}, or set memory to less"
+            f"memory is {in_mib(memory)}, and the file system of {limits.arena} has {in_mib(limits.capacity)}: "
+            f"{_way_out(limits)}, or set memory to less"
         )
-    if room.free is not None and memory > room.free:
+    if limits.free is not None and memory > limits.free:
         yield (
-            f"memory is {in_mib(memory)}, of which {in_mib(room.free)} are free on the file system of {room.arena}: "
-            f"beyond it pages are refused (no_space)"
+            f"memory is {in_mib(memory)}, and the file system of {limits.arena} has only {in_mib(limits.free)} free: "
+            f"beyond that, pages are refused (no_space)"
         )
-    if room.container is not None and memory > room.container:
+    if limits.container is not None and memory > limits.container:
         yield (
-            f"memory is {in_mib(memory)}, and the container may use {in_mib(room.container)}: beyond it the system "
+            f"memory is {in_mib(memory)}, and the container may use {in_mib(limits.container)}: beyond it the system "
             f"ends a process; set memory to less, or the limit to {in_mib(memory)} and 300 MiB for each worker"
         )
-    elif memory > room.machine:
-        yield f"memory is {in_mib(memory)}, and the machine has {in_mib(room.machine)}"
+    elif memory > limits.machine:
+        yield f"memory is {in_mib(memory)}, and the machine has {in_mib(limits.machine)}"
     yield from _of_ulimits(config)
 
 
@@ -109,8 +111,8 @@ def in_mib(size: int) -> str:
     return f"{size >> 20} MiB" if size >= _MIB else f"{size} bytes"
 
 
-def _way_out(room: Room) -> str:
-    if room.arena is None:
+def _way_out(limits: MemoryLimits) -> str:
+    if limits.arena is None:
         return "set memory"
     return (
         "make that larger (mount -o remount,size=; for a container --shm-size, or shm_size in Compose; podman-compose "

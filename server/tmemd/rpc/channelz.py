@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from grpc.aio import Server, ServicerContext
 
-    from tmemd.rpc.service_context import Parts
+    from tmemd.rpc.service_context import ServiceContext
 
 _SERVICE: Any = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"]
 SERVICE_NAME: str = _SERVICE.full_name
@@ -28,11 +28,11 @@ SERVICE_NAME: str = _SERVICE.full_name
 class Channelz:
     """Answers what gRPC itself knows, once the client is known to be an administrator."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.counts = parts.counts
-        self.identities = parts.identities
-        self.injections = parts.injections
-        self.patience = parts.patience
+    def __init__(self, service: ServiceContext) -> None:
+        self.counts = service.counts
+        self.identities = service.identities
+        self.injections = service.injections
+        self.lock_retry = service.lock_retry
 
     def add_to(self, server: Server) -> None:
         """Serve it."""

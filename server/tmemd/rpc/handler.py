@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from tmemd.base.errors import InjectedError, UnavailableError, status_of
-from tmemd.base.logs import Faults
-from tmemd.rpc.registration import sound
+from tmemd.base.logs import RateLimitedErrors
+from tmemd.rpc.registration import check_readable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from tmemd.config.faults import Injections
     from tmemd.security.identity import Client, Identities
-    from tmemd.store.lock_waits import Patience
+    from tmemd.store.lock_waits import LockRetry
     from tmemd.telemetry.counters import Counts
 
-_faults = Faults()
+_faults = RateLimitedErrors()
 
 
 class _Service(Protocol):
@@ -32,7 +32,7 @@ class _Service(Protocol):
     @property
     def injections(self) -> Injections: ...
     @property
-    def patience(self) -> Patience: ...
+    def lock_retry(self) -> LockRetry: ...
 
 
 S = TypeVar("S", bound=_Service)
@@ -51,18 +51,18 @@ def rpc(
         start = time.perf_counter()
         try:
             client = self.identities.of(context)
-            sound(request)
-            flights = self.identities.flights
-            flights.begin(client.name)
+            check_readable(request)
+            call_limits = self.identities.call_limits
+            call_limits.begin(client.name)
             try:
                 if self.injections.active:
                     response = await self.injections.around(method, lambda: handler(self, request, client))
                 else:
                     response = await handler(self, request, client)
             except UnavailableError as error:
-                response = await self.patience.again(error, lambda: handler(self, request, client))
+                response = await self.lock_retry.retry(error, lambda: handler(self, request, client))
             finally:
-                flights.end(client.name)
+                call_limits.end(client.name)
         except Exception as error:
             code, text = explain(method, error)
             self.counts.answered(method, code.name, time.perf_counter() - start)

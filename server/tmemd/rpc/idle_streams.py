@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Idle:
+class IdleTimer:
     """Cancels the task it is made in when it rests for so many seconds; `ended` then says so."""
 
     def __init__(self, seconds: float) -> None:

@@ -18,13 +18,13 @@ from tmem_proto.v1 import tmem_pb2 as pb
 from tmem_proto.v1.tmem_pb2_grpc import TmemServicer
 from tmemd.base.errors import LimitError, OtherPoolError, UnavailableError, UnknownPoolError
 from tmemd.messages import pages as messages
+from tmemd.messages.serialized import SerializedMessage
 from tmemd.messages.settings import settings_from, settings_to
-from tmemd.messages.written import Written
 from tmemd.rpc import call_cost
 from tmemd.rpc.handler import explain, fail, identify, rpc
-from tmemd.rpc.idle_streams import Idle
+from tmemd.rpc.idle_streams import IdleTimer
 from tmemd.rpc.registration import Malformed
-from tmemd.rpc.sessions import Session, Taken
+from tmemd.rpc.sessions import ExclusiveGet, Session
 from tmemd.security.pool_rights import check_not_the_daemons
 from tmemd.store.names import EXPORTS
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from grpc.aio import ServicerContext
 
-    from tmemd.rpc.service_context import Parts
+    from tmemd.rpc.service_context import ServiceContext
     from tmemd.security.identity import Client
     from tmemd.store.api import StorePool
 
@@ -50,17 +50,17 @@ _ENCODINGS = {pb.ENCODING_RAW: "raw", pb.ENCODING_LZ4: "lz4"}
 class TmemService(TmemServicer):
     """Serves the pages of a store."""
 
-    def __init__(self, parts: Parts, unused: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(self, service: ServiceContext, unused: Callable[[str], Awaitable[None]]) -> None:
         """`unused` raises for an export that somebody uses."""
         self._unused = unused
-        self.counts = parts.counts
-        self.identities = parts.identities
-        self.injections = parts.injections
-        self.patience = parts.patience
-        self._store = parts.store
-        self._config = parts.config
-        self._rights = parts.rights
-        self._sessions = parts.sessions
+        self.counts = service.counts
+        self.identities = service.identities
+        self.injections = service.injections
+        self.lock_retry = service.lock_retry
+        self._store = service.store
+        self._config = service.config
+        self._rights = service.rights
+        self._sessions = service.sessions
         self._operations: dict[str, Callable[[Any, Client, Unacknowledged], Awaitable[Any]]] = {
             "put": self._put,
             "get": self._get,
@@ -69,7 +69,7 @@ class TmemService(TmemServicer):
             "flush": self._flush,
             "flush_object": self._flush_object,
         }
-        self._streams: set[Idle] = set()
+        self._streams: set[IdleTimer] = set()
         self._ending = False
 
     def end_streams(self) -> None:
@@ -105,7 +105,7 @@ class TmemService(TmemServicer):
     @rpc
     async def Get(  # type: ignore[override]  # noqa: N802
         self, request: pb.GetRequest, client: Client
-    ) -> Written:
+    ) -> SerializedMessage:
         return await self._get(request, client, [])
 
     @rpc
@@ -134,13 +134,13 @@ class TmemService(TmemServicer):
         """
         client = await identify(self, "Exchange", context)
         try:
-            with self.identities.flights.of(client.name):
+            with self.identities.call_limits.of(client.name):
                 await self._exchange(context, client)
         except LimitError as error:
             await fail(self, "Exchange", context, error)
 
     async def _exchange(self, context: ServicerContext[Any, Any], client: Client) -> None:
-        idle = Idle(self._config.exchange_idle)
+        idle = IdleTimer(self._config.exchange_idle)
         held: Unacknowledged = []
         self._streams.add(idle)
         try:
@@ -162,16 +162,16 @@ class TmemService(TmemServicer):
             self._streams.discard(idle)
             idle.close()
 
-    async def _command(self, command: pb.Command, client: Client, held: Unacknowledged) -> pb.Reply | Written:
+    async def _command(self, command: pb.Command, client: Client, held: Unacknowledged) -> pb.Reply | SerializedMessage:
         start, known = time.perf_counter(), len(held)
         body = command.WhichOneof("body")
         try:
             if self.injections.active:
                 reply = await self.injections.around(
-                    f"Exchange.{body}", lambda: self._carried_out(body, command, client, held)
+                    f"Exchange.{body}", lambda: self._carry_out_with_retry(body, command, client, held)
                 )
             else:
-                reply = await self._carried_out(body, command, client, held)
+                reply = await self._carry_out_with_retry(body, command, client, held)
             code = "OK"
         except Exception as error:
             del held[known:]  # the client does not get the pages of this command
@@ -181,18 +181,18 @@ class TmemService(TmemServicer):
         self.counts.answered(_STREAMED.get(body or "", "Exchange"), code, time.perf_counter() - start)
         return reply
 
-    async def _carried_out(
+    async def _carry_out_with_retry(
         self, body: str | None, command: pb.Command, client: Client, held: Unacknowledged
-    ) -> pb.Reply | Written:
+    ) -> pb.Reply | SerializedMessage:
         """`_carry_out`, and anew where a lock was held."""
         try:
             return await self._carry_out(body, command, client, held)
         except UnavailableError as error:
-            return await self.patience.again(error, lambda: self._carry_out(body, command, client, held))
+            return await self.lock_retry.retry(error, lambda: self._carry_out(body, command, client, held))
 
     async def _carry_out(
         self, body: str | None, command: pb.Command, client: Client, held: Unacknowledged
-    ) -> pb.Reply | Written:
+    ) -> pb.Reply | SerializedMessage:
         if body is None:
             raise ValueError("the command has no body that this server knows")
         operation = self._operations[body]
@@ -209,7 +209,7 @@ class TmemService(TmemServicer):
         short = call_cost.of_put(batch, pool) <= self._config.inline_bytes
         return pb.PutResponse(outcomes=await self._mutate(session, held, lambda: pool.put(batch), short))
 
-    async def _get(self, request: pb.GetRequest, client: Client, held: Unacknowledged) -> Written:
+    async def _get(self, request: pb.GetRequest, client: Client, held: Unacknowledged) -> SerializedMessage:
         session = self._sessions.find(request.session.id, client)
         pool = session.pool
         lz4, oid, indices = (
@@ -228,7 +228,7 @@ class TmemService(TmemServicer):
         acknowledgement = 0
         if request.exclusive and pool.keeps and fetched.stamps:
             stamps = dict(zip(messages.positions(fetched.found, indices), fetched.stamps, strict=True))
-            acknowledgement = session.take(Taken(oid, stamps))
+            acknowledgement = session.await_acknowledgement(ExclusiveGet(oid, stamps))
             held.append((session, acknowledgement))
         return messages.pages(fetched, lz4, acknowledgement)
 
@@ -239,10 +239,10 @@ class TmemService(TmemServicer):
         await self._check_unused(session)
         if self._drop(session, request.session):
             return pb.AcknowledgeResponse(stale=True)
-        taken = session.taken(request.acknowledgement)
-        if taken is None:
+        get = session.release(request.acknowledgement)
+        if get is None:
             return pb.AcknowledgeResponse()
-        freed = await self._mutate(session, held, lambda: session.pool.flush_if(taken.oid, taken.stamps), True)
+        freed = await self._mutate(session, held, lambda: session.pool.flush_if(get.oid, get.stamps), True)
         return pb.AcknowledgeResponse(freed=freed)
 
     async def _has(self, request: pb.HasRequest, client: Client, _: Unacknowledged) -> pb.HasResponse:
@@ -280,11 +280,11 @@ class TmemService(TmemServicer):
 
         First the pages go that exclusive gets of the same stream have taken: the client has gone on, so it has them.
         """
-        _release(held)
+        _release_all(held)
         if short:
             return call()
         work = self._store.run(call, session.client)
-        session.mutating(work.ended)
+        session.track(work.ended)
         return await work.result()
 
     async def _check_unused(self, session: Session) -> None:
@@ -308,10 +308,10 @@ def _check_id(pool: StorePool, number: int) -> None:
         raise OtherPoolError(pool.name, number)
 
 
-def _release(held: Unacknowledged) -> None:
+def _release_all(held: Unacknowledged) -> None:
     for session, number in held:
-        taken = session.taken(number)
-        if taken is not None:
+        get = session.release(number)
+        if get is not None:
             with suppress(UnknownPoolError):  # destroyed since, and its pages with it
-                session.pool.flush_if(taken.oid, taken.stamps)
+                session.pool.flush_if(get.oid, get.stamps)
     held.clear()

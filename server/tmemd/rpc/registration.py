@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from tmemd.messages.written import Written
+from tmemd.messages.serialized import SerializedMessage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +28,13 @@ class Malformed:
     why: str
 
 
-def sound(request: object) -> None:
+def check_readable(request: object) -> None:
     """Raise ValueError for a request that could not be read."""
     if isinstance(request, Malformed):
         raise ValueError(request.why)
 
 
-class Methods:
+class Registrar:
     """What generated code needs of a server that it adds a service to."""
 
     def __init__(self, server: aio.Server) -> None:
@@ -72,6 +72,6 @@ def _reader(parse: Callable[[bytes], object]) -> Callable[[bytes], object]:
 
 def _writer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
     def write(message: Any) -> bytes:
-        return b"".join(message.parts) if isinstance(message, Written) else serialize(message)
+        return b"".join(message.parts) if isinstance(message, SerializedMessage) else serialize(message)
 
     return write

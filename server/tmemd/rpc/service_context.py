@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from tmemd.security.identity import Identities
     from tmemd.security.pool_rights import PoolRights
     from tmemd.store.api import Store
-    from tmemd.store.lock_waits import Patience
+    from tmemd.store.lock_waits import LockRetry
     from tmemd.telemetry.counters import Counts
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ServiceContext:
     """Each is one for the whole daemon, and lives as long as it does."""
 
     config: Config
@@ -27,4 +27,4 @@ class Parts:
     injections: Injections
     rights: PoolRights
     sessions: Sessions
-    patience: Patience
+    lock_retry: LockRetry

@@ -31,14 +31,14 @@ MOST_HELD = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class ExclusiveGet:
     """The pages of an exclusive get, by index with the stamp of each: still in the pool until acknowledged."""
 
     oid: bytes
     stamps: dict[int, int]
 
 
-class Held:
+class UnacknowledgedGets:
     """The exclusive gets of all sessions that await acknowledgement, the oldest first.
 
     Bounded by pages: beyond that the oldest are forgotten, and their pages stay.
@@ -48,39 +48,39 @@ class Held:
         self._most = most
         self._pages = 0
         self._numbers = itertools.count(secrets.randbits(62) + 1)
-        self._by_number: OrderedDict[int, tuple[Session, Taken]] = OrderedDict()
+        self._by_number: OrderedDict[int, tuple[Session, ExclusiveGet]] = OrderedDict()
 
-    def add(self, session: Session, taken: Taken) -> int:
+    def add(self, session: Session, get: ExclusiveGet) -> int:
         """Note an exclusive get; its number."""
         number = next(self._numbers)
-        self._by_number[number] = session, taken
-        self._pages += len(taken.stamps)
+        self._by_number[number] = session, get
+        self._pages += len(get.stamps)
         while self._pages > self._most:
             oldest, (holder, _) = next(iter(self._by_number.items()))
-            holder.taken(oldest)
+            holder.release(oldest)
         return number
 
-    def remove(self, number: int) -> Taken:
+    def remove(self, number: int) -> ExclusiveGet:
         """What was noted under a number."""
-        _, taken = self._by_number.pop(number)
-        self._pages -= len(taken.stamps)
-        return taken
+        _, get = self._by_number.pop(number)
+        self._pages -= len(get.stamps)
+        return get
 
 
 class Session:
     """One client's use of a pool."""
 
-    __slots__ = ("_held", "_most", "_running", "_taken", "client", "epoch", "id", "pool", "used_at")
+    __slots__ = ("_gets", "_most", "_running", "_unacknowledged", "client", "epoch", "id", "pool", "used_at")
 
-    def __init__(self, client: Client, pool: StorePool, most_unacknowledged: int, held: Held) -> None:
+    def __init__(self, client: Client, pool: StorePool, most_unacknowledged: int, gets: UnacknowledgedGets) -> None:
         self.id = secrets.randbits(63) or 1
         self.epoch = 1
         self.client = client.name
         self.pool = pool
         self.used_at = time.monotonic()
         self._most = most_unacknowledged
-        self._held = held
-        self._taken: dict[int, None] = {}
+        self._gets = gets
+        self._unacknowledged: dict[int, None] = {}
         self._running: set[asyncio.Future[Any]] = set()
 
     def is_stale(self, epoch: int) -> bool:
@@ -94,7 +94,7 @@ class Session:
         """Whether a mutation is at work in a thread."""
         return bool(self._running)
 
-    def mutating(self, work: asyncio.Future[Any]) -> None:
+    def track(self, work: asyncio.Future[Any]) -> None:
         """Note a mutation at work in a thread."""
         self._running.add(work)
         work.add_done_callback(self._running.discard)
@@ -107,25 +107,25 @@ class Session:
             await asyncio.wait(running)
         return epoch
 
-    def take(self, taken: Taken) -> int:
+    def await_acknowledgement(self, get: ExclusiveGet) -> int:
         """Note an exclusive get; its number. Where too many wait the oldest is forgotten, and its pages stay."""
-        number = self._held.add(self, taken)
-        self._taken[number] = None
-        if len(self._taken) > self._most:
-            self.taken(next(iter(self._taken)))
+        number = self._gets.add(self, get)
+        self._unacknowledged[number] = None
+        if len(self._unacknowledged) > self._most:
+            self.release(next(iter(self._unacknowledged)))
         return number
 
-    def taken(self, number: int) -> Taken | None:
+    def release(self, number: int) -> ExclusiveGet | None:
         """What awaits acknowledgement under a number, now no more."""
-        if number not in self._taken:
+        if number not in self._unacknowledged:
             return None
-        del self._taken[number]
-        return self._held.remove(number)
+        del self._unacknowledged[number]
+        return self._gets.remove(number)
 
     def end(self) -> None:
         """Nobody acknowledges anything any more."""
-        while self._taken:
-            self.taken(next(iter(self._taken)))
+        while self._unacknowledged:
+            self.release(next(iter(self._unacknowledged)))
 
 
 class Sessions:
@@ -134,7 +134,7 @@ class Sessions:
     def __init__(self, config: Config, counts: Counts) -> None:
         self._config = config
         self._counts = counts
-        self._held = Held(config.max_unacknowledged * MOST_HELD)
+        self._gets = UnacknowledgedGets(config.max_unacknowledged * MOST_HELD)
         self._by_id: OrderedDict[int, Session] = OrderedDict()
         self._of_client: Counter[str] = Counter()
 
@@ -145,7 +145,7 @@ class Sessions:
         self._end_idle()
         if len(self._by_id) >= self._config.max_sessions:
             self._make_room()
-        session = Session(client, pool, self._config.max_unacknowledged, self._held)
+        session = Session(client, pool, self._config.max_unacknowledged, self._gets)
         self._by_id[session.id] = session
         self._of_client[client.name] += 1
         self._counts.sessions = len(self._by_id)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tmemd.base.errors import LimitError
-from tmemd.base.logs import Seldom
+from tmemd.base.logs import RateLimitedWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 _MOST_WARNINGS = 64
 
 
-class Flights:
+class CallLimits:
     """All calls under way. Lives on the event loop."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.by_client: dict[str, int] = {}
-        self._warnings: dict[str, Seldom] = {}
+        self._warnings: dict[str, RateLimitedWarning] = {}
 
     def begin(self, client: str) -> None:
         """Count one more. It is to be ended, unless this raises.
@@ -55,5 +55,5 @@ class Flights:
             if len(self._warnings) >= _MOST_WARNINGS:
                 self._warnings.clear()
             text = f"client {client!r} has {self.most} calls under way, which is the limit"
-            self._warnings[client] = Seldom(text)
+            self._warnings[client] = RateLimitedWarning(text)
         self._warnings[client].warn()

@@ -31,7 +31,7 @@ Stamp = tuple[tuple[int, int, int, int], ...] | str
 """Changes when a file does; text where the files cannot be looked at."""
 
 
-class Sound(NamedTuple):
+class Loaded(NamedTuple):
     """What files said that could be used."""
 
     configuration: grpc.ServerCertificateConfiguration
@@ -46,9 +46,9 @@ class Certificates:
         self._cert, self._key, self._client_ca = cert, key, client_ca
         self._lock = threading.Lock()
         self._seen: Stamp | None = None
-        self._sound: Sound | None = None
+        self._sound: Loaded | None = None
 
-    def load(self) -> Sound:
+    def load(self) -> Loaded:
         """Read the files for the first time.
 
         Raises:
@@ -112,7 +112,7 @@ class Certificates:
             return str(error)
         return tuple((at.st_dev, at.st_ino, at.st_mtime_ns, at.st_size) for at in found)
 
-    def _read(self) -> Sound:
+    def _read(self) -> Loaded:
         cert, key = _bytes(self._cert), _bytes(self._key)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
@@ -122,7 +122,7 @@ class Certificates:
                 f"{self._cert} and {self._key} are not a certificate and its key: {_why(error)}"
             ) from error
         if self._client_ca is None:
-            return Sound(grpc.ssl_server_certificate_configuration([(key, cert)]), context, (cert, key, None))
+            return Loaded(grpc.ssl_server_certificate_configuration([(key, cert)]), context, (cert, key, None))
         roots = _bytes(self._client_ca)
         try:
             context.load_verify_locations(cadata=roots.decode())
@@ -130,7 +130,7 @@ class Certificates:
             raise ValueError(f"{self._client_ca} has no good certificates: {_why(error)}") from error
         context.verify_mode = ssl.CERT_OPTIONAL  # who must show one is for the server to say
         configuration = grpc.ssl_server_certificate_configuration([(key, cert)], roots)
-        return Sound(configuration, context, (cert, key, roots))
+        return Loaded(configuration, context, (cert, key, roots))
 
 
 def certificates(config: Config) -> Certificates | None:

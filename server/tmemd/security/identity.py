@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from tmemd.base.errors import DeniedError, UnauthenticatedError
 from tmemd.base.parsers import is_loopback
-from tmemd.security.call_limits import Flights
+from tmemd.security.call_limits import CallLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ class Identities:
     def __init__(self, config: Config, name_of: Callable[[bytes], str]) -> None:
         """`name_of` finds the name in a certificate, in DER; a `ValueError` says why there is none."""
         self._name_of = name_of
-        self.flights = Flights(config.max_client_calls)
+        self.call_limits = CallLimits(config.max_client_calls)
         self._administrators = config.administrators
         self._by_certificate = config.tls_client_ca is not None
         self._known: dict[bytes | str, Client] = {}
@@ -58,7 +58,7 @@ class Identities:
 
     def reconfigure(self, config: Config) -> None:
         """Know administrators, and how many calls a client may have, as a configuration says by now."""
-        self.flights.most = config.max_client_calls
+        self.call_limits.most = config.max_client_calls
         self._administrators = config.administrators
         self._known.clear()
         if self._only is not None:

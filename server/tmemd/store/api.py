@@ -132,7 +132,7 @@ Pem: TypeAlias = tuple[bytes, bytes, bytes | None]
 """A certificate, its key, and the certificates that vouch for clients."""
 
 
-class Renewing(Protocol):
+class CertificateSource(Protocol):
     """TLS of a port, from files that may change. Called by any thread."""
 
     def first(self) -> Pem:
@@ -249,7 +249,7 @@ class Work(Protocol[T_co]):
         """What came of it. Where its caller is cancelled, a call that has not begun never does."""
 
 
-class Condition(NamedTuple):
+class StoreHealth(NamedTuple):
     """What is wrong with a store: locks that others hold for long, each with its holder; why it is lost, or nothing."""
 
     held: dict[str, str]
@@ -259,17 +259,17 @@ class Condition(NamedTuple):
 class Store(Protocol):
     """The daemon's store."""
 
-    def wait_never(self) -> None:
+    def never_wait_for_locks(self) -> None:
         """Calls of this thread wait for no lock from now on: they raise an `UnavailableError` at once."""
 
-    def wait_for(self, lock: int) -> None:
+    def wait_for_lock(self, lock: int) -> None:
         """Wait until the lock of an `UnavailableError` is free.
 
         Raises:
             UnavailableError: It was not, in time.
         """
 
-    def condition(self) -> Condition:
+    def health(self) -> StoreHealth:
         """What is wrong with it; waits for nothing."""
 
     def run(self, call: Callable[[], T], client: str | None = None) -> Work[T]:
@@ -285,7 +285,7 @@ class Store(Protocol):
         """All pools; one that is destroyed meanwhile is left out."""
 
     def block_server(
-        self, listen: Sequence[str], poll: int, tls: Renewing | None, refuse: GatewayRefusal | None
+        self, listen: Sequence[str], poll: int, tls: CertificateSource | None, refuse: GatewayRefusal | None
     ) -> BlockServer:
         """Serve block devices on these addresses, each connection polling for so many microseconds; TLS is for TCP.
 

@@ -12,19 +12,19 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from tmemd.base.errors import LimitError
-from tmemd.base.logs import Faults
+from tmemd.base.logs import RateLimitedErrors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tmemd.store.api import Store
 
-WORTH, MORE = 1 / 8, 1 / 16
+THRESHOLD, STEP = 1 / 8, 1 / 16
 SMALLEST = 1 << 20
 """Bytes of footprint below which nothing is gained."""
 
 
-def room(stats: Mapping[str, int]) -> float:
+def unused_part(stats: Mapping[str, int]) -> float:
     """The part of the footprint that holds no page."""
     footprint = stats["footprint_bytes"]
     if footprint < SMALLEST:
@@ -32,19 +32,19 @@ def room(stats: Mapping[str, int]) -> float:
     return 1 - (stats["payload_bytes"] + stats["slot_header_bytes"]) / footprint
 
 
-class Upkeep:
+class Compactor:
     """Looks every so many seconds whether to compact; never, if 0."""
 
     def __init__(self, store: Store, seconds: int) -> None:
         self._store = store
         self._seconds = seconds
         self._left = 0.0
-        self._faults = Faults()
+        self._faults = RateLimitedErrors()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         if self._seconds:
-            self._task = asyncio.create_task(self._go_on())
+            self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
         """Done when no compaction is at work any more."""
@@ -53,19 +53,19 @@ class Upkeep:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    async def _go_on(self) -> None:
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._seconds)
             try:
-                await self._store.call(self._look)
+                await self._store.call(self._compact_if_worth_it)
             except LimitError:
                 continue  # there is more urgent work
             except Exception as error:
                 self._faults.log("cannot compact the store", error)
 
-    def _look(self) -> None:
-        now = room(self._store.stats())
+    def _compact_if_worth_it(self) -> None:
+        now = unused_part(self._store.stats())
         self._left = min(self._left, now)
-        if now >= max(WORTH, self._left + MORE):
+        if now >= max(THRESHOLD, self._left + STEP):
             self._store.compact()
-            self._left = room(self._store.stats())
+            self._left = unused_part(self._store.stats())

@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Any
 from tmem_engine import Engine, NbdServer, set_lock_wait
 from tmem_engine import client_name as client_name
 from tmemd.base import errors
-from tmemd.base.logs import Seldom, log
+from tmemd.base.logs import RateLimitedWarning, log
 from tmemd.store.api import (
     Batch,
     BlockExport,
     BlockServer,
-    Condition,
     ExportClient,
     ExportStatus,
     Fetched,
     PoolSettings,
     Scanned,
+    StoreHealth,
 )
-from tmemd.store.executor import Threaded
+from tmemd.store.executor import StoreExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tmem_engine import EnginePool, NbdSnapshot
     from tmemd.config.settings import Config
-    from tmemd.store.api import GatewayRefusal, Renewing, StorePool
+    from tmemd.store.api import CertificateSource, GatewayRefusal, StorePool
 
 
 class EngineStorePool:
@@ -197,7 +197,7 @@ def memory_of(arena: str) -> int | None:
     return memory
 
 
-class EngineStore(Threaded):
+class EngineStore(StoreExecutor):
     """A store in an arena."""
 
     def __init__(self, config: Config) -> None:
@@ -250,10 +250,10 @@ class EngineStore(Threaded):
         return found
 
     def block_server(
-        self, listen: Sequence[str], poll: int, tls: Renewing | None, refuse: GatewayRefusal | None
+        self, listen: Sequence[str], poll: int, tls: CertificateSource | None, refuse: GatewayRefusal | None
     ) -> BlockServer:
         pem = None if tls is None else tls.first()
-        warning = Seldom("an NBD client was turned away")
+        warning = RateLimitedWarning("an NBD client was turned away")
 
         def turned_away(address: str, why: str) -> None:
             warning.warn(f"{address}: {why}")
@@ -268,13 +268,13 @@ class EngineStore(Threaded):
         except OSError as error:
             raise errors.ConfigError(f"cannot serve NBD on {', '.join(listen)}: {error}") from error
 
-    def wait_never(self) -> None:
+    def never_wait_for_locks(self) -> None:
         set_lock_wait(0)
 
-    def wait_for(self, lock: int) -> None:
+    def wait_for_lock(self, lock: int) -> None:
         self._engine.wait_for(lock)
 
-    def condition(self) -> Condition:
+    def health(self) -> StoreHealth:
         held = {
             f"the lock of shard {lock - 1}" if lock else "the lock of the pool table": (
                 "another process" if process is None else f"process {process}"
@@ -284,8 +284,8 @@ class EngineStore(Threaded):
         try:
             self._engine.whole()
         except errors.ArenaError as error:
-            return Condition(held, str(error))
-        return Condition(held, "")
+            return StoreHealth(held, str(error))
+        return StoreHealth(held, "")
 
     def info(self) -> dict[str, Any]:
         return self._engine.info()

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tmemd.base.errors import LimitError
-from tmemd.base.logs import Seldom
+from tmemd.base.logs import RateLimitedWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,16 +51,16 @@ class Work(Generic[T]):
             raise
 
 
-class Threaded:
+class StoreExecutor:
     """What makes long calls in threads of its own."""
 
     def __init__(self, threads: int, most_waiting: int, most_of_client: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tmemd")
         self._most = threads + most_waiting
         self._most_of_client = threads + most_of_client
-        self._under_way = 0
+        self._in_flight = 0
         self._of_client: Counter[str] = Counter()
-        self._limit = Seldom(f"{most_waiting} long calls wait for a thread, which is the limit")
+        self._limit = RateLimitedWarning(f"{most_waiting} long calls wait for a thread, which is the limit")
 
     def run(self, call: Callable[[], T], client: str | None = None) -> Work[T]:
         """Make a long call in a thread, for a client or the daemon itself.
@@ -68,7 +68,7 @@ class Threaded:
         Raises:
             LimitError: Many wait already, of all or of the client; the call is not made.
         """
-        if self._under_way >= self._most:
+        if self._in_flight >= self._most:
             self._limit.warn()
             raise LimitError("the daemon is busy: too many long calls wait already")
         if client is not None and self._of_client[client] >= self._most_of_client:
@@ -87,13 +87,13 @@ class Threaded:
         self._threads.shutdown()
 
     def _begun(self, client: str | None) -> None:
-        self._under_way += 1
+        self._in_flight += 1
         if client is not None:
             self._of_client[client] += 1
 
     def _done(self, client: str | None, future: asyncio.Future[Any]) -> None:
         """A failure whose caller went away is nobody's: do not have the loop complain."""
-        self._under_way -= 1
+        self._in_flight -= 1
         if client is not None:
             self._of_client[client] -= 1
             if not self._of_client[client]:

@@ -4,7 +4,7 @@ The event loop waits for none: what it does itself is tried once, and where a lo
 one thread for all who need it; then the call is carried out anew, from its beginning. A process that is frozen with a
 lock (stopped, in a debugger, in a frozen container) so costs those who need it a bounded wait, and `UnavailableError`.
 
-`Watchman` says what is wrong with the arena, once for each time that it happens.
+`ArenaMonitor` says what is wrong with the arena, once for each time that it happens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EVERY = 1.0
 """Seconds between looks at the arena."""
 
 
-class Patience:
+class LockRetry:
     """Carries calls out anew for which a lock was held."""
 
     def __init__(self, store: Store, noticed: Callable[[], object]) -> None:
@@ -38,7 +38,7 @@ class Patience:
         self._noticed = noticed
         self._waits: dict[int, asyncio.Task[None]] = {}
 
-    async def again(self, error: UnavailableError, call: Callable[[], Awaitable[T]]) -> T:
+    async def retry(self, error: UnavailableError, call: Callable[[], Awaitable[T]]) -> T:
         """What comes of a call that failed with this error.
 
         Raises:
@@ -61,7 +61,7 @@ class Patience:
             return
         wait = self._waits.get(lock)
         if wait is None:
-            wait = self._waits[lock] = asyncio.create_task(asyncio.to_thread(self._store.wait_for, lock))
+            wait = self._waits[lock] = asyncio.create_task(asyncio.to_thread(self._store.wait_for_lock, lock))
             wait.add_done_callback(lambda done: self._ended(lock, done))
         await asyncio.shield(wait)
 
@@ -71,7 +71,7 @@ class Patience:
             wait.exception()  # those who wait for it raise it
 
 
-class Watchman:
+class ArenaMonitor:
     """Looks at the arena now and then. Where a part of it cannot be read, `lost` is awaited, once."""
 
     def __init__(self, store: Store, lost: Callable[[], Awaitable[None]]) -> None:
@@ -87,9 +87,9 @@ class Watchman:
         if self._task is not None:
             self._task.cancel()
 
-    def look(self) -> str:
+    def check(self) -> str:
         """Say what is new; why the store is lost, if it is."""
-        held, lost = self._store.condition()
+        held, lost = self._store.health()
         for what in held.keys() - self._held.keys():
             log.warning(
                 "%s holds %s and does not go on: calls that need it answer UNAVAILABLE, and requests to exports wait",
@@ -104,7 +104,7 @@ class Watchman:
     async def _watch(self) -> NoReturn:
         told = False
         while True:
-            lost = self.look()
+            lost = self.check()
             if lost and not told:
                 told = True
                 log.error("%s", lost)

@@ -15,8 +15,8 @@ import lz4.block
 
 from tmem_proto.limits import PAGE_SIZES
 from tmemd.base.errors import ConfigError, ExhaustedError, MismatchError, PoolExistsError, UnknownPoolError
-from tmemd.store.api import REFUSALS, STORED, Condition, Fetched, PoolSettings
-from tmemd.store.executor import Threaded
+from tmemd.store.api import REFUSALS, STORED, Fetched, PoolSettings, StoreHealth
+from tmemd.store.executor import StoreExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,11 +60,11 @@ class NullPool:
         self._checksum: int = google_crc32c.value(page)
 
     def put(self, batch: Batch) -> bytes:
-        self._there()
+        self._check_alive()
         return bytes([STORED[0]]) * len(batch.indices)
 
     def fetch(self, oid: bytes, indices: Sequence[int], lz4: bool) -> Fetched:  # noqa: ARG002
-        self._there()
+        self._check_alive()
         count = len(indices)
         pages = self._block * count if lz4 else bytes(self.page_size * count)
         length = len(self._block) if lz4 else self.page_size
@@ -74,13 +74,13 @@ class NullPool:
         return self._nothing()
 
     def scan(self, cursor: bytes, limit: int) -> tuple[Scanned, bytes]:  # noqa: ARG002
-        self._there()
+        self._check_alive()
         if cursor:
             raise ValueError(f"a scan's cursor is not {len(cursor)} bytes")
         return [], b""
 
     def has(self, oid: bytes, first: int, count: int) -> bytes:  # noqa: ARG002
-        self._there()
+        self._check_alive()
         return b"\1" * count
 
     def flush(self, oid: bytes, indices: Sequence[int]) -> int:  # noqa: ARG002
@@ -90,7 +90,7 @@ class NullPool:
         return self._nothing()
 
     def destroy(self) -> int:
-        self._there()
+        self._check_alive()
         self._destroyed = True
         return 0
 
@@ -99,28 +99,28 @@ class NullPool:
         return self._destroyed
 
     def freeze(self) -> None:
-        self._there()
+        self._check_alive()
         self._frozen = True
 
     def thaw(self) -> None:
-        self._there()
+        self._check_alive()
         self._frozen = False
 
     def frozen(self) -> bool:
         return self._frozen
 
     def set_quota(self, size: int) -> None:
-        self._there()
+        self._check_alive()
         self._settings = dataclasses.replace(self._settings, quota=size)
 
     def set_weight(self, weight: int) -> None:
-        self._there()
+        self._check_alive()
         if weight < 1:
             raise ValueError("weight must be at least 1")
         self._settings = dataclasses.replace(self._settings, weight=weight)
 
     def reserve(self) -> int:
-        self._there()
+        self._check_alive()
         return 0
 
     def set_reserve(self, size: int) -> None:
@@ -131,19 +131,19 @@ class NullPool:
         return self._settings
 
     def stats(self) -> dict[str, Any]:
-        self._there()
+        self._check_alive()
         return {**dict.fromkeys(_POOL_STATS, 0), "size_histogram": [0] * 64, "classes": []}
 
     def _nothing(self) -> int:
-        self._there()
+        self._check_alive()
         return 0
 
-    def _there(self) -> None:
+    def _check_alive(self) -> None:
         if self._destroyed:
             raise UnknownPoolError(self.name)
 
 
-class NullStore(Threaded):
+class NullStore(StoreExecutor):
     """A store of pools of nothing."""
 
     def __init__(self, config: Config) -> None:
@@ -154,7 +154,7 @@ class NullStore(Threaded):
         self._pools: dict[str, NullPool] = {}
 
     def open_pool(self, name: str, settings: PoolSettings) -> NullPool:
-        pool = self._living().get(name)
+        pool = self._alive().get(name)
         if pool is None:
             return self._create(name, settings)
         if pool.settings() != settings:
@@ -162,37 +162,37 @@ class NullStore(Threaded):
         return pool
 
     def find_pool(self, name: str) -> NullPool:
-        pool = self._living().get(name)
+        pool = self._alive().get(name)
         if pool is None:
             raise UnknownPoolError(name)
         return pool
 
     def create_pool(self, name: str, settings: PoolSettings) -> NullPool:
-        if name in self._living():
+        if name in self._alive():
             raise PoolExistsError(name)
         return self._create(name, settings)
 
     def pools(self) -> list[NullPool]:
-        return list(self._living().values())
+        return list(self._alive().values())
 
     def block_server(self, *_: object) -> BlockServer:
         raise ConfigError("a store that keeps no page serves no NBD")
 
-    def wait_never(self) -> None:
+    def never_wait_for_locks(self) -> None:
         """There are no locks."""
 
-    def wait_for(self, lock: int) -> None:
+    def wait_for_lock(self, lock: int) -> None:
         """There are no locks."""
 
-    def condition(self) -> Condition:
-        return Condition({}, "")
+    def health(self) -> StoreHealth:
+        return StoreHealth({}, "")
 
     def info(self) -> dict[str, Any]:
         return {"memory": self._memory, "shards": 0, "arena": None, "accept_threshold": self._accept_threshold}
 
     def stats(self) -> dict[str, int]:
         zeros = dict.fromkeys(_STORE_STATS, 0)
-        return {**zeros, "memory_bytes": self._memory, "pools": len(self._living())}
+        return {**zeros, "memory_bytes": self._memory, "pools": len(self._alive())}
 
     def compact(self) -> dict[str, int]:
         return {"moved_pages": 0, "freed_bytes": 0}
@@ -208,18 +208,18 @@ class NullStore(Threaded):
     def check(self) -> list[str]:
         return []
 
-    def _living(self) -> dict[str, NullPool]:
+    def _alive(self) -> dict[str, NullPool]:
         return {name: pool for name, pool in list(self._pools.items()) if not pool.destroyed}
 
     def _create(self, name: str, settings: PoolSettings) -> NullPool:
-        _sensible(name, settings)
-        self._pools = self._living()
+        _validate(name, settings)
+        self._pools = self._alive()
         if len(self._pools) >= MOST_POOLS:
             raise ExhaustedError(f"there are {MOST_POOLS} pools, which is the limit")
         return self._pools.setdefault(name, NullPool(next(self._ids), name, settings))
 
 
-def _sensible(name: str, settings: PoolSettings) -> None:
+def _validate(name: str, settings: PoolSettings) -> None:
     if not 1 <= len(name.encode()) <= 64:
         raise ValueError("a pool's name has 1 to 64 bytes")
     if settings.kind not in ("persistent", "ephemeral"):

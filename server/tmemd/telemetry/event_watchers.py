@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.base.errors import ClosedError, LimitError, UnknownPoolError
-from tmemd.base.logs import Faults
+from tmemd.base.logs import RateLimitedErrors
 from tmemd.store.names import EXPORTS
-from tmemd.telemetry.store_diff import ExportSeen, PoolSeen, Seen, counters, differences
+from tmemd.telemetry.store_diff import ExportSample, PoolSample, StoreSample, counters, differences
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tmemd.store.api import Store, StorePool
     from tmemd.telemetry.counters import Counts
     from tmemd.telemetry.processes import Worker, Workers
-    from tmemd.telemetry.store_diff import Happening
+    from tmemd.telemetry.store_diff import StoreEvent
 
 INTERVAL = 0.25
 """Seconds between looks, at least."""
@@ -47,9 +47,9 @@ class Watcher:
         self._failed: Exception | None = None
         self._news = asyncio.Event()
 
-    def offer(self, happening: Happening) -> None:
+    def offer(self, event_of_pool: StoreEvent) -> None:
         """Add an event, in place of the oldest where too many wait."""
-        pool, event = happening
+        pool, event = event_of_pool
         if self._gone or self._pool not in (0, pool):
             return
         self._missed += len(self._waiting) == self._waiting.maxlen
@@ -78,7 +78,7 @@ class Watcher:
             await self._news.wait()
 
 
-class LookOut:
+class EventBroadcaster:
     """All watchers, and the looks taken for them."""
 
     def __init__(self, store: Store, workers: Workers, config: Config, counts: Callable[[], Awaitable[Counts]]) -> None:
@@ -90,8 +90,8 @@ class LookOut:
         self._watchers: set[Watcher] = set()
         self._by_client: Counter[Client] = Counter()
         """Those who watch, and those about to."""
-        self._looking = asyncio.Lock()
-        self._seen: Seen | None = None
+        self._sampling = asyncio.Lock()
+        self._last: StoreSample | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -119,7 +119,7 @@ class LookOut:
 
     @asynccontextmanager
     async def _joined(self, pool: StorePool | None) -> AsyncIterator[Watcher]:
-        seen = await self._look()  # what happened before is for those who watched already
+        seen = await self._sample()  # what happened before is for those who watched already
         gone = pool is not None and pool.id not in seen.pools
         del seen  # which would be kept, pools and all, as long as this one watches
         if self._closed:
@@ -129,12 +129,12 @@ class LookOut:
         watcher = Watcher(0 if pool is None else pool.id, self._config.watch_events)
         self._watchers.add(watcher)
         if self._task is None:
-            self._task = asyncio.create_task(self._look_out())
+            self._task = asyncio.create_task(self._run())
         try:
             yield watcher
         finally:
             self._watchers.discard(watcher)
-            self._rest()
+            self._stop_if_unwatched()
 
     def close(self) -> None:
         """End all watchers."""
@@ -142,51 +142,51 @@ class LookOut:
         for watcher in self._watchers:
             watcher.fail(ClosedError("the daemon is stopping"))
 
-    def _rest(self) -> None:
+    def _stop_if_unwatched(self) -> None:
         if not self._watchers and self._task is not None:
             self._task.cancel()
             self._task = None
-            self._seen = None
+            self._last = None
 
-    async def _look_out(self) -> None:
-        spent, faults = 0.0, Faults()
+    async def _run(self) -> None:
+        spent, faults = 0.0, RateLimitedErrors()
         while not self._closed:
             await asyncio.sleep(max(INTERVAL, spent * REST))
             start = time.monotonic()
             try:
-                await self._look()
+                await self._sample()
             except Exception as error:
                 faults.log("cannot see what happens in the store", error)
             spent = time.monotonic() - start
 
-    async def _look(self) -> Seen:
-        async with self._looking:
+    async def _sample(self) -> StoreSample:
+        async with self._sampling:
             counts = await self._counts()
-            after = await self._store.call(lambda: look(self._store, self._workers.all))
-            before = self._seen
-            after = self._seen = replace(after, exports=_exports(counts, after, before))
-            for happening in differences(before or after, after, time.time()):
+            after = await self._store.call(lambda: sample(self._store, self._workers.all))
+            before = self._last
+            after = self._last = replace(after, exports=_exports(counts, after, before))
+            for event_of_pool in differences(before or after, after, time.time()):
                 for watcher in self._watchers:
-                    watcher.offer(happening)
+                    watcher.offer(event_of_pool)
         return after
 
 
-def look(store: Store, workers: Sequence[Worker]) -> Seen:
+def sample(store: Store, workers: Sequence[Worker]) -> StoreSample:
     """The store as it is now."""
     pools = {}
     for pool in store.pools():
         try:
-            pools[pool.id] = PoolSeen(pool.name, pool.owner, pool.frozen(), counters(pool.stats()))
+            pools[pool.id] = PoolSample(pool.name, pool.owner, pool.frozen(), counters(pool.stats()))
         except UnknownPoolError:
             continue  # destroyed since
     replaced = {worker.number: worker.replaced for worker in workers}
-    return Seen(pools, store.stats()["recoveries"], replaced)
+    return StoreSample(pools, store.stats()["recoveries"], replaced)
 
 
-def _exports(counts: Counts, now: Seen, before: Seen | None) -> dict[str, ExportSeen]:
+def _exports(counts: Counts, now: StoreSample, before: StoreSample | None) -> dict[str, ExportSample]:
     """By the names of their pools. While worker 0 is being replaced nobody says how they are: they are as they were."""
     told = {
-        EXPORTS + name: ExportSeen(
+        EXPORTS + name: ExportSample(
             size=size,
             draining=bool(counts.export_draining[name]),
             clients=counts.export_clients[name],

@@ -28,7 +28,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import make_wsgi_app
 
-from tmemd.base.logs import Faults
+from tmemd.base.logs import RateLimitedErrors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -91,7 +91,7 @@ class Exposition(ThreadingMixIn, WSGIServer):
         self._requests: dict[socket.socket, _Request] = {}
         """Each that is under way, the oldest first."""
         self._mine = threading.local()
-        self._faults = Faults()
+        self._faults = RateLimitedErrors()
         self._spare = -1
         self._keep_spare()
         super().__init__(address, _Handler)

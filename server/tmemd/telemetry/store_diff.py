@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Counter = tuple["pb.EventKind.ValueType", str]
 """What a counter counts: a kind of event, and its cause."""
 
-Happening = tuple[int, pb.Event]
+StoreEvent = tuple[int, pb.Event]
 """An event, and the id of the pool it concerns; 0 is the whole store."""
 
 _SPLIT = (("evicted_", pb.EVENT_KIND_EVICTED), ("refused_", pb.EVENT_KIND_REFUSED))
@@ -26,7 +26,7 @@ _TOTALS = {"evicted_pages", "evicted_frames"}
 
 
 @dataclass(frozen=True, slots=True)
-class PoolSeen:
+class PoolSample:
     """A pool at one look."""
 
     name: str
@@ -36,7 +36,7 @@ class PoolSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class ExportSeen:
+class ExportSample:
     """An export at one look: who has it open now, and how many ever were let in and were not."""
 
     size: int
@@ -47,13 +47,13 @@ class ExportSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StoreSample:
     """A store at one look: pools by id, shards ever rebuilt, how often each worker was replaced, exports by pool."""
 
-    pools: Mapping[int, PoolSeen]
+    pools: Mapping[int, PoolSample]
     recoveries: int
     replaced: Mapping[int, int]
-    exports: Mapping[str, ExportSeen] = field(default_factory=dict)
+    exports: Mapping[str, ExportSample] = field(default_factory=dict)
 
 
 def counters(stats: Mapping[str, Any]) -> dict[Counter, int]:
@@ -67,7 +67,7 @@ def counters(stats: Mapping[str, Any]) -> dict[Counter, int]:
     return {**found, (pb.EVENT_KIND_CORRUPT, ""): stats["gets_corrupt"]}
 
 
-def differences(before: Seen, after: Seen, time: float) -> Iterator[Happening]:
+def differences(before: StoreSample, after: StoreSample, time: float) -> Iterator[StoreEvent]:
     """What happened, pools that went first: one made since may have the name of one destroyed."""
     for number in before.pools.keys() - after.pools.keys():
         yield number, _event(before.pools[number], pb.EVENT_KIND_POOL_DESTROYED, time)
@@ -83,10 +83,10 @@ def differences(before: Seen, after: Seen, time: float) -> Iterator[Happening]:
             yield 0, pb.Event(time=time, kind=pb.EVENT_KIND_WORKER_REPLACED, cause=f"worker {worker}", count=new)
 
 
-def _of_pool(before: PoolSeen | None, after: PoolSeen, time: float) -> Iterator[pb.Event]:
+def _of_pool(before: PoolSample | None, after: PoolSample, time: float) -> Iterator[pb.Event]:
     if before is None:
         yield _event(after, pb.EVENT_KIND_POOL_CREATED, time)
-        before = PoolSeen(after.name, after.client, False, {})
+        before = PoolSample(after.name, after.client, False, {})
     if after.frozen != before.frozen:
         yield _event(after, pb.EVENT_KIND_POOL_FROZEN if after.frozen else pb.EVENT_KIND_POOL_THAWED, time)
     for (kind, cause), count in after.counters.items():
@@ -95,7 +95,7 @@ def _of_pool(before: PoolSeen | None, after: PoolSeen, time: float) -> Iterator[
             yield _event(after, kind, time, cause, new)
 
 
-def _of_exports(before: Seen, after: Seen, time: float) -> Iterator[Happening]:
+def _of_exports(before: StoreSample, after: StoreSample, time: float) -> Iterator[StoreEvent]:
     """What happened to exports that were there before."""
     for number in before.pools.keys() & after.pools.keys():
         pool = after.pools[number]
@@ -105,7 +105,7 @@ def _of_exports(before: Seen, after: Seen, time: float) -> Iterator[Happening]:
                 yield number, _event(pool, kind, time, count=count)
 
 
-def _changes(was: ExportSeen, now: ExportSeen) -> Iterator[tuple[pb.EventKind.ValueType, int]]:
+def _changes(was: ExportSample, now: ExportSample) -> Iterator[tuple[pb.EventKind.ValueType, int]]:
     if now.size != was.size:
         yield pb.EVENT_KIND_EXPORT_RESIZED, now.size
     if now.draining != was.draining:
@@ -120,5 +120,5 @@ def _changes(was: ExportSeen, now: ExportSeen) -> Iterator[tuple[pb.EventKind.Va
             yield kind, count
 
 
-def _event(pool: PoolSeen, kind: pb.EventKind.ValueType, time: float, cause: str = "", count: int = 0) -> pb.Event:
+def _event(pool: PoolSample, kind: pb.EventKind.ValueType, time: float, cause: str = "", count: int = 0) -> pb.Event:
     return pb.Event(time=time, kind=kind, pool=pool.name, client=pool.client, cause=cause, count=count)

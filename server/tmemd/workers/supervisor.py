@@ -18,7 +18,7 @@ from tmemd.base.parsers import join_address, split_address
 from tmemd.base.signals import on_signals
 from tmemd.base.startup import unserved_status
 from tmemd.config.settings import dump
-from tmemd.process.arena_lock import GRACE, is_older, sole
+from tmemd.process.arena_lock import GRACE, arena_lock, is_older
 from tmemd.process.reload import Reload, resized
 from tmemd.process.shared_arena import shared_arena
 from tmemd.process.systemd import notify
@@ -30,7 +30,7 @@ from tmemd.workers.relay import Relay
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from tmemd.base.signals import Stopping
+    from tmemd.base.signals import StopEvent
     from tmemd.config.settings import Config
     from tmemd.store.api import Store
     from tmemd.telemetry.processes import Worker
@@ -66,7 +66,7 @@ class Supervisor:
     def addresses(self) -> list[str]:
         return [join_address(self._host, child.port) for child in self._children]
 
-    async def serve(self, announce: Callable[[Supervisor], None], stopping: Stopping, reload: Reload) -> int:
+    async def serve(self, announce: Callable[[Supervisor], None], stopping: StopEvent, reload: Reload) -> int:
         """Serve until `stopping`; the exit status. `announce` is called once all workers serve.
 
         Raises:
@@ -74,8 +74,8 @@ class Supervisor:
         """
         self._loop = asyncio.get_running_loop()
         try:
-            with closing(EngineStore(self._config)) as store, sole(self._config.arena) as right:
-                if not await right.take(stopping, self._config.drain + GRACE):
+            with closing(EngineStore(self._config)) as store, arena_lock(self._config.arena) as right:
+                if not await right.acquire(stopping, self._config.drain + GRACE):
                     return unserved_status(stopping.signum)
                 for child in self._children:
                     await child.spawn(*right.descriptors, *self._inherited)
@@ -86,7 +86,7 @@ class Supervisor:
                     reload.end()
                     log.info("stopping: %s; calls under way have %d s", self._why(stopping), self._config.drain)
                     notify("STOPPING=1")
-                    right.leave(self._config.drain + GRACE)
+                    right.announce_stop(self._config.drain + GRACE)
                     await self._stop(held)
                 for task in held:
                     task.result()
@@ -97,7 +97,7 @@ class Supervisor:
                 await child.kill()
 
     @staticmethod
-    def _why(stopping: Stopping) -> str:
+    def _why(stopping: StopEvent) -> str:
         return stopping.why if stopping.is_set() else "a worker cannot serve"
 
     async def counts(self) -> Counts:
@@ -227,8 +227,8 @@ async def supervise(config: Config, announce: Callable[[Supervisor], None], read
     """
     reload = Reload(config, read)
     stopping = on_signals(signal.SIGTERM, signal.SIGINT, reload=reload)
-    with sole(config.arena if is_older(config.arena) else None) as earlier:
-        if not await earlier.take(stopping, config.drain + GRACE):
+    with arena_lock(config.arena if is_older(config.arena) else None) as earlier:
+        if not await earlier.acquire(stopping, config.drain + GRACE):
             return unserved_status(stopping.signum)
     with shared_arena(config.arena) as (arena, inherited):
         reload.config = replace(config, arena=arena)

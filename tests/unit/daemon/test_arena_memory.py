@@ -10,7 +10,7 @@ import pytest
 
 from tmemd.base.errors import ConfigError
 from tmemd.config.settings import Config
-from tmemd.process.arena_memory import Room, check, choose, look
+from tmemd.process.arena_memory import MemoryLimits, check, choose, detect
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,43 +43,48 @@ def system(root: Path, cgroup: str, limits: dict[str, str]) -> Path:
     ],
 )
 def test_the_limit_of_a_container(tmp_path: Path, cgroup: str, limits: dict[str, str], container: int | None) -> None:
-    assert look(None, system(tmp_path, cgroup, limits)).container == container
+    assert detect(None, system(tmp_path, cgroup, limits)).container == container
 
 
 def test_without_cgroups_nothing_limits(tmp_path: Path) -> None:
-    assert look(None, tmp_path) == Room(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None)
+    assert detect(None, tmp_path) == MemoryLimits(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None)
 
 
 @pytest.mark.parametrize(
-    ("room", "memory", "why"),
+    ("limits", "memory", "why"),
     [
-        (Room(8 * GIB, None), 2 * GIB, "a quarter of the machine's 8192 MiB"),
-        (Room(8 * GIB, 512 * MIB), 256 * MIB, "half of the 512 MiB that its container may use"),
-        (Room(8 * GIB, GIB, "/dev/shm/a", 64 * MIB, 32 * MIB), 30 * MIB, "free of the 64 MiB of the file system of"),
-        (Room(8 * GIB, GIB, "/dev/shm/a", 9 * GIB, 8 * GIB), 512 * MIB, "half of the 1024 MiB"),
+        (MemoryLimits(8 * GIB, None), 2 * GIB, "a quarter of the machine's 8192 MiB"),
+        (MemoryLimits(8 * GIB, 512 * MIB), 256 * MIB, "half of the 512 MiB that its container may use"),
+        (
+            MemoryLimits(8 * GIB, GIB, "/dev/shm/a", 64 * MIB, 32 * MIB),
+            30 * MIB,
+            "free of the 64 MiB of the file system of",
+        ),
+        (MemoryLimits(8 * GIB, GIB, "/dev/shm/a", 9 * GIB, 8 * GIB), 512 * MIB, "half of the 1024 MiB"),
     ],
 )
-def test_the_least_of_what_there_is(room: Room, memory: int, why: str) -> None:
-    chosen, said = choose(room)
+def test_the_least_of_what_there_is(limits: MemoryLimits, memory: int, why: str) -> None:
+    chosen, said = choose(limits)
     assert (chosen, why in said) == (memory, True)
 
 
 def test_no_room_at_all_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"there is no memory for the arena: .* is 0 bytes; make that larger"):
-        choose(Room(8 * GIB, None, "/dev/shm/a", 64 * MIB, 0))
+        choose(MemoryLimits(8 * GIB, None, "/dev/shm/a", 64 * MIB, 0))
 
 
 def test_more_than_the_file_system_has_is_refused_and_more_than_is_free_is_told() -> None:
     config = Config(memory=128 * MIB, arena="/dev/shm/a")
-    room = Room(8 * GIB, None, "/dev/shm/a", 64 * MIB, 32 * MIB)
+    limits = MemoryLimits(8 * GIB, None, "/dev/shm/a", 64 * MIB, 32 * MIB)
     with pytest.raises(
         ConfigError, match=r"memory is 128 MiB, and the file system of /dev/shm/a has 64 MiB: .*--shm-size"
     ):
-        list(check(room, config))
-    (told,) = check(room, replace(config, memory=48 * MIB))
-    assert "memory is 48 MiB, of which 32 MiB are free" in told
-    assert list(check(room, replace(config, memory=16 * MIB))) == []
-    (told,) = check(Room(8 * GIB, 64 * MIB), replace(config, arena=None))
+        list(check(limits, config))
+    (told,) = check(limits, replace(config, memory=48 * MIB))
+    assert "memory is 48 MiB" in told
+        assert "has only 32 MiB free" in told
+    assert list(check(limits, replace(config, memory=16 * MIB))) == []
+    (told,) = check(MemoryLimits(8 * GIB, 64 * MIB), replace(config, arena=None))
     assert "the container may use 64 MiB" in told
-    (told,) = check(Room(64 * MIB, None), replace(config, arena=None))
+    (told,) = check(MemoryLimits(64 * MIB, None), replace(config, arena=None))
     assert "the machine has 64 MiB" in told

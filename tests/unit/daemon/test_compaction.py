@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from tmemd.store.compaction import SMALLEST, Upkeep, room
+from tmemd.store.compaction import SMALLEST, Compactor, unused_part
 
 if TYPE_CHECKING:
     from tmemd.store.api import Store
@@ -59,10 +59,10 @@ class Compacted:
 def test_when_it_compacts(looks: list[tuple[float, float]], when: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     async def look() -> list[int]:
         store: Any = Compacted(*looks)
-        upkeep = Upkeep(cast("Store", store), 1)
-        upkeep.start()
+        compactor = Compactor(cast("Store", store), 1)
+        compactor.start()
         await store.done.wait()
-        await upkeep.stop()
+        await compactor.stop()
         return cast("list[int]", store.when)
 
     async def at_once(_seconds: float, sleep: Callable[[float], Any] = asyncio.sleep) -> None:
@@ -73,5 +73,5 @@ def test_when_it_compacts(looks: list[tuple[float, float]], when: list[int], mon
 
 
 def test_a_small_store_is_left_alone() -> None:
-    assert room(stats(0.9, SMALLEST - 1)) == 0
-    assert room(stats(0.9, SMALLEST)) == pytest.approx(0.9, abs=0.01)
+    assert unused_part(stats(0.9, SMALLEST - 1)) == 0
+    assert unused_part(stats(0.9, SMALLEST)) == pytest.approx(0.9, abs=0.01)

@@ -4,13 +4,13 @@ import fcntl
 import os
 
 from tests.lib.support import PATIENCE
-from tmemd.base.log_streams import MOST_BYTES, Outlet
+from tmemd.base.log_streams import MOST_BYTES, BackgroundWriter
 
 
 def test_what_nobody_reads_is_dropped_and_counted() -> None:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
-    outlet = Outlet(writer, lambda dropped: f"{dropped} dropped\n".encode())
+    outlet = BackgroundWriter(writer, lambda dropped: f"{dropped} dropped\n".encode())
     line = b"x" * 1023 + b"\n"
     for _ in range(2 * MOST_BYTES // len(line)):
         outlet.write(line)  # never waits, else this is no end
@@ -34,7 +34,7 @@ def test_what_nobody_reads_is_dropped_and_counted() -> None:
 
 def test_a_reader_that_is_gone_holds_nothing_up() -> None:
     reader, writer = os.pipe()
-    outlet = Outlet(writer)
+    outlet = BackgroundWriter(writer)
     os.close(reader)
     for _ in range(100):
         outlet.write(b"x" * 1000)

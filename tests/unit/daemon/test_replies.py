@@ -4,7 +4,7 @@ import pytest
 
 from tmem_proto.v1 import tmem_pb2 as pb
 from tmemd.messages import pages as messages
-from tmemd.messages.written import Written
+from tmemd.messages.serialized import SerializedMessage
 from tmemd.store.api import Fetched
 
 FETCHED = Fetched(b"\1\0\1", [300, 4096], [2**32 - 1, 0], [1, 2], bytes(range(256)) * 17 + bytes(44))
@@ -29,7 +29,7 @@ def test_a_get_reads_as_its_message(fetched: Fetched, lz4: bool, message: pb.Get
     assert pb.GetResponse.FromString(b"".join(response.parts)) == expected
     for number in (0, 1, 127, 128, 2**64 - 1):
         reply = messages.reply(number, "get", response)
-        assert isinstance(reply, Written)
+        assert isinstance(reply, SerializedMessage)
         assert pb.Reply.FromString(b"".join(reply.parts)) == pb.Reply(id=number, get=expected)
 
 

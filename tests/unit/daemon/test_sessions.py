@@ -9,7 +9,7 @@ import pytest
 
 from tmemd.base.errors import LimitError, UnknownSessionError
 from tmemd.config.settings import Config
-from tmemd.rpc.sessions import MOST_HELD, Sessions, Taken
+from tmemd.rpc.sessions import MOST_HELD, ExclusiveGet, Sessions
 from tmemd.security.identity import Client
 from tmemd.telemetry.counters import Counts
 
@@ -49,7 +49,7 @@ def test_a_session_whose_mutation_is_at_work_stays() -> None:
         known = sessions(max_sessions=1, session_idle=1)
         busy = known.open(ALICE, POOL)
         work = asyncio.get_running_loop().create_future()
-        busy.mutating(work)
+        busy.track(work)
         busy.used_at -= 10
         with pytest.raises(LimitError, match="1 sessions are open"):
             known.open(BOB, POOL)
@@ -73,23 +73,25 @@ def test_idle_sessions_end() -> None:
 
 def test_a_session_keeps_so_many_exclusive_gets() -> None:
     session = sessions(max_unacknowledged=2).open(ALICE, POOL)
-    numbers = [session.take(Taken(OID, {index: 1})) for index in range(3)]
-    assert [session.taken(number) is not None for number in numbers] == [False, True, True]
-    assert session.taken(numbers[1]) is None
+    numbers = [session.await_acknowledgement(ExclusiveGet(OID, {index: 1})) for index in range(3)]
+    assert [session.release(number) is not None for number in numbers] == [False, True, True]
+    assert session.release(numbers[1]) is None
 
 
 def test_all_sessions_together_keep_so_many_pages_of_exclusive_gets() -> None:
     known = sessions(max_unacknowledged=1)
-    taken = Taken(OID, dict.fromkeys(range(256), 1))
+    taken = ExclusiveGet(OID, dict.fromkeys(range(256), 1))
     fit = MOST_HELD // 256
-    found = [(session, session.take(taken)) for session in (known.open(ALICE, POOL) for _ in range(fit + 1))]
-    assert [session.taken(number) is not None for session, number in found] == [False] + [True] * fit
+    found = [
+        (session, session.await_acknowledgement(taken)) for session in (known.open(ALICE, POOL) for _ in range(fit + 1))
+    ]
+    assert [session.release(number) is not None for session, number in found] == [False] + [True] * fit
 
 
 def test_what_an_ended_session_kept_makes_room() -> None:
     known = sessions(max_unacknowledged=1, max_sessions=1)
-    taken = Taken(OID, dict.fromkeys(range(256), 1))
+    taken = ExclusiveGet(OID, dict.fromkeys(range(256), 1))
     for _ in range(2 * MOST_HELD // 256):
-        known.open(ALICE, POOL).take(taken)
+        known.open(ALICE, POOL).await_acknowledgement(taken)
     last = known.open(ALICE, POOL)
-    assert last.taken(last.take(taken)) is taken
+    assert last.release(last.await_acknowledgement(taken)) is taken

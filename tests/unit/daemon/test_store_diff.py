@@ -8,14 +8,14 @@ import pytest
 from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.base.errors import ClosedError
 from tmemd.telemetry.event_watchers import Watcher
-from tmemd.telemetry.store_diff import ExportSeen, PoolSeen, Seen, counters, differences
+from tmemd.telemetry.store_diff import ExportSample, PoolSample, StoreSample, counters, differences
 
 EVICTED, REFUSED, CORRUPT = pb.EVENT_KIND_EVICTED, pb.EVENT_KIND_REFUSED, pb.EVENT_KIND_CORRUPT
-POOL = PoolSeen("fs0", "me", False, {(EVICTED, "memory"): 10, (REFUSED, "quota"): 3, (CORRUPT, ""): 0})
-EMPTY = Seen({}, 0, {})
+POOL = PoolSample("fs0", "me", False, {(EVICTED, "memory"): 10, (REFUSED, "quota"): 3, (CORRUPT, ""): 0})
+EMPTY = StoreSample({}, 0, {})
 
 
-def told(before: Seen, after: Seen) -> list[tuple[str, str, str, int]]:
+def told(before: StoreSample, after: StoreSample) -> list[tuple[str, str, str, int]]:
     """Kind, pool, cause and count of each event."""
     events = [event for _, event in differences(before, after, 7.5)]
     assert all(event.time == 7.5 for event in events)
@@ -23,19 +23,19 @@ def told(before: Seen, after: Seen) -> list[tuple[str, str, str, int]]:
     return [(kinds(event.kind).removeprefix("EVENT_KIND_"), event.pool, event.cause, event.count) for event in events]
 
 
-def with_counters(**counts: int) -> PoolSeen:
+def with_counters(**counts: int) -> PoolSample:
     kinds = {"memory": EVICTED, "quota": REFUSED, "corrupt": CORRUPT}
     return replace(POOL, counters={(kinds[name], name.replace("corrupt", "")): n for name, n in counts.items()})
 
 
 def test_nothing_happened() -> None:
-    same = Seen({1: POOL}, 5, {0: 2})
+    same = StoreSample({1: POOL}, 5, {0: 2})
     assert told(same, same) == []
 
 
 def test_counters_that_rose_are_told_by_how_much() -> None:
-    after = Seen({1: with_counters(memory=14, quota=4, corrupt=2)}, 0, {})
-    assert told(Seen({1: POOL}, 0, {}), after) == [
+    after = StoreSample({1: with_counters(memory=14, quota=4, corrupt=2)}, 0, {})
+    assert told(StoreSample({1: POOL}, 0, {}), after) == [
         ("EVICTED", "fs0", "memory", 4),
         ("REFUSED", "fs0", "quota", 1),
         ("CORRUPT", "fs0", "", 2),
@@ -43,24 +43,24 @@ def test_counters_that_rose_are_told_by_how_much() -> None:
 
 
 def test_counters_that_fell_are_not_told() -> None:
-    assert told(Seen({1: POOL}, 3, {0: 2}), Seen({1: with_counters(memory=1)}, 0, {0: 0})) == []
+    assert told(StoreSample({1: POOL}, 3, {0: 2}), StoreSample({1: with_counters(memory=1)}, 0, {0: 0})) == []
 
 
 def test_pools_come_go_freeze_and_thaw() -> None:
     frozen = replace(POOL, frozen=True)
-    assert told(EMPTY, Seen({1: replace(frozen, counters={(EVICTED, "memory"): 2})}, 0, {})) == [
+    assert told(EMPTY, StoreSample({1: replace(frozen, counters={(EVICTED, "memory"): 2})}, 0, {})) == [
         ("POOL_CREATED", "fs0", "", 0),
         ("POOL_FROZEN", "fs0", "", 0),
         ("EVICTED", "fs0", "memory", 2),
     ]
-    assert told(Seen({1: frozen}, 0, {}), Seen({1: POOL}, 0, {})) == [("POOL_THAWED", "fs0", "", 0)]
-    assert told(Seen({1: POOL}, 0, {}), EMPTY) == [("POOL_DESTROYED", "fs0", "", 0)]
+    assert told(StoreSample({1: frozen}, 0, {}), StoreSample({1: POOL}, 0, {})) == [("POOL_THAWED", "fs0", "", 0)]
+    assert told(StoreSample({1: POOL}, 0, {}), EMPTY) == [("POOL_DESTROYED", "fs0", "", 0)]
 
 
 def test_a_pool_made_anew_under_an_old_name_is_another() -> None:
     """Its counters begin anew, though they may have passed those of the old one."""
-    after = Seen({2: with_counters(memory=12)}, 0, {})
-    assert told(Seen({1: POOL}, 0, {}), after) == [
+    after = StoreSample({2: with_counters(memory=12)}, 0, {})
+    assert told(StoreSample({1: POOL}, 0, {}), after) == [
         ("POOL_DESTROYED", "fs0", "", 0),
         ("POOL_CREATED", "fs0", "", 0),
         ("EVICTED", "fs0", "memory", 12),
@@ -68,7 +68,7 @@ def test_a_pool_made_anew_under_an_old_name_is_another() -> None:
 
 
 def test_recoveries_and_replaced_workers_concern_the_whole_store() -> None:
-    before, after = Seen({}, 1, {0: 0, 1: 4}), Seen({}, 3, {0: 0, 1: 5, 2: 9})
+    before, after = StoreSample({}, 1, {0: 0, 1: 4}), StoreSample({}, 3, {0: 0, 1: 5, 2: 9})
     assert told(before, after) == [("RECOVERED", "", "", 2), ("WORKER_REPLACED", "", "worker 1", 1)]
     assert [number for number, _ in differences(before, after, 0)] == [0, 0]
 
@@ -123,10 +123,10 @@ def test_a_watcher_that_fails_has_what_waits_first() -> None:
 
 def test_what_happens_to_an_export_is_told_under_the_name_of_its_pool() -> None:
     pools = {1: replace(POOL, name="export/disk", counters={}), 2: replace(POOL, counters={})}
-    was = ExportSeen(size=4096, draining=False, clients=2, attached=5, refused=1)
+    was = ExportSample(size=4096, draining=False, clients=2, attached=5, refused=1)
 
-    def after(now: ExportSeen) -> list[tuple[str, str, str, int]]:
-        return told(Seen(pools, 0, {}, {"export/disk": was}), Seen(pools, 0, {}, {"export/disk": now}))
+    def after(now: ExportSample) -> list[tuple[str, str, str, int]]:
+        return told(StoreSample(pools, 0, {}, {"export/disk": was}), StoreSample(pools, 0, {}, {"export/disk": now}))
 
     assert after(was) == []
     assert after(replace(was, size=8192)) == [("EXPORT_RESIZED", "export/disk", "", 8192)]
@@ -142,8 +142,8 @@ def test_what_happens_to_an_export_is_told_under_the_name_of_its_pool() -> None:
 
 
 def test_an_export_made_anew_is_not_compared_with_the_one_before() -> None:
-    seen = ExportSeen(size=4096, draining=False, clients=2, attached=5, refused=1)
+    seen = ExportSample(size=4096, draining=False, clients=2, attached=5, refused=1)
     pool = replace(POOL, name="export/disk", counters={})
-    before = Seen({1: pool}, 0, {}, {"export/disk": seen})
-    after = Seen({2: pool}, 0, {}, {"export/disk": replace(seen, size=8192)})
+    before = StoreSample({1: pool}, 0, {}, {"export/disk": seen})
+    after = StoreSample({2: pool}, 0, {}, {"export/disk": replace(seen, size=8192)})
     assert [kind for kind, *_ in told(before, after)] == ["POOL_DESTROYED", "POOL_CREATED"]

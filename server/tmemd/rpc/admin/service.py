@@ -16,7 +16,7 @@ from tmemd.exports.catalogue import MOST_ALLOWED
 from tmemd.messages.settings import settings_from, settings_to
 from tmemd.rpc.admin.client_list import clients
 from tmemd.rpc.handler import fail, identify, rpc
-from tmemd.rpc.registration import sound
+from tmemd.rpc.registration import check_readable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from tmemd.config.settings import Config
     from tmemd.exports.manager import Exports
-    from tmemd.rpc.service_context import Parts
+    from tmemd.rpc.service_context import ServiceContext
     from tmemd.security.identity import Client
     from tmemd.store.api import StorePool
-    from tmemd.telemetry.event_watchers import LookOut
+    from tmemd.telemetry.event_watchers import EventBroadcaster
     from tmemd.telemetry.processes import Workers
 
 M = TypeVar("M", bound=Message)
@@ -40,17 +40,17 @@ SCAN_PAGES = 8192
 class AdminService(TmemAdminServicer):
     """Serves the care of a store. Calls that look at much run in a thread."""
 
-    def __init__(self, parts: Parts, workers: Workers, look_out: LookOut, exports: Exports) -> None:
-        self.counts = parts.counts
-        self.identities = parts.identities
-        self.injections = parts.injections
-        self.patience = parts.patience
-        self._store = parts.store
-        self._rights = parts.rights
-        self._sessions = parts.sessions
-        self._config = parts.config
+    def __init__(self, service: ServiceContext, workers: Workers, events: EventBroadcaster, exports: Exports) -> None:
+        self.counts = service.counts
+        self.identities = service.identities
+        self.injections = service.injections
+        self.lock_retry = service.lock_retry
+        self._store = service.store
+        self._rights = service.rights
+        self._sessions = service.sessions
+        self._config = service.config
         self._workers = workers
-        self._look_out = look_out
+        self._events = events
         self._exports = exports
 
     def reconfigure(self, config: Config) -> None:
@@ -134,9 +134,9 @@ class AdminService(TmemAdminServicer):
         """Tell what happens until the client goes, the pool is gone, or the daemon stops."""
         client = await identify(self, "Watch", context)
         try:
-            sound(request)
-            with self.identities.flights.of(client.name):
-                async with self._look_out.watching(client, self._watched(client, request.pool)) as watcher:
+            check_readable(request)
+            with self.identities.call_limits.of(client.name):
+                async with self._events.watching(client, self._watched(client, request.pool)) as watcher:
                     await context.send_initial_metadata(())
                     while (event := await watcher.next()) is not None:
                         yield event

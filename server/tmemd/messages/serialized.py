@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class SerializedMessage:
     """A message that is serialized already, in parts: its pages were not copied into one message after another."""
 
     parts: tuple[bytes, ...]
