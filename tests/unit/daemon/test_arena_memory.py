@@ -82,7 +82,7 @@ def test_more_than_the_file_system_has_is_refused_and_more_than_is_free_is_told(
         list(check(limits, config))
     (told,) = check(limits, replace(config, memory=48 * MIB))
     assert "memory is 48 MiB" in told
-        assert "has only 32 MiB free" in told
+    assert "has only 32 MiB free" in told
     assert list(check(limits, replace(config, memory=16 * MIB))) == []
     (told,) = check(MemoryLimits(8 * GIB, 64 * MIB), replace(config, arena=None))
     assert "the container may use 64 MiB" in told
