@@ -130,6 +130,7 @@ def test_a_plain_installation_is_whole(published: Path, tmp_path: Path) -> None:
     said = subprocess.run(
         [sys.executable, "-m", "pip", "--python", str(place / "python"), "install", f"{published}[server,cli]"],
         check=True,
+        env={**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target")},
         text=True,
         capture_output=True,
         timeout=3 * PATIENCE,
