@@ -15,7 +15,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from tmem._files.breaker import Guard
+from tmem._files.cache_health import CacheHealth
 from tmem._files.identity import Settled
 from tmem._files.pages import FileStore
 from tmem._files.reader import DEFAULT_PAGE_SIZE, FileReader
@@ -203,7 +203,11 @@ def open_cached(
     source = FileSource(path, volume)
     try:
         cache = FileStore(
-            lambda: _pool(store, pool, wanted), patience=wait, direct=is_local(store), counters=counters, guard=Guard()
+            lambda: _pool(store, pool, wanted),
+            patience=wait,
+            direct=is_local(store),
+            counters=counters,
+            health=CacheHealth(),
         )
         settled = Settled(rest, source.origin.local)
         reader = FileReader(source, cache, settled=settled, readahead=ahead, counters=counters)

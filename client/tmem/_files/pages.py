@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from tmem._files.breaker import Guard
+from tmem._files.cache_health import CacheHealth
 from tmem._model.errors import TmemError, UnavailableError, UnknownPoolError
 from tmem._runtime.background import Workers
 
@@ -55,14 +55,20 @@ class FileStore:
     """The pool of one cached file. Safe to use from many threads."""
 
     def __init__(
-        self, open_pool: Callable[[], Pool], *, patience: float, direct: bool, counters: FileCounters, guard: Guard
+        self,
+        open_pool: Callable[[], Pool],
+        *,
+        patience: float,
+        direct: bool,
+        counters: FileCounters,
+        health: CacheHealth,
     ) -> None:
         """Opens the pool, unless the store is away. A pool that cannot be used for this raises here."""
         self._open_pool = open_pool
         self._patience = patience
         self._direct = direct
         self._counters = counters
-        self.guard = guard
+        self.health = health
         self._pool: Pool | None = None
         self._asked: tuple[bytes, Sequence[int]] = (b"", (0,))
         self._queue: deque[tuple[bytes, int, bytes]] = deque()
@@ -76,9 +82,9 @@ class FileStore:
     def page_size(self) -> int | None:
         """Bytes a page; None where the store is not to be used now."""
         pool = self._pool
-        if pool is not None and self.guard.admits():
+        if pool is not None and self.health.admits():
             return pool.page_size
-        if self.guard.probe_due():
+        if self.health.probe_due():
             _ASKERS.submit(self._probe)
         return None
 
@@ -88,7 +94,7 @@ class FileStore:
         Only what a read waits for is compared with the reads of the file that one waits for.
         """
         pool = self._pool
-        if pool is None or not self.guard.admits():
+        if pool is None or not self.health.admits():
             return {}
         if waited_for:
             self._asked = oid, indices
@@ -106,7 +112,7 @@ class FileStore:
         """Put pages when there is time, or drop them."""
         size = sum(map(len, pages.values()))
         with self._queue_lock:
-            if self._pool is None or not self.guard.admits() or self._queued_bytes + size > _QUEUED_BYTES:
+            if self._pool is None or not self.health.admits() or self._queued_bytes + size > _QUEUED_BYTES:
                 self._counters.add(puts_dropped=len(pages))
                 return
             self._queue.extend((oid, index, page) for index, page in pages.items())
@@ -145,7 +151,7 @@ class FileStore:
             self._failed(error)
             raise
         if timed:
-            self.guard.answered(time.perf_counter() - begun)
+            self.health.answered(time.perf_counter() - begun)
         return pages
 
     def _probe(self) -> None:
@@ -163,7 +169,7 @@ class FileStore:
         self._counters.add(store_failures=1)
         if isinstance(error, UnknownPoolError):
             self._pool = None
-        self.guard.failed()
+        self.health.failed()
 
     def _drain(self) -> None:
         while True:
@@ -188,7 +194,7 @@ class FileStore:
 
     def _put(self, oid: bytes, batch: dict[int, bytes]) -> None:
         pool = self._pool
-        if pool is None or not self.guard.admits():
+        if pool is None or not self.health.admits():
             self._counters.add(puts_dropped=len(batch))
             return
         try:

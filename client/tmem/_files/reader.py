@@ -160,7 +160,7 @@ class FileReader:
         begun = time.perf_counter()
         count = self._source.read_into(view, offset)
         if waited_for:
-            self._store.guard.disk_read(time.perf_counter() - begun)
+            self._store.health.disk_read(time.perf_counter() - begun)
         self._counters.add(disk_reads=1, disk_bytes=count)
         return count
 

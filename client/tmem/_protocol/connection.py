@@ -1,4 +1,4 @@
-"""What all pools of a connection share: its options, its counters, and the breaker that notices a server gone away."""
+"""What all pools of a connection share: its options, its counters, and its circuit breaker."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tmem._model.errors import ClosedError, UnavailableError
 from tmem._runtime import forks
+from tmem._runtime.breaker import LONGEST_WAIT, SHORTEST_WAIT, Breaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,6 @@ DEFAULT_PORT = 7717
 
 _SCHEMES = ("grpc://", "grpcs://", "tcp://")
 _TARGET = re.compile(r"(?P<host>\[[\w:.%-]+\]|[\w.-]*)(?::(?P<port>[0-9]{1,5}))?")
-_SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,38 +91,6 @@ class Counters:
             return ClientStats(**self._counts)
 
 
-class Breaker:
-    """Closed while the server answers. Once tripped it lets one caller try now and then, ever less often."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = forks.lock()
-        self._delay = 0.0
-        self._try_at = 0.0
-
-    def admits(self) -> bool:
-        """Whether a call may be tried now."""
-        with self._lock:
-            if not self._delay:
-                return True
-            if self._clock() < self._try_at:
-                return False
-            self._try_at = self._clock() + self._delay
-            return True
-
-    def trip(self) -> None:
-        """The server did not answer."""
-        with self._lock:
-            self._delay = min(max(self._delay * 2, _SHORTEST_WAIT), _LONGEST_WAIT)
-            self._try_at = self._clock() + self._delay
-
-    def reset(self) -> None:
-        """The server answered."""
-        if self._delay:
-            with self._lock:
-                self._delay = 0.0
-
-
 class Link:
     """One connection to a server, without the connection itself."""
 
@@ -168,5 +136,5 @@ def parse_target(address: str) -> str:
 
 def backoff(attempt: int) -> float:
     """Seconds to wait before the next attempt: doubled each time, with a random part so that clients spread."""
-    delay = min(_SHORTEST_WAIT * 2.0 ** min(attempt, 10), _LONGEST_WAIT)
+    delay = min(SHORTEST_WAIT * 2.0 ** min(attempt, 10), LONGEST_WAIT)
     return delay * random.uniform(0.5, 1.0)

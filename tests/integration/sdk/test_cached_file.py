@@ -21,7 +21,7 @@ from tests.integration.sdk import cached_file_model as model
 from tests.lib.daemons import Daemon, daemon
 from tests.lib.retry import eventually
 from tests.lib.support import PATIENCE, run
-from tmem._files.breaker import Guard
+from tmem._files.cache_health import CacheHealth
 from tmem._files.cached_file import CachedFile
 from tmem._files.identity import Settled
 from tmem._files.pages import FileStore
@@ -356,7 +356,7 @@ def test_a_source_that_is_not_local_waits_for_the_file_to_be_watched(path: Path)
         counters = FileCounters()
         source = FileSource(path, "san7")
         pool = store.pool("cache0", kind="ephemeral", shared=True, page_size=SIZE)
-        cache = FileStore(lambda: pool, patience=1, direct=True, counters=counters, guard=Guard())
+        cache = FileStore(lambda: pool, patience=1, direct=True, counters=counters, health=CacheHealth())
         reader = FileReader(source, cache, settled=Settled(0.2, False), readahead=0, counters=counters)
         with CachedFile(source, reader, counters) as file:
             assert file.read() == CONTENT

@@ -9,11 +9,12 @@ import pytest
 import tmem
 from tests.lib.support import page
 from tmem._model.settings import Kind, pool_settings
-from tmem._protocol.connection import Breaker, Link, OnUnavailable, Options, backoff, parse_target
+from tmem._protocol.connection import Link, OnUnavailable, Options, backoff, parse_target
 from tmem._protocol.messages import Failure
 from tmem._protocol.operations import Send, Steps
 from tmem._protocol.page_ops import RemotePool, RemoteStore
 from tmem._protocol.session import MOST_OWED, Debt
+from tmem._runtime.breaker import Breaker
 from tmem_proto.v1 import tmem_pb2 as pb
 
 T = TypeVar("T")
