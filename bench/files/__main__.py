@@ -1,4 +1,4 @@
-"""Reads of a slow file with and without a store in front: `python -m bench.files.__main__`.
+"""Reads of a slow file with and without a store in front: `python -m bench.files`.
 
 The file's every read takes a millisecond longer than it would; the store is embedded, and then a daemon on loopback.
 A figure is the elapsed time of one pass and the share of pages that did not wait for the storage. *Cold* is the first
@@ -15,8 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import tmem
-from tests.lib.daemon import daemon
-from tests.lib.support import run
+from bench.lib.servers import Tmemd
 from tmem._files.cached_file import CachedFile
 from tmem._files.source import FileSource
 
@@ -32,6 +31,12 @@ class SlowSource(FileSource):
     def read_into(self, view: memoryview, offset: int) -> int:
         time.sleep(DELAY)
         return super().read_into(view, offset)
+
+
+def contents() -> bytes:
+    """The file: pages that compress to about half."""
+    rng = random.Random(1)
+    return b"".join(rng.randbytes(PAGE // 2).ljust(PAGE, b".") for _ in range(PAGES))
 
 
 def sequential() -> Iterator[int]:
@@ -92,11 +97,11 @@ def measure(way: str, store: tmem.Store, path: Path) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as directory, mock.patch("tmem._files.cached_file.FileSource", SlowSource):
         path = Path(directory) / "file"
-        path.write_bytes(run(0, PAGES, PAGE))
+        path.write_bytes(contents())
         time.sleep(2 * SETTLE)
         with tmem.open(memory="256MiB") as store:
             measure("embedded", store, path)
-        with daemon(memory="256MiB") as running, tmem.connect(running.address) as store:
+        with Tmemd(memory="256MiB") as running, tmem.connect(running.address) as store:
             measure("daemon", store, path)
 
 

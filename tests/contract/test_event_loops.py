@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 import tmem.aio
-from tests.lib.daemons import daemon
+from tests.lib.daemon import daemon
 
 
 def test_a_store_is_made_before_its_loop_runs_and_is_for_that_one() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lib.daemons import daemon
+from tests.lib.daemon import daemon
 from tests.lib.support import PATIENCE
 
 if TYPE_CHECKING:

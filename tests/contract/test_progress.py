@@ -13,7 +13,8 @@ import pytest
 
 import tmem
 from tests.faults.slow import slow
-from tests.lib.daemons import blocking, daemon
+from tests.lib.blocking import blocking
+from tests.lib.daemon import daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,8 @@ import pytest
 
 import tmem
 from tests.faults.proxy import Proxy, proxy
-from tests.lib.daemons import Daemon, blocking, daemon
+from tests.lib.blocking import blocking
+from tests.lib.daemon import Daemon, daemon
 from tests.lib.support import PATIENCE
 from tmem_proto.v1.admin_pb2 import StatsRequest
 from tmem_proto.v1.admin_pb2_grpc import TmemAdminStub

@@ -15,7 +15,7 @@ import pytest
 import tmem.aio
 from tests.faults.proxy import Proxy, proxy
 from tests.lib.certificates import Authority
-from tests.lib.daemons import daemon
+from tests.lib.daemon import daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

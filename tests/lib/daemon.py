@@ -17,12 +17,22 @@ OID = bytes(range(24))
 
 
 class Daemon:
-    """A running daemon; `within` stands before its command."""
+    """A running daemon; `within` stands before its command. Started again, it listens where it did."""
 
     def __init__(self, *flags: str, memory: str = "64MiB", within: Sequence[str] = ()) -> None:
-        command = [*within, sys.executable, "-m", "tmemd", "--listen=127.0.0.1:0", "--metrics=127.0.0.1:0"]
+        self.flags = flags
+        self.address = "127.0.0.1:0"
+        self._memory = memory
+        self._within = within
+        self.start()
+
+    def start(self) -> None:
+        command = [*self._within, sys.executable, "-m", "tmemd", f"--listen={self.address}", "--metrics=127.0.0.1:0"]
         self.process = subprocess.Popen(
-            [*command, f"--memory={memory}", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, f"--memory={self._memory}", *self.flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.said = ""
         assert self.process.stdout is not None

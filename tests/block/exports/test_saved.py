@@ -14,7 +14,7 @@ import tmem
 from tests.block.lib.handshake import Wire, info_query, opened
 from tests.block.lib.protocol import Opt, Rep
 from tests.lib.command import Command
-from tests.lib.daemons import daemon
+from tests.lib.daemon import daemon
 from tests.lib.retry import eventually
 from tests.lib.support import noise, page
 from tmem.cli.archive.exports import restored

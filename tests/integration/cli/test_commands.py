@@ -10,7 +10,7 @@ import pytest
 
 import tmem
 from tests.lib.command import Command
-from tests.lib.daemons import daemon
+from tests.lib.daemon import daemon
 from tests.lib.support import noise, page, run
 from tmem.cli.archive.stored_file import LABEL_INDEX
 

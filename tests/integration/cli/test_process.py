@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import tmem
-from tests.lib.daemons import daemon
+from tests.lib.daemon import daemon
 from tests.lib.support import PATIENCE, noise, run
 
 if TYPE_CHECKING:

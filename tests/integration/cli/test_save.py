@@ -18,7 +18,7 @@ import pytest
 import tmem
 from tests.lib.busy_writer import OBJECTS, PAGES, flushed, round_of
 from tests.lib.command import Command
-from tests.lib.daemons import daemon
+from tests.lib.daemon import daemon
 from tests.lib.support import PAGE, PATIENCE, noise, page, run
 from tmem.cli.archive.format import BATCH_BYTES, Pages, Reader, Writer
 from tmem.cli.archive.restore import LANES, restore

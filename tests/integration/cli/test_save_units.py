@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import tmem
-from tests.lib.daemons import daemon
+from tests.lib.daemon import daemon
 from tests.lib.support import run
 
 DEPLOY = Path(__file__).parents[3] / "deploy"

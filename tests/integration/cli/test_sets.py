@@ -13,7 +13,7 @@ import pytest
 
 import tmem
 from tests.lib.command import Command
-from tests.lib.daemons import daemon
+from tests.lib.daemon import daemon
 from tests.lib.support import noise, page, run
 from tmem.cli.archive.save import save
 from tmem.cli.archive.sets import save_all

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lib.daemons import daemon
+from tests.lib.daemon import daemon
 
 ROOT = Path(__file__).parents[3]
 _FILES = (

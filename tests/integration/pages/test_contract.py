@@ -9,8 +9,8 @@ import pytest
 
 import tmem
 from tests.integration.engine.test_bad_input import BAD_SETTINGS, KEPT, WRONG_TYPES, WRONG_VALUES
-from tests.lib.daemon import daemon as workers
-from tests.lib.daemons import blocking, daemon
+from tests.lib.blocking import blocking
+from tests.lib.daemon import daemon
 from tests.lib.support import PAGE, filled, noise, page, run
 from tmem import Outcome
 
@@ -33,7 +33,7 @@ def server() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def worker() -> Iterator[str]:
     """The address of the second worker of a daemon that all tests here share."""
-    with workers("--workers=2") as running:
+    with daemon("--workers=2") as running:
         yield running.addresses[1]
 
 

@@ -18,7 +18,7 @@ import pytest
 
 import tmem
 from tests.integration.sdk import cached_file_model as model
-from tests.lib.daemons import Daemon, daemon
+from tests.lib.daemon import Daemon, daemon
 from tests.lib.retry import eventually
 from tests.lib.support import PATIENCE, run
 from tmem._files.cache_health import CacheHealth
@@ -271,14 +271,14 @@ def test_a_daemon_that_hangs_holds_up_one_read_only(path: Path) -> None:
         with cached(path, store, readahead=0) as file:
             file.read()
         with cached(path, store, readahead=0, patience=0.3) as file:
-            running._process.send_signal(signal.SIGSTOP)
+            running.process.send_signal(signal.SIGSTOP)
             try:
                 begun = time.monotonic()
                 for offset in range(0, len(CONTENT), SIZE):
                     assert file.read_at(offset, SIZE) == CONTENT[offset : offset + SIZE]
                 assert time.monotonic() - begun < 50 * 0.3
             finally:
-                running._process.send_signal(signal.SIGCONT)
+                running.process.send_signal(signal.SIGCONT)
         assert file.stats().bypassed > 50
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import tmem
 from tests.lib.certificates import Authority
-from tests.lib.daemons import daemon
+from tests.lib.daemon import daemon
 from tests.lib.support import page
 from tmem._protocol.messages import Failure
 from tmem._transport.h2 import direct

@@ -15,7 +15,7 @@ import tmem
 import tmem.aio
 from tests.lib.certificates import Authority
 from tests.lib.command import Command
-from tests.lib.daemons import daemon
+from tests.lib.daemon import daemon
 from tests.lib.support import noise, page
 
 if TYPE_CHECKING:

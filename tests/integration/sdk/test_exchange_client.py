@@ -14,7 +14,7 @@ import pytest
 
 import tmem
 import tmem.aio
-from tests.lib.daemons import Daemon, daemon
+from tests.lib.daemon import Daemon, daemon
 from tests.lib.support import PATIENCE, page
 from tmem_proto.v1 import admin_pb2 as admin
 from tmem_proto.v1.admin_pb2_grpc import TmemAdminStub
@@ -264,7 +264,7 @@ def test_a_connection_to_a_worker_that_is_no_more_is_closed(tmp_path: Path) -> N
         drivers: list[Any] = [transport._driver for transport in transports]
         before = [driver._present.connection for driver in drivers]
         running.stop()
-        running._options = arena
+        running.flags = arena
         running.start()
         for store in stores:
             assert store.pool("swap").get(1, [7]) == {7: page(7)}

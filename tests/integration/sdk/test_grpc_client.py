@@ -15,7 +15,7 @@ import pytest
 
 import tmem
 import tmem.aio
-from tests.lib.daemons import Daemon, daemon
+from tests.lib.daemon import Daemon, daemon
 from tests.lib.support import PATIENCE, page, run
 
 if TYPE_CHECKING:

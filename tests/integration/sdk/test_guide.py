@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.lib.certificates import Authority
-from tests.lib.daemons import daemon
+from tests.lib.daemon import daemon
 
 GUIDE = Path(__file__).parents[3] / "docs" / "sdk.md"
 PLAIN, SECURE = "127.0.0.1:7717", "localhost:7718"

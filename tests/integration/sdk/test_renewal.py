@@ -11,9 +11,9 @@ import pytest
 
 import tmem
 from tests.faults.proxy import proxy
+from tests.lib.blocking import blocking
 from tests.lib.certificates import Authority, Pair
 from tests.lib.daemon import Daemon, daemon
-from tests.lib.daemons import blocking
 from tests.lib.support import PATIENCE, page
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ import pytest
 from cryptography import x509
 
 import tmem
+from tests.lib.blocking import blocking
 from tests.lib.certificates import Authority
 from tests.lib.daemon import Client, Daemon, daemon
-from tests.lib.daemons import blocking
 from tests.lib.support import PATIENCE, page
 from tmem_proto.v1 import admin_pb2 as admin
 from tmem_proto.v1 import tmem_pb2 as pb

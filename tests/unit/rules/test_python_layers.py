@@ -32,7 +32,7 @@ MAY_SEE = {
     "tmem": {"tmem_proto", "tmem_engine"},
     "tmem_main": {"tmem"},
     "tmemd": {"tmem_proto", "tmem_engine"},
-    "bench": {"tmem", "tmem_proto", "tmem_engine", "tests"},
+    "bench": {"tmem", "tmem_proto", "tmem_engine"},
 }
 # Lower floors first.
 FLOORS: dict[str, list[set[str]]] = {

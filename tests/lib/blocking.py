@@ -1,65 +1,16 @@
-"""A real tmemd in a process of its own, and the asynchronous client seen as a synchronous one."""
+"""The asynchronous client behind the face of the synchronous one, so that one test serves both."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import inspect
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import tmem.aio
-from tests.lib.support import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_READY = "listening on "
-
-
-class Daemon:
-    """tmemd, started and stopped by hand; a restarted one listens where it did."""
-
-    def __init__(self, *options: str) -> None:
-        self._options = options
-        self.address = "127.0.0.1:0"
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "tmemd", "--listen", self.address, *self._options]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert self._process.stdout is not None
-        said = []
-        for line in self._process.stdout:
-            said.append(line)
-            if line.startswith(_READY):
-                self.address = line.removeprefix(_READY).strip()
-                return
-        raise AssertionError(f"tmemd did not start: {''.join(said)}")
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._end()
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._end()
-
-    def _end(self) -> None:
-        self._process.wait(timeout=PATIENCE)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-
-@contextlib.contextmanager
-def daemon(*options: str) -> Iterator[Daemon]:
-    """A tmemd that is gone when the block ends."""
-    running = Daemon(*options)
-    try:
-        yield running
-    finally:
-        running.kill()
 
 
 class Blocking:
