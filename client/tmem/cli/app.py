@@ -19,18 +19,18 @@ from tmem.cli.commands import bench, clients, events, exports, files, maintenanc
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 _SECTIONS = {
-    "Look": ("stat", "top", "events"),
+    "Inspect": ("stat", "top", "events"),
     "Pools": ("pool",),
     "Block devices": ("export", "san"),
     "Files in a pool": ("put", "get", "flush"),
     "Whole pools": ("save", "restore"),
-    "Care": ("check", "compact", "relinquish", "client", "worker"),
+    "Maintenance": ("check", "compact", "relinquish", "client", "worker"),
     "Measure and test": ("bench", "inject", "version"),
 }
 
 _EPILOG = """\b
 Examples:
-  tmem stat                                 the store, every number with its unit
+  tmem stat                                 all statistics of the store
   tmem pool create photos --codec zstd --quota 2GiB
   tmem put photos cat.jpg ./cat.jpg         then: tmem get photos cat.jpg -o copy.jpg
   tmem --server ram1:7717 top               live; q ends it
@@ -38,8 +38,8 @@ Examples:
   tmem pool ls --json | jq '.[].name'
 
 \b
-Every option of tmem is also a variable: TMEM_SERVER, TMEM_TIMEOUT, TMEM_CA ...
-Exit status: 0 done, 1 failed, 2 the command line makes no sense, 130 interrupted.
+Every option but --json can be set by a variable: TMEM_SERVER, TMEM_TIMEOUT, TMEM_CA, ...
+Exit status: 0 success, 1 failure, 2 invalid command line, 130 interrupted.
 """
 
 
@@ -68,12 +68,12 @@ class Root(Tree):
             raise _in_one_line(error) from error
         except click.Abort:
             click.echo(err=True)
-            raise Failed("nothing was done") from None
+            raise Failed("aborted: nothing was changed") from None
         except KeyboardInterrupt:
             click.echo(err=True)
             raise click.exceptions.Exit(interrupts.INTERRUPTED) from None
         except MemoryError:
-            raise Failed("there is not enough memory for that") from None
+            raise Failed("out of memory") from None
         except (tmem.TmemError, ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE and error.filename in (None, STANDARD_OUTPUT):
                 raise
@@ -97,19 +97,21 @@ class Root(Tree):
     envvar="TMEM_SERVER",
     default=DEFAULT_SERVER,
     show_default=True,
-    help="HOST:PORT of a tmemd (grpcs://HOST:PORT: TLS), or shm://PATH, an arena of this machine.",
+    help="A tmemd at HOST:PORT (with TLS: grpcs://HOST:PORT), or a local arena, shm://PATH.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
     envvar="TMEM_TIMEOUT",
-    help="For one call; 10, and an hour where a whole store is gone through.",
+    help="Time limit of a call; default 10, or 3600 for work on the whole store.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, exact numbers; lines of JSON for events and top.")
-@click.option("--ca", type=_FILE, envvar="TMEM_CA", help="Certificates that vouch for the server: TLS.")
-@click.option("--cert", type=_FILE, envvar="TMEM_CERT", help="This client's certificate.")
-@click.option("--key", type=_FILE, envvar="TMEM_KEY", help="Its private key.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON with exact numbers; events and top print one object per line."
+)
+@click.option("--ca", type=_FILE, envvar="TMEM_CA", help="Use TLS and trust these certificate authorities.")
+@click.option("--cert", type=_FILE, envvar="TMEM_CERT", help="The client's certificate.")
+@click.option("--key", type=_FILE, envvar="TMEM_KEY", help="The private key of the certificate.")
 @click.version_option(package_name="tmem", message="tmem %(version)s", help="Show the version of this command.")
 @pass_session
 @click.pass_context
@@ -123,7 +125,7 @@ def root(
     cert: Path | None,
     key: Path | None,
 ) -> None:
-    """Look at a store of tmem and care for it."""
+    """Inspect and manage a tmem store."""
     options = session.options
     options.server, options.timeout, options.json = server, timeout, as_json
     options.ca, options.cert, options.key = ca, cert, key

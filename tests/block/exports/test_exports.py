@@ -204,11 +204,13 @@ def test_a_drained_export_lets_nobody_in_and_those_there_go_on(store: tmem.Store
     command = Command(served.address)
     with opened(address, "swap0") as client:
         assert store.drain_export("swap0").draining
-        assert "1 client still there" in command.fails("export", "drain", "swap0", "--wait", 0.01)
+        assert "1 client still connected" in command.fails("export", "drain", "swap0", "--wait", 0.01)
         with Wire(address).begin() as late:
             assert late.refused(Opt.GO, info_query("swap0")) >= Rep.ERR_UNSUP
         client.write(0, b"\1" * 4096)
-    assert "is drained: nobody has it open, 4.00 KiB is held" in command("export", "drain", "swap0", "--wait", 30)
+    assert "is drained: no client has it open, and it holds 4.00 KiB" in command(
+        "export", "drain", "swap0", "--wait", 30
+    )
     assert not store.drain_export("swap0", undo=True).draining
     opened(address, "swap0").close()
 
@@ -274,12 +276,12 @@ def test_pools_of_exports_are_made_and_destroyed_with_exports_only(store: tmem.S
 def test_the_command_lists_makes_and_removes(served: Daemon, store: tmem.Store) -> None:
     command = Command(served.address)
     made = command("export", "create", "swap0", "--size", "1MiB", "--reserve", "1MiB")
-    assert "made export 'swap0': 1.00 MiB, lz4 in blocks of 4.00 KiB, 1.00 MiB of memory reserved" in made
+    assert "created export 'swap0': 1.00 MiB, lz4 in blocks of 4.00 KiB, 1.00 MiB of memory reserved" in made
     listed = command.json("export", "ls")
     assert listed["addresses"] == addresses(served)
     assert [(one["name"], one["size"], one["clients"]) for one in listed["exports"]] == [("swap0", MIB, [])]
     assert "swap0" in command("export", "ls")
-    assert command("export", "resize", "swap0", "2MiB").strip() == "export 'swap0' has 2.00 MiB"
+    assert command("export", "resize", "swap0", "2MiB").strip() == "export 'swap0' is now 2.00 MiB"
     assert "removed export 'swap0' with 0 pages" in command("export", "rm", "swap0", "--yes")
     assert store.exports() == []
 

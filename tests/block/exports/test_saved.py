@@ -118,7 +118,7 @@ def test_a_saved_export_is_restored_as_one_by_another_daemon(file: Path, tmp_pat
 def test_who_may_open_it_is_restored_where_that_is_anyone(cli: Command, store: tmem.Store, tmp_path: Path) -> None:
     store.create_export("open", MIB)
     cli("save", "export/open", tmp_path / "saved")
-    assert "anyone" in cli.run("restore", tmp_path / "saved", "--as", "copy").stderr
+    assert "tmem export allow copy" in cli.run("restore", tmp_path / "saved", "--as", "copy").stderr
     assert found(store, "copy").allowed is None
 
 
@@ -140,7 +140,7 @@ def test_a_file_of_before_needs_an_export_that_is_there(cli: Command, store: tme
     without_description(file)
     assert "tmem export create disk --size SIZE --codec zstd:3 --block-size 16384" in cli.fails("restore", file)
     store.create_export("disk", 3 * MIB + BLOCK // 2, block_size=BLOCK)
-    assert "which was there" in cli("restore", file)
+    assert "(existing)" in cli("restore", file)
     holds_what_was_saved(nbd, "disk")
 
 
@@ -150,7 +150,7 @@ def test_an_export_that_a_client_has_open_is_left_alone(cli: Command, store: tme
         client.write(0, page(9) * 4)
         for options in ((), ("--merge",)):
             said = cli.fails("restore", file, *options)
-        assert "is open (unix" in said
+        assert "is in use by unix" in said
         assert client.read(0, BLOCK) == page(9) * 4
     assert not found(store, "disk").draining
     eventually(lambda: not found(store, "disk").clients)
@@ -164,7 +164,7 @@ def test_what_is_frozen_keeps_what_it_holds(cli: Command, store: tmem.Store, fil
     """A put that is refused would take the older page away."""
     cli("restore", file, "--pool", into)
     cli("pool", "freeze", into)
-    assert "is frozen: nothing was written" in cli.fails("restore", file, "--merge", "--pool", into)
+    assert "is frozen, so nothing was written" in cli.fails("restore", file, "--merge", "--pool", into)
     assert store.find_pool(into).stats()["pages"] == 2
     cli("pool", "thaw", into)
     cli("restore", file, "--merge", "--pool", into)
@@ -216,7 +216,7 @@ def test_pages_that_are_refused_leave_it_closed(cli: Command, store: tmem.Store,
     done = cli.run("restore", file, "--as", "small")
     assert done.exit_code == 1
     assert "for quota" in done.stderr
-    assert "lets nobody in" in done.stderr
+    assert "admits no clients" in done.stderr
     assert not lets_in(nbd, "small")
 
 

@@ -101,7 +101,7 @@ def test_what_is_asked_while_the_san_is_away_is_answered_when_it_is_back(
 ) -> None:
     expected = bytearray(volume.file.read_bytes())
     volume.kill()
-    eventually(lambda: "the SAN is away" in attached.told())
+    eventually(lambda: "the SAN is unreachable" in attached.told())
     reads = [client.submit(Cmd.READ, at * PAGE, PAGE) for at in range(8)]
     writes = [client.submit(Cmd.WRITE, (16 + at) * PAGE, PAGE, data=noise(at)) for at in range(8)]
     flush = client.submit(Cmd.FLUSH)
@@ -115,7 +115,7 @@ def test_what_is_asked_while_the_san_is_away_is_answered_when_it_is_back(
         expected[(16 + at) * PAGE : (17 + at) * PAGE] = noise(at)
     assert volume.file.read_bytes() == expected
     assert client.read(0, SIZE) == expected
-    eventually(lambda: "the SAN is back" in attached.told())
+    eventually(lambda: "the SAN is reachable again" in attached.told())
 
 
 def test_commands_under_way_when_the_san_dies_are_carried_out_by_the_next(volume: Volume, client: Client) -> None:

@@ -72,7 +72,7 @@ def test_a_pool_comes_back_as_it_was(cli: Command, store: tmem.Store, tmp_path: 
     pool.put(b"other", {0: noise(1), 7: bytes(4096), 2**32 - 1: page(7)})
     file = tmp_path / "saved"
     assert "saved 1,403 pages of 'swap'" in cli("save", "swap", file)
-    assert "put 1,403 pages to pool 'copy'" in cli("restore", file, "--pool", "copy")
+    assert "restored 1,403 pages to pool 'copy'" in cli("restore", file, "--pool", "copy")
     copy = store.find_pool("copy")
     assert copy.settings == pool.settings
     assert copy.stats()["pages"] == 1403
@@ -176,9 +176,9 @@ def test_a_file_that_is_cut_touches_nothing(cli: Command, store: tmem.Store, tmp
     cli("save", "swap", file)
     whole = file.read_bytes()
     for data, why in (
-        (whole[:-1], "cut off"),
-        (whole[: len(whole) // 2], "cut off"),
-        (b"?" + whole, "no file of saved"),
+        (whole[:-1], "truncated"),
+        (whole[: len(whole) // 2], "truncated"),
+        (b"?" + whole, "not a file of saved"),
     ):
         file.write_bytes(data)
         said = cli.fails("restore", file, "--pool", "copy")

@@ -101,7 +101,7 @@ def test_a_pool_that_cannot_be_saved_keeps_no_other_from_it_and_no_set_is_remove
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file)
         return save(session.target, view, file, lambda _: None)
 
-    with pytest.raises(Failed, match=r"1 of 3 pools could not be saved whole: photos/2026 é: .*No space left"):
+    with pytest.raises(Failed, match=r"1 of 3 pools could not be saved completely: photos/2026 é: .*No space left"):
         save_all(session, tmp_path, 1, one_fails)
     session.close()
     before, made = sets(tmp_path)
@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_restored_keeps_no_other_from_it(cli: Command, sto
     done = cli.run("restore", "--all", tmp_path)
     assert done.exit_code == 1
     assert "swap.tmem: " in done.stderr
-    assert "cut off" in done.stderr
+    assert "truncated" in done.stderr
     assert "export%2Fdisk.tmem: the file is missing" in done.stderr
     assert [pool.name for pool in store.pools() if not pool.name.startswith(".")] == [LAST]
 
@@ -183,14 +183,14 @@ def test_damaged_pages_and_what_a_set_lacks_are_failures_that_name_it(
     empty(store)
     assert "swap: not saved: 3 pages failed their checksum" in cli.fails("restore", "--all", made)
     (made / "manifest.json").write_text("[]")
-    assert "is no manifest" in cli.fails("restore", "--all", made)
+    assert "is not a valid manifest" in cli.fails("restore", "--all", made)
 
 
 def test_what_makes_no_sense_with_all_is_refused(cli: Command, tmp_path: Path) -> None:
     assert "--all" in cli.fails("save", status=2)
     assert "--all" in cli.fails("save", "swap", tmp_path / "x", "--keep", "2", status=2)
     assert "--all" in cli.fails("save", "swap", "x", "--all", tmp_path, status=2)
-    assert "no saved pools" in cli.fails("restore", "--all", tmp_path)
+    assert "neither saved pools" in cli.fails("restore", "--all", tmp_path)
     assert "nowhere" in cli.fails("restore", "--all", tmp_path / "nowhere")
     folder = os.open(tmp_path, os.O_RDONLY)
     try:

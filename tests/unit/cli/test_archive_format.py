@@ -79,23 +79,23 @@ def _records() -> list[bytes]:
 def test_a_record_that_is_missing_or_double_is_noticed(which: int) -> None:
     records = _records()
     for others in (records[:which] + records[which + 1 :], [*records[:which], records[which], *records[which:]]):
-        with pytest.raises(PagesFileError, match="missing or double"):
+        with pytest.raises(PagesFileError, match="missing or duplicated"):
             read(MAGIC + b"".join(others)).check()
 
 
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"", "no file of saved pages"),
-        (b"#!/bin/sh\n" * 9, "no file of saved pages"),
-        (MAGIC + record(b"E", bytes(24)), "no header"),
+        (b"", "not a file of saved pages"),
+        (b"#!/bin/sh\n" * 9, "not a file of saved pages"),
+        (MAGIC + record(b"E", bytes(24)), "the header is missing"),
         (MAGIC + record(b"H", b"[" * 100_000), "does not describe a pool"),
         (MAGIC + record(b"H", b'{"pool": "p", "settings": {"page_size": 512}}'), "does not describe a pool"),
         (b"tmem-pages-2" + MAGIC[12:], "of another format than tmem-pages-1"),
         (MAGIC + record(b"H", b"[]"), "does not describe a pool"),
         (MAGIC + record(b"H", b'{"pool": "p", "settings": {"page_size": 4095}}'), "does not describe a pool"),
-        (written() + b"x", "behind its end"),
-        (MAGIC + struct.pack("<cI", b"H", LARGEST + 1), "longer than any can be"),
+        (written() + b"x", "data after the end"),
+        (MAGIC + struct.pack("<cI", b"H", LARGEST + 1), "exceeds the limit"),
     ],
 )
 def test_what_is_no_such_file_is_named(data: bytes, why: str) -> None:
@@ -107,14 +107,14 @@ def test_what_is_no_such_file_is_named(data: bytes, why: str) -> None:
     ("kind", "payload", "why"),
     [
         (b"P", bytes(20), "too short to name an object"),
-        (b"P", OID + struct.pack("<I", 2**32 - 1), "more than any can"),
-        (b"P", OID + struct.pack("<I", LARGEST // 4096 + 1), "more than any can"),
-        (b"P", OID + struct.pack("<I", LARGEST // 4096), "too short for their number"),
-        (b"P", OID + struct.pack("<IIII", 1, 7, 5, 0) + b"1234", "lengths do not agree"),
-        (b"P", OID + struct.pack("<IIII", 1, 7, 5000, 0) + bytes(5000), "lengths do not agree"),
-        (b"P", OID + struct.pack("<IIII", 1, 7, 0, 0), "lengths do not agree"),
-        (b"T", OID + struct.pack("<II", 2, 7), "not as long as"),
-        (b"X", b"", "no record of kind"),
+        (b"P", OID + struct.pack("<I", 2**32 - 1), "exceeds the limit"),
+        (b"P", OID + struct.pack("<I", LARGEST // 4096 + 1), "exceeds the limit"),
+        (b"P", OID + struct.pack("<I", LARGEST // 4096), "too short for its number"),
+        (b"P", OID + struct.pack("<IIII", 1, 7, 5, 0) + b"1234", "lengths do not match"),
+        (b"P", OID + struct.pack("<IIII", 1, 7, 5000, 0) + bytes(5000), "lengths do not match"),
+        (b"P", OID + struct.pack("<IIII", 1, 7, 0, 0), "lengths do not match"),
+        (b"T", OID + struct.pack("<II", 2, 7), "does not match its number of tombstones"),
+        (b"X", b"", "unknown record kind"),
     ],
 )
 def test_a_record_whose_parts_do_not_fit_is_named(kind: bytes, payload: bytes, why: str) -> None:

@@ -198,7 +198,7 @@ def test_a_name_that_cannot_be_a_file_is_named_with_the_reason(tmp_path: Path, n
 
 
 def test_a_folder_that_takes_no_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Failed, match=r"nowhere/file: the folder .*nowhere takes no file: No such file"):
+    with pytest.raises(Failed, match=r"nowhere/file: cannot create a file in .*nowhere: No such file"):
         write(tmp_path / "nowhere" / "file")
 
 

@@ -60,11 +60,11 @@ def restored(
     """The pool of the export to restore to, and whether it is new. It lets nobody in until the block has ended well."""
     if not target.served:
         raise tmem.MismatchError(
-            f"{target.address} is an arena of this machine: an export is restored by its server (--server HOST:PORT), "
-            "or its pages alone to a pool (--pool NAME)"
+            f"{target.address} is a local arena: only a server can restore an export (--server HOST:PORT), "
+            "but its pages can go to a pool (--pool NAME)"
         )
     if reader.foreign:
-        raise PagesFileError("the file has pages that no export has: restore them to a pool, with --pool NAME")
+        raise PagesFileError("the file has pages that cannot be an export's: restore them to a pool with --pool NAME")
     wanted, found = _description(reader), find(target, name)
     made = found is None
     held_back = found is not None and found.draining
@@ -74,24 +74,24 @@ def restored(
         _must_fit(found, reader, wanted, merge)
         if target.pool(PREFIX + name).frozen:
             raise tmem.MismatchError(
-                f"export {name!r} is frozen: nothing was written; `tmem pool thaw {PREFIX}{name}` ends that"
+                f"export {name!r} is frozen, so nothing was written: thaw it with `tmem pool thaw {PREFIX}{name}`"
             )
         _close(target, found)
     try:
         yield target.store.find_pool(PREFIX + name), made
     except BaseException:
         remark(
-            f"export {name!r} may hold a part of the file and lets nobody in: restore it again with --merge, or remove "
-            f"it (tmem export rm {name}); `tmem export drain {name} --undo` lets clients in as it is"
+            f"export {name!r} may be partly restored and admits no clients: restore it again with --merge, or remove "
+            f"it (tmem export rm {name}), or admit clients as it is (tmem export drain {name} --undo)"
         )
         raise
     if made and wanted is not None and wanted.allowed is None:
         remark(
-            f"anyone whom the server's address lets in may open export {name!r}, as when it was saved: "
-            f"`tmem export allow {name} IDENTITY` names who may"
+            f"everyone who can reach the server may open export {name!r}, as when it was saved: "
+            f"`tmem export allow {name} IDENTITY` restricts that"
         )
     if held_back:
-        remark(f"export {name!r} lets nobody in, as before: `tmem export drain {name} --undo` ends that")
+        remark(f"export {name!r} still admits no clients: `tmem export drain {name} --undo` changes that")
     else:
         target.ask(lambda link: export_ops.drain(link, name, True))
 
@@ -113,7 +113,7 @@ def _description(reader: Reader) -> Description | None:
     except (KeyError, TypeError):
         raise PagesFileError("the header does not describe an export") from None
     if reader.furthest * reader.page_size >= found.size:
-        raise PagesFileError(f"the file has pages beyond the end of the export, which is of {_exact(found.size)}")
+        raise PagesFileError(f"the file has pages beyond the end of the export, {_exact(found.size)}")
     return found
 
 
@@ -122,9 +122,9 @@ def _make(target: Target, reader: Reader, name: str, wanted: Description | None)
     settings = reader.header["settings"]
     if wanted is None:
         raise tmem.MismatchError(
-            f"there is no export {name!r}, and the file tells neither its size nor who may open it: make it first with "
+            f"there is no export {name!r}, and the file says neither its size nor who may open it: create it with "
             f"`tmem export create {name} --size SIZE --codec {settings.get('codec', 'lz4')} --block-size "
-            f"{reader.page_size}` (its pages reach to {_exact((reader.furthest + 1) * reader.page_size)}), and restore "
+            f"{reader.page_size}` (its pages reach {_exact((reader.furthest + 1) * reader.page_size)}), then restore "
             "again"
         )
     nobody: tuple[str, ...] = ()
@@ -152,18 +152,18 @@ def _must_fit(found: Export, reader: Reader, wanted: Description | None, merge: 
     if found.block_size != reader.page_size:
         raise tmem.MismatchError(
             f"export {found.name!r} has blocks of {found.block_size} bytes, the saved one of {reader.page_size}: "
-            "--as NAME restores it beside"
+            "restore it under another name with --as NAME"
         )
     size = wanted.size if wanted else (reader.furthest + 1) * reader.page_size
     if found.size < size and (wanted or found.size <= reader.furthest * reader.page_size):
         raise tmem.MismatchError(
-            f"export {found.name!r} has {_exact(found.size)}, the saved one {_exact(size)}: nothing was written; "
-            f"`tmem export resize {found.name} {size}`, or --as NAME to restore it beside"
+            f"export {found.name!r} is {_exact(found.size)}, the saved one {_exact(size)}: nothing was written; "
+            f"use `tmem export resize {found.name} {size}`, or restore it under another name with --as NAME"
         )
     if found.pages and not merge:
         raise tmem.MismatchError(
-            f"export {found.name!r} holds {text.quantity(found.pages, 'block')}: --as NAME restores it beside, --merge "
-            "puts the saved blocks over what it holds"
+            f"export {found.name!r} holds {text.quantity(found.pages, 'block')}: restore it under another name with "
+            "--as NAME, or overwrite its blocks with --merge"
         )
 
 
@@ -176,8 +176,8 @@ def _close(target: Target, found: Export) -> None:
         target.ask(lambda link: export_ops.drain(link, found.name, True))
     who = ", ".join(text.printable(one.identity or one.address) for one in now.clients)
     raise tmem.MismatchError(
-        f"export {found.name!r} is open ({who}), and what is written to it would be lost: nothing was written; end "
-        f"its clients, or restore it beside with --as NAME"
+        f"export {found.name!r} is in use by {who}, so nothing was written: disconnect its clients, or "
+        "restore it under another name with --as NAME"
     )
 
 

@@ -137,7 +137,7 @@ class Reader:
         self.furthest = -1
         self.foreign = False
         if self._start() != b"H":
-            raise self._fault("it has no header")
+            raise self._fault("the header is missing")
         self.header = self._header()
 
     @property
@@ -173,7 +173,7 @@ class Reader:
                     self._end(self._totals)
                     return
                 case kind:
-                    raise self._fault(f"there is no record of kind {kind!r}: a newer tmem may have written it")
+                    raise self._fault(f"unknown record kind {kind!r}: a newer tmem may have written the file")
 
     def _start(self) -> bytes:
         self._source.seek(0)
@@ -184,7 +184,7 @@ class Reader:
                 raise self._fault(
                     "it is of another format than tmem-pages-1: it takes the tmem that wrote it, or a newer"
                 )
-            raise self._fault("it is no file of saved pages (tmem-pages-1)")
+            raise self._fault("this is not a file of saved pages (tmem-pages-1)")
         return self._read()
 
     def _read(self) -> bytes:
@@ -194,7 +194,7 @@ class Reader:
         kind: bytes
         kind, length = _HEAD.unpack(head)
         if length > LARGEST:
-            raise self._fault(f"a record of {length} bytes is longer than any can be")
+            raise self._fault(f"a record of {length} bytes exceeds the limit")
         self._payload = self._exactly(length)
         (crc,) = _CRC.unpack(self._exactly(_CRC.size))
         if google_crc32c.extend(google_crc32c.value(head), self._payload) != crc:
@@ -204,7 +204,7 @@ class Reader:
     def _exactly(self, count: int) -> bytes:
         found = self._source.read(count)
         if len(found) != count:
-            raise self._fault("it is cut off")
+            raise self._fault("the file is truncated")
         return found
 
     def _header(self) -> dict[str, Any]:
@@ -214,28 +214,28 @@ class Reader:
         except (ValueError, KeyError, TypeError, RecursionError):
             fits = False
         if not fits:
-            raise self._fault("its header does not describe a pool")
+            raise self._fault("the header does not describe a pool")
         return dict(header)
 
     def _pages(self) -> Pages:
         oid, count = self._object()
         if count * self.page_size > LARGEST:
-            raise self._fault(f"a record of {count} pages has more than any can")
+            raise self._fault(f"a record of {count} pages exceeds the limit")
         blocks = _OBJECT.size + count * _PAGE.size
         if blocks > len(self._payload):
-            raise self._fault("a record of pages is too short for their number")
+            raise self._fault("a record is too short for its number of pages")
         entries = list(_PAGE.iter_unpack(self._payload[_OBJECT.size : blocks]))
         lengths = [length for _, length, _ in entries]
         if sum(lengths) != len(self._payload) - blocks or (
             lengths and not 0 < min(lengths) <= max(lengths) <= self.page_size
         ):
-            raise self._fault("a record's lengths do not agree with its blocks")
+            raise self._fault("a record's lengths do not match its blocks")
         return Pages(oid, entries, self._payload[blocks:])
 
     def _tombstones(self) -> Tombstones:
         oid, count = self._object()
         if len(self._payload) != _OBJECT.size + 4 * count:
-            raise self._fault("a record of tombstones is not as long as their number says")
+            raise self._fault("a record's length does not match its number of tombstones")
         return Tombstones(oid, struct.unpack_from(f"<{count}I", self._payload, _OBJECT.size))
 
     def _object(self) -> tuple[bytes, int]:
@@ -246,9 +246,9 @@ class Reader:
 
     def _end(self, found: Totals) -> None:
         if len(self._payload) != _END.size or Totals(*_END.unpack(self._payload)) != found:
-            raise self._fault("its end does not agree with what is before it: records are missing or double")
+            raise self._fault("the totals at the end do not match: records are missing or duplicated")
         if self._source.read(1):
-            raise self._fault("there is something behind its end")
+            raise self._fault("there is data after the end")
 
     def _fault(self, why: str) -> PagesFileError:
         return PagesFileError(f"{self._name}, at byte {self._at:,}: {why}")

@@ -55,17 +55,20 @@ def _pool_for(target: Target, reader: Reader, name: str, merge: bool) -> tuple[P
         _make(target, name, _settings(reader))
         return target.store.find_pool(name), True
     if view.settings["kind"] != "persistent":
-        raise tmem.MismatchError(f"pool {name!r} is ephemeral and may lose any page: give another name with --as")
+        raise tmem.MismatchError(f"pool {name!r} is ephemeral and may lose pages: restore under another name with --as")
     if view.frozen:
-        raise tmem.MismatchError(f"pool {name!r} is frozen: nothing was written; `tmem pool thaw {name}` ends that")
+        raise tmem.MismatchError(
+            f"pool {name!r} is frozen, so nothing was written: thaw it with `tmem pool thaw {name}`"
+        )
     if view.page_size != reader.page_size:
         raise tmem.MismatchError(
-            f"pool {name!r} has pages of {view.page_size} bytes, the file of {reader.page_size}: give another name "
-            "with --as"
+            f"pool {name!r} has pages of {view.page_size} bytes, the file of {reader.page_size}: restore under another "
+            "name with --as"
         )
     if view.stats["pages"] and not merge:
         raise tmem.MismatchError(
-            f"pool {name!r} holds {view.stats['pages']:,} pages: give another name with --as, or --merge into it"
+            f"pool {name!r} holds {view.stats['pages']:,} pages: restore under another name with "
+            "--as, or overwrite its pages with --merge"
         )
     return target.store.find_pool(name), False
 

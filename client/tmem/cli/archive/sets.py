@@ -61,7 +61,9 @@ def save_all(session: Session, folder: Path, keep: int | None, save: Callable[[P
     if pruned:
         session.output.say(f"removed {text.quantity(len(pruned), 'older set')}")
     if failed:
-        raise Failed(f"{len(failed)} of {text.quantity(len(views), 'pool')} could not be saved whole: {_why(failed)}")
+        raise Failed(
+            f"{len(failed)} of {text.quantity(len(views), 'pool')} could not be saved completely: {_why(failed)}"
+        )
 
 
 def restore_all(session: Session, folder: Path, restore: Callable[[str], Restored]) -> None:
@@ -78,7 +80,7 @@ def restore_all(session: Session, folder: Path, restore: Callable[[str], Restore
         session.output.document({"folder": str(found), "restored": restored, "failed": failed})
     session.output.say(f"restored {text.quantity(len(restored), 'pool')} of {text.printable(str(found))}")
     if failed:
-        raise Failed(f"{text.quantity(len(failed), 'pool')} could not be restored whole: {_why(failed)}")
+        raise Failed(f"{text.quantity(len(failed), 'pool')} could not be restored completely: {_why(failed)}")
 
 
 def _save_each(
@@ -90,14 +92,14 @@ def _save_each(
         try:
             done = save(view, str(file))
         except tmem.UnknownPoolError:
-            session.output.remark(f"pool {text.printable(view.name)!r} went meanwhile")
+            session.output.remark(f"pool {text.printable(view.name)!r} was removed meanwhile")
             continue
         except (tmem.TmemError, Failed, OSError) as error:
             failed.append({"pool": view.name, "why": _says(error)})
             continue
         saved.append({"pool": view.name, "file": file.name, **asdict(done)})
         if done.corrupt:
-            why = f"{text.quantity(done.corrupt, 'page')} failed their checksum and are not in the file"
+            why = f"{text.quantity(done.corrupt, 'page')} failed their checksum and are missing from the file"
             failed.append({"pool": view.name, "why": why})
     return saved, failed
 
@@ -115,7 +117,7 @@ def _alone(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Failed(f"{folder}: another `tmem save --all` is at work there") from None
+                raise Failed(f"{folder}: another `tmem save --all` is running there") from None
         yield
     finally:
         os.close(handle)
@@ -143,7 +145,9 @@ def _manifest(found: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise Failed(f"{found / _MANIFEST} is no manifest of a set; name the files for `tmem restore`") from None
+        raise Failed(
+            f"{found / _MANIFEST} is not a valid manifest; restore the files one by one with `tmem restore FILE`"
+        ) from None
 
 
 def _to_restore(folder: Path) -> Path:
@@ -154,7 +158,7 @@ def _to_restore(folder: Path) -> Path:
         manifest = _manifest(found)
         if manifest is not None and manifest["saved"]:
             return found
-    raise Failed(f"{folder} has no saved pools, and no finished set of them")
+    raise Failed(f"{folder} has neither saved pools nor a complete set of them")
 
 
 def _lacks(found: Path) -> list[dict[str, str]]:
@@ -175,7 +179,7 @@ def _prune(session: Session, folder: Path, keep: int) -> list[str]:
             if _remove(found):
                 removed.append(found.name)
             else:
-                session.output.remark(f"{found} has files that are no set's, and stays")
+                session.output.remark(f"{found} holds other files and was not removed")
             continue
         manifest = _manifest(found)
         whole += manifest is not None and not manifest["failed"]

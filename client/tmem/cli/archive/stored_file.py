@@ -64,7 +64,9 @@ def put_file(pool: Pool, name: str, source: BinaryIO, done: Callable[[int], None
         label = _put_pages(pool, name, source, done)
         page = json.dumps({"tmem-file": _FORMAT, **asdict(label)}).encode()
         if len(page) > pool.page_size:
-            raise ValueError(f"the name is {len(name)} letters long; with its label it does not fit in a page")
+            raise ValueError(
+                f"the name is {len(name)} characters long, too long to fit in a page with the rest of the label"
+            )
         _require(name, LABEL_INDEX, pool.put_range(key, LABEL_INDEX, page.ljust(pool.page_size)))
     except BaseException:
         pool.flush_object(key)
@@ -85,7 +87,7 @@ def read_label(pool: Pool, name: str) -> Label | None:
         if not (isinstance(label.length, int) and isinstance(label.crc32c, int) and label.length >= 0):
             raise ValueError("of other types")
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        raise StoredError(f"object {name!r} of pool {pool.name!r} is no file that `tmem put` stored") from None
+        raise StoredError(f"object {name!r} of pool {pool.name!r} was not stored by `tmem put`") from None
     return label
 
 
@@ -98,13 +100,13 @@ def file_chunks(pool: Pool, name: str, label: Label) -> Iterator[bytes]:
         if missing:
             why = "evicted, or flushed" if pool.settings.kind == "ephemeral" else "flushed"
             raise StoredError(
-                f"{name!r} is not whole: of pages {part[0]} to {part[-1]} {missing} are gone ({why} since it was put)"
+                f"{name!r} is incomplete: {missing} of its pages {part[0]} to {part[-1]} are gone ({why} since the put)"
             )
         chunk = bytes(memoryview(buffer)[: label.length - part[0] * size])
         crc = google_crc32c.extend(crc, chunk)
         yield chunk
     if crc != label.crc32c:
-        raise StoredError(f"{name!r} is not what was put: its checksum differs; it was written meanwhile")
+        raise StoredError(f"{name!r} fails its checksum: somebody wrote to it meanwhile")
 
 
 def _put_pages(pool: Pool, name: str, source: BinaryIO, done: Callable[[int], None]) -> Label:

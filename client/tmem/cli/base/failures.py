@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 _NEAR = 3
 
 _REMEDIES = {
-    "quota": "the pool is at its quota: flush, or raise it with `tmem pool quota {pool} SIZE`",
-    "frozen": "the pool is frozen: `tmem pool thaw {pool}` ends that",
-    "poor_compression": "the page takes more bytes than the pool's max-zpage: keep it elsewhere",
-    "memory": "the store is full: flush, `tmem compact`, or give tmemd more memory",
-    "no_space": "the file system of the arena is full: make space there",
-    "unavailable": "the server is away",
+    "quota": "the pool has reached its quota: flush pages, or raise it with `tmem pool quota {pool} SIZE`",
+    "frozen": "the pool is frozen: thaw it with `tmem pool thaw {pool}`",
+    "poor_compression": "the page compresses to more than the pool's max-zpage allows",
+    "memory": "the store is full: flush pages, run `tmem compact`, or give tmemd more memory",
+    "no_space": "the arena's file system is full: free some space there",
+    "unavailable": "the server is unavailable",
 }
 
 
 def remedy(reason: str, pool: str) -> str:
     """What a reason of a refusal means, and what ends it."""
-    return f"{reason}: {_REMEDIES.get(reason, 'a reason of a newer server').format(pool=pool)}"
+    return f"{reason}: {_REMEDIES.get(reason, 'unknown to this version of tmem').format(pool=pool)}"
 
 
 class Failed(click.ClickException):
@@ -50,7 +50,7 @@ def explain(error: Exception, address: str, names: Callable[[], Sequence[str]]) 
     if isinstance(error, tmem.UnknownPoolError):
         return Failed(unknown_pool(error.name, names))
     if isinstance(error, tmem.UnknownExportError):
-        return Failed(f"{error}: `tmem export ls` lists those there are")
+        return Failed(f"{error}: `tmem export ls` lists the exports")
     if isinstance(error, tmem.UnavailableError):
         return Failed(_away(str(error), address))
     if isinstance(error, tmem.DeniedError):
@@ -70,23 +70,25 @@ def unknown_pool(name: str, names: Callable[[], Sequence[str]]) -> str:
         known = []
     near = difflib.get_close_matches(name, known, _NEAR, 0.5) or [one for one in known if name and name in one][:_NEAR]
     if near:
-        return f"there is no pool {name!r}; is it {' or '.join(repr(one) for one in near)}?"
+        return f"there is no pool {name!r}; did you mean {' or '.join(repr(one) for one in near)}?"
     if known:
-        return f"there is no pool {name!r}; `tmem pool ls` lists the {len(known)} there are"
-    return f"there is no pool {name!r}, nor any other; `tmem pool create {name}` makes it"
+        return f"there is no pool {name!r}; `tmem pool ls` lists all {len(known)}"
+    return f"there is no pool {name!r}, nor any other; create it with `tmem pool create {name}`"
 
 
 def _away(why: str, address: str) -> str:
     reason = why.removeprefix(f"{address}: ")
     lowered = reason.lower()
     if any(word in lowered for word in ("resolution", "name or service", "lookup")):
-        return f"the host of {address} is not known: check --server (TMEM_SERVER)"
+        return f"cannot resolve the host of {address}: check --server (TMEM_SERVER)"
     if any(word in lowered for word in ("handshake", "ssl_error", "certificate")):
-        return f"{address} and this client do not agree on TLS: check --ca, --cert and --key: {reason}"
+        return f"the TLS handshake with {address} failed: check --ca, --cert and --key: {reason}"
     if "socket closed" in lowered:
-        return f"{address} hung up: does it want TLS? Give --ca, and --cert and --key where it asks who you are"
+        return f"{address} closed the connection: does it use TLS? Give --ca, and --cert and --key if it asks for them"
     if any(word in lowered for word in ("refused", "failed to connect", "unreachable", "tried again", "no route")):
-        return f"nothing answers at {address}: is tmemd running? Start it, or name another with --server (TMEM_SERVER)"
+        return (
+            f"nothing answers at {address}: is tmemd running? Start it, or choose another with --server (TMEM_SERVER)"
+        )
     if any(word in lowered for word in ("deadline", "no answer")):
-        return f"{address} did not answer in time: allow more with --timeout SECONDS"
+        return f"{address} did not answer in time: allow more time with --timeout SECONDS"
     return f"{address} cannot be reached: {reason}"

@@ -94,7 +94,7 @@ def writing(name: str, mode: int) -> Iterator[Sink]:
 @contextmanager
 def _standard() -> Iterator[Sink]:
     if sys.stdout.isatty():
-        raise Misused("these bytes do not belong on a terminal: name a file, or use a pipe")
+        raise Misused("refusing to write binary data to a terminal: name a file, or use a pipe")
     yield Sink(sys.stdout.buffer, STANDARD_OUTPUT)
     with _named(STANDARD_OUTPUT):
         sys.stdout.buffer.flush()
@@ -127,7 +127,7 @@ def _replacing(name: str, before: os.stat_result | None, mode: int) -> Iterator[
             part.replace(path)
             sync(path.parent)
         if before is not None and before.st_nlink > 1:
-            click.echo(f"tmem: {printable(name)} had other hard links: they keep what it was", err=True)
+            click.echo(f"tmem: {printable(name)} had other hard links, which keep the old contents", err=True)
     except BaseException:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -149,7 +149,7 @@ def _created(name: str, part: Path) -> BinaryIO:
     try:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _flags("O_NOFOLLOW", "O_BINARY"), 0o600)
     except OSError as error:
-        raise Failed(f"{name}: the folder {part.parent} takes no file: {error.strerror}") from error
+        raise Failed(f"{name}: cannot create a file in {part.parent}: {error.strerror}") from error
     return open(handle, "wb", buffering=0)
 
 

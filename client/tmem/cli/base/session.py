@@ -98,10 +98,18 @@ class Leaf(click.Command):
         super().__init__(*arguments, **settings)
         self.params += [
             click.Option(
-                ["--server"], metavar="ADDRESS", expose_value=False, callback=_set("server"), help="As of `tmem`."
+                ["--server"],
+                metavar="ADDRESS",
+                expose_value=False,
+                callback=_set("server"),
+                help="As for `tmem` itself.",
             ),
             click.Option(
-                ["--json"], is_flag=True, expose_value=False, callback=_set("json"), help="Print JSON, exact numbers."
+                ["--json"],
+                is_flag=True,
+                expose_value=False,
+                callback=_set("json"),
+                help="Print JSON with exact numbers.",
             ),
         ]
 

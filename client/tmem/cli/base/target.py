@@ -72,7 +72,7 @@ class Target:
         """Carry out an operation that only a server has."""
         server = self.store._server
         if server is None:
-            raise tmem.TmemError(f"{self.address} is an arena of this machine; this takes a server, --server HOST:PORT")
+            raise tmem.TmemError(f"{self.address} is a local arena; this needs a server (--server HOST:PORT)")
         return server.ask(operation)
 
     def probe(self) -> None:
@@ -102,7 +102,7 @@ class Target:
             message = messages.settings_message(settings)
             return _view(self.ask(lambda link: admin_ops.create_pool(link, name, message)))
         if any(pool.name == name for pool in self.store.pools()):
-            raise tmem.MismatchError(f"pool {name!r} exists")
+            raise tmem.MismatchError(f"pool {name!r} already exists")
         return _opened(tmem.Pool(self.store._transport.pool(name, settings)))
 
     def scan(self, name: str) -> Iterator[admin_ops.Scanned]:

@@ -49,14 +49,19 @@ class Timed:
 
 @click.command("bench", cls=Leaf)
 @click.option("--pages", type=click.IntRange(min=1, max=2**24), default=8192, show_default=True, metavar="N")
-@click.option("--batch", type=click.IntRange(min=1, max=65536), default=64, show_default=True, help="Pages a call.")
-@click.option("--codec", default="lz4", show_default=True, help="Of the pool.")
-@click.option("--from", "source", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File of bytes.")
+@click.option("--batch", type=click.IntRange(min=1, max=65536), default=64, show_default=True, help="Pages per call.")
+@click.option("--codec", default="lz4", show_default=True, help="Codec of the pool.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Take the data from this file.",
+)
 @pass_session
 def bench(session: Session, pages: int, batch: int, codec: str, source: Path | None) -> None:
-    """Put and get pages in batches, one after another, in both encodings; every page got is compared.
+    """Measure puts and gets of batches of pages in both encodings, and verify every page.
 
-    The bytes are those of FILE, or of the files of this Python. The pool that is made for it is removed.
+    The data is that of FILE, or of this Python's own files. The pool that it creates is removed afterwards.
     """
     whole = real_bytes(pages, source)
     encodings = ("lz4", "raw") if session.target.served else ("shm",)
@@ -71,7 +76,7 @@ def bench(session: Session, pages: int, batch: int, codec: str, source: Path | N
             {"pages": pages, "batch": batch, "codec": codec, "ratios": ratios, "timed": [asdict(one) for one in timed]}
         )
         return
-    session.output.say(f"{text.quantity(pages, 'page')} of {_PAGE} bytes, {batch} a call, one call at a time")
+    session.output.say(f"{text.quantity(pages, 'page')} of {_PAGE} bytes, {batch} per call, one call at a time")
     session.output.table(_COLUMNS, [_row(one) for one in timed])
     session.output.say(
         f"compressed to {text.size(stats['payload_bytes'])}, ratio {text.ratio(len(whole), stats['payload_bytes'])}; "
@@ -87,7 +92,7 @@ def real_bytes(pages: int, source: Path | None) -> bytes:
         found += data[: size - len(found)]
         if len(found) == size:
             return bytes(found)
-    raise Failed(f"{source or 'this Python'} has not a whole page of bytes")
+    raise Failed(f"{source or 'this Python'} does not hold a whole page")
 
 
 def _chunks(source: Path | None) -> Iterator[bytes]:
@@ -136,7 +141,7 @@ def _get_all(pool: Pool, whole: bytes, batch: int, done: Callable[[int], None]) 
         _, mask = pool.get_range(1, at // _PAGE, count, target)
         times.append(time.perf_counter() - start)
         if mask.count(1) != count or target != memoryview(whole)[at : at + count * _PAGE]:
-            raise Failed(f"pages {at // _PAGE} to {at // _PAGE + count - 1} did not come back as they were put")
+            raise Failed(f"pages {at // _PAGE} to {at // _PAGE + count - 1} came back different from what was put")
         done(count)
     return times
 

@@ -38,7 +38,7 @@ def client() -> None:
 @client.command("ls")
 @pass_session
 def clients(session: Session) -> None:
-    """List the clients with what they have and use."""
+    """List the clients with their limits and usage."""
     found = session.target.ask(admin_ops.clients)
     if session.output.as_json:
         session.output.document([asdict(one) for one in found])
@@ -77,13 +77,13 @@ def thaw(session: Session, name: str) -> None:
 
 @click.group("worker", cls=Tree)
 def worker() -> None:
-    """List the processes of a server."""
+    """List the worker processes of a server."""
 
 
 @worker.command("ls")
 @pass_session
 def workers(session: Session) -> None:
-    """List the processes that serve."""
+    """List the worker processes."""
     found = session.target.ask(admin_ops.workers)
     if session.output.as_json:
         session.output.document([asdict(one) for one in found])
@@ -99,7 +99,7 @@ def _freeze(session: Session, name: str, frozen: bool) -> None:
     session.target.ask(lambda link: admin_ops.freeze_client(link, name, frozen))
     if session.output.as_json:
         session.output.document({"client": name, "frozen": frozen})
-    session.output.say(f"the pools of {text.printable(name)!r} {'are frozen' if frozen else 'take puts again'}")
+    session.output.say(f"the pools of {text.printable(name)!r} {'are frozen' if frozen else 'accept puts again'}")
 
 
 COMMANDS = (client, worker)

@@ -43,13 +43,13 @@ _COLUMNS = (Column("METHOD"), Column("DELAY", right=True), Column("CODE"), Colum
 
 
 @click.command("events", cls=Leaf)
-@click.option("--pool", type=POOL, help="Of this pool alone.")
-@click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("--pool", type=POOL, help="Show events of this pool only.")
+@click.option("--follow", "-f", is_flag=True, help="Keep watching until Ctrl-C.")
 @click.option("--seconds", type=click.FloatRange(min=0), default=10.0, show_default=True, help="How long to watch.")
-@click.option("--count", type=click.IntRange(min=1), help="End after so many events.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after this many events.")
 @pass_session
 def events(session: Session, pool: str | None, follow: bool, seconds: float, count: int | None) -> None:
-    """Watch what happens from now on: evictions, refusals, recoveries, what pools and exports go through."""
+    """Watch events as they happen: evictions, refusals, recoveries, changes of pools and exports."""
     if pool is not None:
         session.target.pool(pool)
     store = session.target.store
@@ -69,18 +69,19 @@ def events(session: Session, pool: str | None, follow: bool, seconds: float, cou
     finally:
         timer.cancel()
     if not seen and not follow:
-        session.output.say(f"nothing happened within {seconds:g} s")
+        session.output.say(f"no events within {seconds:g} s")
 
 
 @click.command("inject", cls=Leaf, epilog=_EXAMPLES)
 @click.argument("faults", metavar="[METHOD:PART,PART...]...", nargs=-1)
 @pass_session
 def inject(session: Session, faults: tuple[str, ...]) -> None:
-    """Delay or fail calls, to test clients. A daemon takes it only if it was started to.
+    """Inject faults: delay or fail calls, to test clients. Only a daemon started with --inject allows it.
 
-    The faults take the place of all before; none ends them. METHOD is as in Put, Exchange.put, or * for every one.
-    Parts, as tmemd --inject has them: delay=50ms (or 1.5s), code=UNAVAILABLE, `after` to fail a call that was carried
-    out, as if its reply were lost, and fraction=0.1 of the calls. Several faults in one text are parted by semicolons.
+    The given faults replace all earlier ones; without any, injection ends. METHOD is Put, Exchange.put or the like, or
+    * for all. PARTs are those of tmemd --inject: delay=50ms (or 1.5s), code=UNAVAILABLE, `after` to fail a call once it
+    has been carried out, as if the reply were lost, and fraction=0.1 for a tenth of the calls. One argument may hold
+    several faults, separated by semicolons.
     """
     wanted = [fault for given in faults for fault in parse(given)]
     before = session.target.ask(lambda link: admin_ops.inject(link, wanted))
@@ -92,9 +93,9 @@ def inject(session: Session, faults: tuple[str, ...]) -> None:
     if wanted:
         session.output.table(_COLUMNS, [_row(one) for one in wanted])
     else:
-        session.output.say("calls are carried out as they come")
+        session.output.say("no faults are injected")
     if before:
-        session.output.say(f"{text.quantity(len(before), 'fault')} from before ended")
+        session.output.say(f"removed {text.quantity(len(before), 'earlier fault')}")
 
 
 def _code_name(number: int) -> str:
@@ -132,7 +133,7 @@ def _row(fault: admin.Injection) -> list[str]:
         f"{fault.delay_ms} ms" if fault.delay_ms else text.NONE,
         _code_name(fault.code) if fault.code else text.NONE,
         f"{100 * (fault.fraction or 1):g} %",
-        "after it was carried out" if fault.after else "",
+        "after the call" if fault.after else "",
     ]
 
 

@@ -39,26 +39,28 @@ _LOOK_EVERY = 0.5
 
 @click.group("export", cls=Tree)
 def export() -> None:
-    """Make, list, allow, resize, drain and remove block devices that the server exports over NBD."""
+    """Create, list, resize, drain and remove block devices that the server exports over NBD."""
 
 
 @export.command("create")
 @click.argument("name", metavar="EXPORT")
-@click.option("--size", type=SIZE, required=True, help="Of the device, a multiple of 4 KiB.")
-@click.option("--reserve", type=SIZE, default=0, help="Memory that it is sure of; without it the size is a promise.")
+@click.option("--size", type=SIZE, required=True, help="Size of the device, a multiple of 4KiB.")
+@click.option(
+    "--reserve", type=SIZE, default=0, help="Memory set aside for it; without, writes can fail when memory runs out."
+)
 @click.option("--codec", default="lz4", show_default=True, help=f"{CODECS}.")
 @click.option(
     "--block-size",
     type=SIZE,
     default="4KiB",
     show_default=True,
-    help="Compressed together: to 256KiB; larger is denser, and slower for requests smaller than it.",
+    help="Compression unit, up to 256KiB: larger is denser, but slower for smaller requests.",
 )
-@click.option("--multi-conn", is_flag=True, help="Let several connections have it open at once; else one.")
-@click.option("--allow", multiple=True, metavar="IDENTITY", help="Who may open it, and may be repeated; '*': anyone.")
+@click.option("--multi-conn", is_flag=True, help="Allow several connections at once; default: one.")
+@click.option("--allow", multiple=True, metavar="IDENTITY", help="Who may open it (repeatable); '*' is anyone.")
 @pass_session
 def create(session: Session, /, allow: tuple[str, ...], **options: Any) -> None:
-    """Make a block device, empty."""
+    """Create an empty block device."""
     spec = export_spec(**options, allow=allow or None)
     made = session.patient().ask(lambda link: export_ops.create(link, spec))
     if session.output.as_json:
@@ -66,16 +68,16 @@ def create(session: Session, /, allow: tuple[str, ...], **options: Any) -> None:
         return
     blocks = f" in blocks of {text.size(made.block_size)}"
     sure = f", {text.size(made.reserve)} of memory reserved" if made.reserve else ""
-    session.output.say(f"made export {made.name!r}: {text.size(made.size)}, {made.codec}{blocks}{sure}")
+    session.output.say(f"created export {made.name!r}: {text.size(made.size)}, {made.codec}{blocks}{sure}")
     _, addresses = session.target.ask(export_ops.listing)
     if not addresses:
-        session.output.remark("the server has no NBD address: start tmemd with --nbd to serve it")
+        session.output.remark("not served: tmemd was started without --nbd")
 
 
 @export.command("ls")
 @pass_session
 def ls(session: Session) -> None:
-    """List the exports with what they hold and who has them open."""
+    """List the exports, their contents and their connected clients."""
     found, addresses = session.target.ask(export_ops.listing)
     if session.output.as_json:
         session.output.document({"exports": [asdict(one) for one in found], "addresses": addresses})
@@ -85,21 +87,23 @@ def ls(session: Session) -> None:
         for one in found:
             if one.damaged:
                 session.output.remark(
-                    f"export {one.name!r} is not served, as its record is damaged: give it its size again with "
-                    "`tmem export resize`, then `tmem export allow`; or remove it"
+                    f"export {one.name!r} is not served because its record is damaged: set its size again with "
+                    "`tmem export resize`, then use `tmem export allow`; or remove it"
                 )
     else:
-        session.output.say("no exports; `tmem export create NAME --size SIZE` makes one")
-    session.output.remark(f"served on {', '.join(addresses)}" if addresses else "not served: tmemd has no --nbd")
+        session.output.say("no exports; create one with `tmem export create NAME --size SIZE`")
+    session.output.remark(
+        f"served on {', '.join(addresses)}" if addresses else "not served: tmemd was started without --nbd"
+    )
 
 
 @export.command("rm")
 @click.argument("name", metavar="EXPORT")
-@click.option("--force", is_flag=True, help="Cut its clients off.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Disconnect its clients.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @pass_session
 def rm(session: Session, name: str, force: bool, yes: bool) -> None:
-    """Remove an export and everything it holds."""
+    """Remove an export with all its data."""
     found = _find(session, name)
     held = _held(found)
     if not yes:
@@ -115,20 +119,26 @@ def rm(session: Session, name: str, force: bool, yes: bool) -> None:
 @click.argument("size", type=SIZE)
 @pass_session
 def resize(session: Session, name: str, size: int) -> None:
-    """Give an export another size; smaller only where nothing is held beyond it. Clients see it when they reconnect."""
+    """Resize an export. It shrinks only if the part cut off is empty. Clients see the size when they reconnect."""
     made = session.patient().ask(lambda link: export_ops.resize(link, name, size))
     if session.output.as_json:
         session.output.document(asdict(made))
-    session.output.say(f"export {name!r} has {text.size(made.size)}")
+    session.output.say(f"export {name!r} is now {text.size(made.size)}")
 
 
 @export.command("drain")
 @click.argument("name", metavar="EXPORT")
-@click.option("--undo", is_flag=True, help="Let clients in again.")
-@click.option("--wait", type=click.FloatRange(min=0), default=0, metavar="SECONDS", help="For its clients to go.")
+@click.option("--undo", is_flag=True, help="Admit clients again.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0,
+    metavar="SECONDS",
+    help="Wait this long for its clients to disconnect.",
+)
 @pass_session
 def drain(session: Session, name: str, undo: bool, wait: float) -> None:
-    """Let no new client in, and say who is still there and what is held; status 1 while a client is."""
+    """Admit no new clients, and list those still connected; exit status 1 while there are any."""
     found = session.target.ask(lambda link: export_ops.drain(link, name, undo))
     until = time.monotonic() + wait
     while found.clients and not undo and time.monotonic() < until:
@@ -138,17 +148,19 @@ def drain(session: Session, name: str, undo: bool, wait: float) -> None:
         session.output.document(asdict(found))
     session.output.say(f"export {name!r} {_drained(found)}")
     if found.clients and not undo:
-        raise Failed(f"{text.quantity(len(found.clients), 'client')} still there: swapoff, then nbd-client -d")
+        raise Failed(
+            f"{text.quantity(len(found.clients), 'client')} still connected: run swapoff, then nbd-client -d there"
+        )
 
 
 @export.command("allow")
 @click.argument("name", metavar="EXPORT")
 @click.argument("clients", metavar="IDENTITY", nargs=-1)
-@click.option("--undo", is_flag=True, help="Let them no longer: their connections end.")
-@click.option("--anyone", is_flag=True, help="Let anyone whom the server's address lets in.")
+@click.option("--undo", is_flag=True, help="Revoke access: their connections are closed.")
+@click.option("--anyone", is_flag=True, help="Allow everyone who can reach the server's NBD address.")
 @pass_session
 def allow(session: Session, name: str, clients: tuple[str, ...], undo: bool, anyone: bool) -> None:
-    """Let clients open an export, by the names in their certificates; where anyone might, only these from now on."""
+    """Allow clients, by the names in their certificates, to open an export. An export open to anyone is so no more."""
     found = session.patient().ask(lambda link: export_ops.allow(link, name, clients, undo, anyone))
     if session.output.as_json:
         session.output.document(asdict(found))
@@ -163,11 +175,11 @@ def _allowed(found: Export) -> str:
 
 def _drained(found: Export) -> str:
     if not found.draining:
-        return "lets clients in"
-    held = f"{_held(found)} is held" if found.pages else "nothing is held"
+        return "admits clients"
+    held = f"it holds {_held(found)}" if found.pages else "it is empty"
     if found.clients:
-        return f"lets no new client in; {_clients(found)} has it open, {held}"
-    return f"is drained: nobody has it open, {held}; `tmem export rm` removes it"
+        return f"admits no new clients; still connected: {_clients(found)}; {held}"
+    return f"is drained: no client has it open, and {held}; `tmem export rm` removes it"
 
 
 def _find(session: Session, name: str) -> Export:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.argument("file", metavar="FILE|-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @pass_session
 def put(session: Session, pool: str, name: str, file: str) -> None:
-    """Store a file under a name in a pool, in place of what has that name; - is standard input."""
+    """Store a file in a pool under a name, replacing any file of that name; - is standard input."""
     before = session.target.pool(pool)
     opened = session.target.store.find_pool(pool)
     with _source(file) as source:
@@ -40,17 +40,19 @@ def put(session: Session, pool: str, name: str, file: str) -> None:
             try:
                 label = put_file(opened, name, source, done)
             except RefusedError as error:
-                raise Failed(f"{error}: {remedy(error.reason, pool)}; nothing of it is kept") from None
+                raise Failed(f"{error}: {remedy(error.reason, pool)}; nothing of the file was kept") from None
     _shrunk(session, label, before.page_size, begun, session.target.pool(pool))
 
 
 @click.command("get", cls=Leaf)
 @click.argument("pool", type=POOL)
 @click.argument("name")
-@click.option("-o", "--output", metavar="FILE|-", type=OUTPUT, default=STANDARD, help="Else standard output.")
+@click.option(
+    "-o", "--output", metavar="FILE|-", type=OUTPUT, default=STANDARD, help="Write here; default: standard output."
+)
 @pass_session
 def get(session: Session, pool: str, name: str, output: str) -> None:
-    """Give back a file that was put. A private ephemeral pool gives it away: it is gone from there."""
+    """Retrieve a stored file. This removes it from an ephemeral pool that is neither shared nor inclusive."""
     with writing(output, BY_UMASK) as sink:
         opened = session.target.store.find_pool(pool)
         label = read_label(opened, name)
@@ -72,12 +74,12 @@ def get(session: Session, pool: str, name: str, output: str) -> None:
 @click.argument("name")
 @pass_session
 def flush(session: Session, pool: str, name: str) -> None:
-    """Remove a file from a pool; that it was not there is no failure."""
+    """Remove a file from a pool; a missing file is no error."""
     found = remove_file(session.target.store.find_pool(pool), name)
     if session.output.as_json:
         session.output.document({"pool": pool, "name": name, "flushed_pages": found})
     gone = f"flushed {text.quantity(found, 'page')} of {text.printable(name)!r}"
-    session.output.say(gone if found else f"there was nothing of {text.printable(name)!r}")
+    session.output.say(gone if found else f"{text.printable(name)!r} was not there")
 
 
 def _source(file: str) -> AbstractContextManager[BinaryIO]:
@@ -92,13 +94,13 @@ def _shrunk(session: Session, label: Label, page_size: int, before: PoolView, af
     payload = after.stats["payload_bytes"] - before.stats["payload_bytes"] if alone else None
     if session.output.as_json:
         session.output.document({"name": label.name, "bytes": label.length, "pages": pages, "payload_bytes": payload})
-    says = f"put {text.size(label.length)} as {text.quantity(pages, 'page')}"
+    says = f"stored {text.size(label.length)} as {text.quantity(pages, 'page')}"
     if payload is not None:
         shrunk = text.ratio(label.length, payload)
-        session.output.say(f"{says}; they take {text.size(payload)} compressed, ratio {shrunk}")
+        session.output.say(f"{says}, {text.size(payload)} compressed, ratio {shrunk}")
     else:
         ratio = text.ratio(after.whole, after.stats["payload_bytes"])
-        session.output.say(f"{says}; others use the pool, whose ratio is {ratio}")
+        session.output.say(f"{says}; the ratio of the pool, which others use too, is {ratio}")
 
 
 COMMANDS = (put, get, flush)

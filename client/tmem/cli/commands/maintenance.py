@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command("check", cls=Leaf)
 @pass_session
 def check(session: Session) -> None:
-    """Check the whole arena; its users wait, shard by shard. Status 1 if it is not sound."""
+    """Check the arena's consistency, locking one shard at a time. Exit status 1 if it is damaged."""
     with _waiting(session, "checking the arena"):
         start = time.monotonic()
         violations = session.patient().store.check()
@@ -30,14 +30,16 @@ def check(session: Session) -> None:
     for violation in violations:
         session.output.say(text.printable(violation))
     if violations:
-        raise Failed(f"the arena is not sound: {text.quantity(len(violations), 'violation')}; keep it, and report them")
-    session.output.say(f"the arena is sound ({text.duration(seconds)})")
+        raise Failed(
+            f"the arena is damaged, with {text.quantity(len(violations), 'violation')}: please keep it and report them"
+        )
+    session.output.say(f"the arena is consistent ({text.duration(seconds)})")
 
 
 @click.command("compact", cls=Leaf)
 @pass_session
 def compact(session: Session) -> None:
-    """Move pages together and give the memory that frees back to the system."""
+    """Compact the store: move pages together and return the freed memory to the system."""
     with _waiting(session, "compacting"):
         done = session.patient().store.compact()
     if session.output.as_json:
@@ -49,13 +51,13 @@ def compact(session: Session) -> None:
 @click.argument("size", type=SIZE)
 @pass_session
 def relinquish(session: Session, size: int) -> None:
-    """Give memory back to the system, by evicting ephemeral pages. Persistent ones stay."""
-    with _waiting(session, "giving memory back"):
+    """Return memory to the system by evicting ephemeral pages. Persistent pages stay."""
+    with _waiting(session, "returning memory"):
         given = session.patient().store.relinquish(size)
     if session.output.as_json:
         session.output.document({"asked_bytes": size, "given_back_bytes": given})
-    short = "" if given >= size else f" of {text.size(size)}: there is no more that may be evicted"
-    session.output.say(f"gave back {text.size(given)}{short}")
+    short = "" if given >= size else f" of {text.size(size)}: nothing more can be evicted"
+    session.output.say(f"returned {text.size(given)}{short}")
 
 
 def _waiting(session: Session, what: str) -> AbstractContextManager[object]:

@@ -35,7 +35,7 @@ _COLUMNS = (
 
 @click.group("pool", cls=Tree)
 def pool() -> None:
-    """Make, list, limit, freeze and remove pools."""
+    """Create, list, limit, freeze and remove pools."""
 
 
 @pool.command("ls")
@@ -48,14 +48,14 @@ def ls(session: Session) -> None:
     elif found:
         session.output.table(_COLUMNS, [_row(one) for one in found])
     else:
-        session.output.say("no pools; `tmem pool create NAME` makes one")
+        session.output.say("no pools; create one with `tmem pool create NAME`")
 
 
 @pool.command("show")
 @click.argument("name", metavar="POOL", type=POOL)
 @pass_session
 def show(session: Session, name: str) -> None:
-    """Show the settings of a pool and what it holds; `tmem stat POOL` has every number."""
+    """Show a pool's settings and contents; `tmem stat POOL` shows all statistics."""
     found = session.target.pool(name)
     if session.output.as_json:
         session.output.document(found.as_dict())
@@ -69,28 +69,34 @@ def show(session: Session, name: str) -> None:
 @click.option("--codec", default="lz4", show_default=True, help=f"{CODECS}.")
 @click.option("--allocator", type=click.Choice(["zsmalloc", "zbud"]), help="Default: zsmalloc, or zbud if ephemeral.")
 @click.option("--page-size", type=SIZE, default="4KiB", show_default=True, help="4KiB to 256KiB, a power of two.")
-@click.option("--quota", type=QUOTA, default="none", show_default=True, help="The most memory it may take.")
-@click.option("--weight", type=click.IntRange(min=1), default=1, show_default=True, help="Share among ephemeral pools.")
-@click.option("--shared", is_flag=True, help="Ephemeral, many clients: a get keeps the page.")
-@click.option("--inclusive", is_flag=True, help="Ephemeral, one client: a get keeps the page.")
-@click.option("--max-zpage", type=SIZE, default=0, help="Refuse pages that compress to more bytes.")
-@click.option("--owner", default="", help="The client it belongs to; default: you.")
+@click.option("--quota", type=QUOTA, default="none", show_default=True, help="The most memory it may use.")
+@click.option(
+    "--weight",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Its share of memory among ephemeral pools.",
+)
+@click.option("--shared", is_flag=True, help="Ephemeral, for many clients: a get keeps the page.")
+@click.option("--inclusive", is_flag=True, help="Ephemeral, for one client: a get keeps the page.")
+@click.option("--max-zpage", type=SIZE, default=0, help="Refuse pages that compress to more than this.")
+@click.option("--owner", default="", help="The client that owns it; default: you.")
 @pass_session
 def create(session: Session, /, name: str, **options: Any) -> None:
-    """Make a pool."""
+    """Create a pool."""
     made = session.target.create(name, pool_settings(**options))
     if session.output.as_json:
         session.output.document(made.as_dict())
     settings = made.settings
-    session.output.say(f"made pool {text.printable(name)!r}: {settings['kind']}, {settings['codec']}")
+    session.output.say(f"created pool {text.printable(name)!r}: {settings['kind']}, {settings['codec']}")
 
 
 @pool.command("rm")
 @click.argument("name", metavar="POOL", type=POOL)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @pass_session
 def rm(session: Session, name: str, yes: bool) -> None:
-    """Remove a pool and every page of it."""
+    """Remove a pool with all its pages."""
     found = session.target.pool(name)
     pages = text.quantity(found.stats["pages"], "page")
     if not yes:
@@ -105,14 +111,14 @@ def rm(session: Session, name: str, yes: bool) -> None:
 @click.argument("name", metavar="POOL", type=POOL)
 @pass_session
 def freeze(session: Session, name: str) -> None:
-    """Refuse puts of a pool from now on; what they would replace is flushed. Writes to an export wait.
+    """Freeze a pool: puts are refused, and flush the page they would replace. Writes to an export wait.
 
-    A save needs no freeze: `tmem save export/NAME` is the device as it was at one instant.
+    A save needs no freeze: `tmem save export/NAME` saves the device as it was at one instant.
     """
     session.target.store.find_pool(name).freeze()
-    says = "is frozen: puts are refused, gets and flushes go on"
+    says = "is frozen: puts are refused, gets and flushes still work"
     if name.startswith(EXPORTS):
-        says = f"is frozen: what its clients write and trim waits for `tmem pool thaw {name}`, reads go on"
+        says = f"is frozen: writes and trims wait for `tmem pool thaw {name}`, reads still work"
     _done(session, name, {"frozen": True}, says)
 
 
@@ -120,9 +126,9 @@ def freeze(session: Session, name: str) -> None:
 @click.argument("name", metavar="POOL", type=POOL)
 @pass_session
 def thaw(session: Session, name: str) -> None:
-    """End a freeze."""
+    """Thaw a frozen pool."""
     session.target.store.find_pool(name).thaw()
-    _done(session, name, {"frozen": False}, "takes puts again")
+    _done(session, name, {"frozen": False}, "accepts puts again")
 
 
 @pool.command("quota")
@@ -130,7 +136,7 @@ def thaw(session: Session, name: str) -> None:
 @click.argument("size", metavar="SIZE|none", type=QUOTA)
 @pass_session
 def quota(session: Session, name: str, size: int) -> None:
-    """Set the most memory a pool may take."""
+    """Set the most memory a pool may use, or `none`."""
     session.target.store.find_pool(name).quota = size
     found = session.target.pool(name)
     _done(session, name, {"quota": found.settings["quota"]}, _quota_says(found))
@@ -141,7 +147,7 @@ def quota(session: Session, name: str, size: int) -> None:
 @click.argument("weight", type=click.IntRange(min=1, max=2**32 - 1))
 @pass_session
 def weigh(session: Session, name: str, weight: int) -> None:
-    """Set the share of the memory of an ephemeral pool."""
+    """Set the weight of an ephemeral pool: its share of the memory."""
     session.target.store.find_pool(name).weight = weight
     _done(session, name, {"weight": weight}, f"has weight {weight}")
 
@@ -155,11 +161,11 @@ def _done(session: Session, name: str, found: dict[str, Any], says: str) -> None
 def _quota_says(found: PoolView) -> str:
     limit, taken = found.settings["quota"], found.stats["footprint_bytes"]
     if not limit:
-        return f"has no quota; it takes {text.size(taken)}"
+        return f"has no quota; it uses {text.size(taken)}"
     if taken <= limit:
-        return f"has a quota of {text.size(limit)}, of which it takes {text.size(taken)}"
-    ends = "evicts as it is put to" if found.settings["kind"] == "ephemeral" else "refuses new pages"
-    return f"has a quota of {text.size(limit)} and takes {text.size(taken)}: until it is below it {ends}"
+        return f"has a quota of {text.size(limit)} and uses {text.size(taken)} of it"
+    ends = "every put evicts pages" if found.settings["kind"] == "ephemeral" else "new pages are refused"
+    return f"has a quota of {text.size(limit)} and uses {text.size(taken)}: until it is below, {ends}"
 
 
 def _row(found: PoolView) -> list[str]:
@@ -191,11 +197,11 @@ def _facts(found: PoolView) -> list[list[str]]:
         ["codec", settings["codec"]],
         ["allocator", settings["allocator"]],
         ["page size", text.size(found.page_size)],
-        ["quota", f"{text.size(settings['quota'])}, {share} taken" if settings["quota"] else "none"],
+        ["quota", f"{text.size(settings['quota'])}, {share} used" if settings["quota"] else "none"],
         ["weight", str(settings["weight"])],
         ["max zpage", text.size(settings["max_zpage"]) if settings["max_zpage"] else "none"],
         ["owner", text.printable(settings["owner"]) or text.NONE],
-        ["state", "frozen" if found.frozen else "takes puts"],
+        ["state", "frozen" if found.frozen else "accepts puts"],
         ["pages", f"{stats['pages']:,}, {text.size(found.whole)} uncompressed"],
         ["compressed", f"{text.size(stats['payload_bytes'])}, ratio {text.ratio(found.whole, stats['payload_bytes'])}"],
         [

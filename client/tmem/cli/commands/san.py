@@ -27,24 +27,34 @@ _IGNORED = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "
 
 @click.command("san", cls=Leaf)
 @click.option("--backing", required=True, metavar="PATH|DEVICE|nbd://...", help="The volume on the SAN.")
-@click.option("--pool", required=True, metavar="NAME", help="An ephemeral pool, --inclusive or --shared.")
-@click.option("--listen", required=True, multiple=True, metavar="unix:PATH|tcp:HOST:PORT", help="Where it is served.")
-@click.option("--shared/--exclusive", default=False, help="Read-only for many hosts; or for this host alone (default).")
-@click.option("--volume-id", metavar="ID", help="The volume's name, the same on all hosts that share it.")
+@click.option("--pool", required=True, metavar="NAME", help="An ephemeral pool, inclusive or shared.")
+@click.option(
+    "--listen",
+    required=True,
+    multiple=True,
+    metavar="unix:PATH|tcp:HOST:PORT",
+    help="Serve the volume here (repeatable).",
+)
+@click.option("--shared/--exclusive", default=False, help="Read-only for many hosts, or for this host alone (default).")
+@click.option("--volume-id", metavar="ID", help="The volume's name; must be the same on all hosts that share it.")
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keeps tokens for warm starts.  [default: /var/lib/tmem/san, or below $XDG_STATE_HOME]",
+    help="Folder for the tokens of warm starts.  [default: /var/lib/tmem/san, or below $XDG_STATE_HOME]",
 )
-@click.option("--trust-detach", is_flag=True, help="Start a device or nbd:// warm: no other host wrote to it.")
-@click.option("--page-size", type=SIZE, default="4096", show_default=True, help="As the pool's.")
+@click.option(
+    "--trust-detach",
+    is_flag=True,
+    help="Start a device or nbd:// volume warm: you vouch that no other host wrote to it.",
+)
+@click.option("--page-size", type=SIZE, default="4096", show_default=True, help="Page size of the pool.")
 @click.option(
     "--max-delay",
     type=click.FloatRange(min=0.001),
     default=0.02,
     show_default=True,
     metavar="SECONDS",
-    help="Most that a read or a write waits for the cache.",
+    help="The longest that a read or write waits for the cache.",
 )
 @click.option(
     "--san-timeout",
@@ -52,26 +62,38 @@ _IGNORED = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "
     default=60,
     show_default=True,
     metavar="SECONDS",
-    help="How long a SAN at nbd:// may be away before reads and writes fail.",
+    help="How long an nbd:// SAN may be unreachable before reads and writes fail.",
 )
-@click.option("--scan", type=SIZE, default="256MiB", show_default=True, help="Longer runs are not cached; 0: all are.")
-@click.option("--readahead", type=SIZE, default="1MiB", show_default=True, help="Most ahead of a stream; 0: none.")
-@click.option("--threads", type=click.IntRange(1, 1024), default=32, show_default=True, help="Reads at once of a file.")
+@click.option(
+    "--scan", type=SIZE, default="256MiB", show_default=True, help="Do not cache longer sequential reads; 0 caches all."
+)
+@click.option(
+    "--readahead",
+    type=SIZE,
+    default="1MiB",
+    show_default=True,
+    help="The most to read ahead of a stream; 0 disables it.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), default=32, show_default=True, help="Concurrent reads of a file."
+)
 @click.option("--metrics", metavar="HOST:PORT", help="Serve /metrics for Prometheus.")
-@click.option("--tls-cert", type=_FILE, help="TLS for those who use the volume over TCP: the gateway's certificate.")
-@click.option("--tls-key", type=_FILE, help="Its private key.")
-@click.option("--tls-client-ca", type=_FILE, help="Let in only whom these certificates vouch for.")
-@click.option("--insecure", is_flag=True, help="Serve without TLS where other machines reach it.")
-@click.option("--buffers", type=SIZE, default="256MiB", show_default=True, help="Memory for requests of all clients.")
+@click.option("--tls-cert", type=_FILE, help="The gateway's certificate: TLS for clients over TCP.")
+@click.option("--tls-key", type=_FILE, help="The private key of the certificate.")
+@click.option("--tls-client-ca", type=_FILE, help="Require client certificates signed by these authorities.")
+@click.option("--insecure", is_flag=True, help="Serve other machines without TLS.")
+@click.option(
+    "--buffers", type=SIZE, default="256MiB", show_default=True, help="Memory for the requests of all clients."
+)
 @pass_session
 def san(session: Session, /, listen: tuple[str, ...], page_size: int, **options: object) -> None:
-    """Serve a SAN's volume through a pool of a tmemd; --server is where its NBD front listens, over TLS with --ca.
+    """Serve a SAN volume with a tmemd pool as its cache. --server is the tmemd's NBD address (TLS with --ca).
 
-    Reads come from the pool where it has them, and from the SAN where not; writes go to the SAN. Whatever happens to
-    the server, the volume stays right and about as fast as the SAN. SIGTERM ends it with a clean detach.
+    Reads come from the pool if it holds the data, else from the SAN; writes go to the SAN. Whatever happens to the
+    tmemd, the volume stays correct and about as fast as the SAN. SIGTERM detaches cleanly.
     """
     if session.options.server == DEFAULT_SERVER:
-        raise Misused("name the NBD front of the tmemd that caches: --server unix:PATH or HOST:PORT (tmemd --nbd)")
+        raise Misused("set --server to the NBD address of the tmemd that caches: unix:PATH or HOST:PORT (tmemd --nbd)")
     settings = GatewaySettings(
         server=session.options.server,
         listen=listen,
@@ -83,7 +105,7 @@ def san(session: Session, /, listen: tuple[str, ...], page_size: int, **options:
     try:
         gateway = open_gateway(settings)
     except OSError as error:
-        raise Failed(f"the gateway does not start: {error}") from error
+        raise Failed(f"the gateway cannot start: {error}") from error
     try:
         _tell(gateway, settings)
         _watch(gateway, ended)
@@ -119,7 +141,10 @@ def _watch(gateway: Gateway, ended: threading.Event) -> None:
     while True:
         if away != (gone := gateway.san_down):
             away = gone
-            gateway.say("the SAN is back" if gone is None else f"the SAN is away: {printable(gone)}", error=True)
+            gateway.say(
+                "the SAN is reachable again" if gone is None else f"the SAN is unreachable: {printable(gone)}",
+                error=True,
+            )
         why = gateway.cache_down
         if (why is None) != (before is None) or before == "?":
             gateway.say("the cache is used" if why is None else f"the cache is not used: {printable(why)}", error=True)
@@ -132,7 +157,7 @@ def _end(gateway: Gateway, settings: GatewaySettings) -> None:
     try:
         token = gateway.stop(True)
     except OSError as error:
-        gateway.say(f"tmem: the volume may lack what was written last: {error}", error=True)
+        gateway.say(f"tmem: the volume may lack the latest writes: {error}", error=True)
         raise click.exceptions.Exit(1) from error
     if not settings.shared:
         gateway.say("detached: the next start is warm" if token else "detached: the next start is cold", error=True)

@@ -42,17 +42,22 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     "folder",
     metavar="FOLDER",
     type=FOLDER,
-    help="All persistent pools and exports, to a new folder here.",
+    help="Save all persistent pools and exports to a new folder in FOLDER.",
 )
-@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="With --all: remove older ones, all but N.")
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --all: keep the newest N folders and remove older ones.",
+)
 @click.option(
     "--passes",
     type=click.IntRange(min=1),
     default=MOST_PASSES,
     show_default=True,
-    help="At most so many, to keep up with what changes.",
+    help="The most passes over a pool that keeps changing.",
 )
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @pass_session
 def save(
     session: Session,
@@ -63,25 +68,27 @@ def save(
     passes: int,
     force: bool,
 ) -> None:
-    """Save the pages of a persistent pool to a file, while it is in use; or all pools and exports at once.
+    """Save a persistent pool or an export to a file while it is in use, or all of them at once.
 
-    Every page of the file was in the pool at some moment of the save, and what nobody touched meanwhile is as it was.
-    An export is saved as it was at one instant.
+    An export (`export/NAME`) is saved as it was at one instant. Pages of other pools are saved as they were at some
+    moment during the save.
     """
     if folder is not None:
         _only("--all FOLDER", "POOL, FILE or --force", pool, file, force or None)
         save_all(session, folder, keep, lambda view, to: _save(session, view, to, passes))
         return
     if pool is None or file is None or keep is not None:
-        raise Misused("name POOL and FILE, or --all FOLDER with or without --keep N; see `tmem save --help`")
+        raise Misused("expected POOL and FILE, or --all FOLDER, optionally with --keep N; see `tmem save --help`")
     if not force and replaces(file):
-        raise Misused(f"{file} exists; --force replaces it")
+        raise Misused(f"{file} exists; replace it with --force")
     if is_standard(file):
         session.output.aside_only()
     target = session.target
     view = target.pool(pool)
     if view.settings["kind"] != "persistent":
-        raise Failed(f"pool {pool!r} is ephemeral: its pages may be gone at any time, so there is nothing to save")
+        raise Failed(
+            f"pool {pool!r} is ephemeral, and its pages may vanish at any time: only persistent pools can be saved"
+        )
     done = _save(session, view, file, passes)
     if session.output.as_json:
         session.output.document({"pool": pool, "file": str(file), **asdict(done)})
@@ -89,39 +96,43 @@ def save(
         f"saved {text.quantity(done.pages, 'page')} of {text.printable(pool)!r}: {text.size(done.bytes)}"
     )
     if done.paused is not None:
-        session.output.say(f"it is the device of one instant; its clients waited {done.paused * 1e3:.1f} ms for it")
+        session.output.say(
+            f"the file is the device at one instant; its clients were paused for {done.paused * 1e3:.1f} ms"
+        )
     if done.changed:
         session.output.say(
-            f"{done.changed:,} changed meanwhile, seen in {text.quantity(done.passes, 'pass', 'passes')}"
+            f"{done.changed:,} changed during the save, which took {text.quantity(done.passes, 'pass', 'passes')}"
         )
     if done.unsettled:
-        session.output.say(f"the pool goes on changing: about {done.unsettled:,} pages may have changed since")
+        session.output.say(f"the pool keeps changing: about {done.unsettled:,} pages may have changed since")
     if done.corrupt:
-        raise Failed(f"{text.quantity(done.corrupt, 'page')} failed their checksum and are not in {file}")
+        raise Failed(f"{text.quantity(done.corrupt, 'page')} failed their checksum and are missing from {file}")
 
 
 @click.command("restore", cls=Leaf)
 @click.argument("file", metavar="FILE|-", type=click.Path(exists=True, dir_okay=False, allow_dash=True), required=False)
-@click.option("--all", "folder", metavar="FOLDER", type=FOLDER, help="What `save --all` saved there, the newest.")
-@click.option("--as", "name", metavar="NAME", help="Under this name in place of the saved one: a pool, or an export.")
-@click.option("--pool", help="To the pool of this name, an export's pages too: those alone.")
-@click.option("--merge", is_flag=True, help="Put over what the pool or export holds.")
+@click.option(
+    "--all", "folder", metavar="FOLDER", type=FOLDER, help="Restore the newest set that `save --all` saved there."
+)
+@click.option("--as", "name", metavar="NAME", help="Restore under this name instead of the saved one.")
+@click.option("--pool", help="Restore to this pool, also the pages of an export.")
+@click.option("--merge", is_flag=True, help="Overwrite pages of a pool or export that holds some.")
 @pass_session
 def restore(
     session: Session, file: str | None, folder: Path | None, name: str | None, pool: str | None, merge: bool
 ) -> None:
-    """Put back a saved pool, or a saved export as an export. The file is checked as a whole before anything is put.
+    """Restore a saved pool or export. The whole file is checked before anything is written.
 
-    An export lets nobody in while it is restored; one that a client has open is left alone.
+    An export admits no clients while it is restored; one that is in use is left alone.
     """
     if folder is not None:
         _only("--all FOLDER", "FILE, --as or --pool", file, name, pool)
         restore_all(session, folder, lambda one: _restore(session, one, None, None, merge))
         return
     if file is None:
-        raise Misused("name FILE, or --all FOLDER; see `tmem restore --help`")
+        raise Misused("expected FILE, or --all FOLDER; see `tmem restore --help`")
     if name is not None and pool is not None:
-        raise Misused("--as and --pool exclude each other")
+        raise Misused("--as and --pool cannot be combined")
     done = _restore(session, file, name, pool, merge)
     if session.output.as_json:
         session.output.document(asdict(done))
@@ -129,7 +140,7 @@ def restore(
 
 def _only(given: str, others: str, *values: object) -> None:
     if any(value is not None for value in values):
-        raise Misused(f"{given} goes without {others}")
+        raise Misused(f"{given} cannot be combined with {others}")
 
 
 def _save(session: Session, view: PoolView, file: str, passes: int) -> Saved:
@@ -150,8 +161,8 @@ def _restore(session: Session, file: str, name: str | None, pool: str | None, me
                 done = restore_pages(reader, opened, made, progress)
             if done.refused:
                 _refused(file, done)
-    where = "" if done.made else ", which was there"
-    session.output.say(f"put {text.quantity(done.put, 'page')} to {_called(done.pool)}{where}")
+    where = "" if done.made else " (existing)"
+    session.output.say(f"restored {text.quantity(done.put, 'page')} to {_called(done.pool)}{where}")
     return done
 
 

@@ -26,15 +26,15 @@ _CLASSES = tuple(
 
 @click.command("stat", cls=Leaf)
 @click.argument("name", metavar="[POOL]", type=POOL, required=False)
-@click.option("--classes", is_flag=True, help="Of a pool: the size classes of its allocator, too.")
+@click.option("--classes", is_flag=True, help="Also show the size classes of the pool's allocator.")
 @pass_session
 def stat(session: Session, name: str | None, classes: bool) -> None:
-    """Show every number of the store, or of a pool, with its unit."""
+    """Show all statistics of the store or of a pool."""
     if name is None:
         status = session.target.status()
         if not status.store:
             raise Failed(
-                "the numbers of the store are for administrators; `tmem stat POOL` has those of a pool of yours"
+                "only administrators may see the store's statistics; `tmem stat POOL` shows those of your pools"
             )
         _store(session, status)
     else:
@@ -83,7 +83,7 @@ def _pool(session: Session, found: PoolView, with_classes: bool) -> None:
     if session.output.as_json:
         session.output.document(found.as_dict())
         return
-    state = "frozen" if found.frozen else "takes puts"
+    state = "frozen" if found.frozen else "accepts puts"
     session.output.say(f"{text.printable(found.name)}: {found.settings['kind']}, {found.settings['codec']}, {state}")
     numbers = {name: value for name, value in found.stats.items() if isinstance(value, int)}
     _show(session, grouped(numbers))

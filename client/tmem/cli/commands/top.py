@@ -25,11 +25,11 @@ _KEYS = "q ends"
 
 @click.command("top", cls=Leaf)
 @click.option("--interval", type=click.FloatRange(min=0.05), default=1.0, show_default=True, metavar="SECONDS")
-@click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="End after N times.")
-@click.option("--once", is_flag=True, help="As --iterations 1.")
+@click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="Stop after N updates.")
+@click.option("--once", is_flag=True, help="The same as --iterations 1.")
 @pass_session
 def top(session: Session, interval: float, iterations: int | None, once: bool) -> None:
-    """Watch a store: rates of each pool, hits, evictions by cause, footprint, compression, the server's latency.
+    """Watch a store live: rates, hits, evictions by cause, footprint and compression of each pool.
 
     Rates are pages a second. EV.MEM, EV.QUOTA and EV.RELINQ are evictions for memory, by a quota, and to give memory
     back. On a terminal q or Ctrl-C ends it; in a pipe, or with --iterations, it prints one look after another.
