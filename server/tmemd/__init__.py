@@ -4,7 +4,7 @@ __version__: str
 
 
 def __getattr__(name: str) -> str:
-    """The version is that of the distribution; only who asks for it pays for reading that."""
+    """The version of the distribution, read only when asked for."""
     if name == "__version__":
         from importlib.metadata import version
 

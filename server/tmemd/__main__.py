@@ -6,7 +6,7 @@ from tmemd.base.startup import hold, open_streams
 
 
 def main() -> int:
-    """Be ready for signals first; then import what takes time."""
+    """Prepare for signals first, then import the rest."""
     hold()
     open_streams()
     from tmemd.app.cli import main

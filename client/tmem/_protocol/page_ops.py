@@ -318,7 +318,7 @@ class RemoteStore:
         """Numbers of the whole store, which a server has for administrators only."""
         stats: admin.StatsResponse = yield from call(self.link, "Stats", admin.StatsRequest())
         if not stats.store:
-            raise DeniedError(f"client {stats.client!r} is no administrator")
+            raise DeniedError(f"client {stats.client!r} is not an administrator")
         return stats
 
     def _adopt(self, session: Session) -> RemotePool:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NULL = "PAGES ARE NOT KEPT: with --store null puts are dropped and gets answer zeros, to measure all but the store"
 
-# What the daemon takes beside the SDK, by the module it imports.
+# What the daemon needs besides the SDK, by the module it imports.
 _PACKAGES = {
     "grpc_channelz": "grpcio-channelz",
     "grpc_health": "grpcio-health-checking",
@@ -45,7 +45,7 @@ _PACKAGES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon; its exit status.
 
-    2: settings, an address or an arena that are no use; 1: workers keep dying; 130: SIGINT came before it served.
+    2: unusable settings, address or arena; 1: workers keep dying; 130: SIGINT before it served.
     """
     given = vars(_parser().parse_args(arguments))
     path, print_config = given.pop("config", None), given.pop("print_config", False)
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         log_to_stderr(style=config.log_format, level=config.log_level)
         if links := service_links(os.environ):
-            log.info("ignored %s: variables of a service that is called tmemd, not settings", ", ".join(links))
+            log.info("ignored %s: not settings, but variables of a service named tmemd", ", ".join(links))
         if missing := [package for module, package in _PACKAGES.items() if find_spec(module) is None]:
             raise TmemdError(f"not installed: pip install {' '.join(missing)}")
         _check_memory(config, chosen=not said.memory)
@@ -82,8 +82,8 @@ def _with_memory(config: Config) -> Config:
 
 @cache
 def _chosen(arena: str | None) -> tuple[int, str]:
-    """How much memory to use where nobody says, and why: once, for reading the configuration again changes nothing."""
-    if is_older(arena):  # another daemon may be at it: it must not be attached to, and so brought up to date, yet
+    """The default memory, and why. Decided once: reloading the configuration does not change it."""
+    if is_older(arena):  # another daemon may serve it: attaching now would migrate it
         quarter = choose(MemoryLimits(detect(None).machine, None))[0]
         return quarter, f"as {arena} is of an earlier version, which took a quarter of the machine's"
     if arena is not None and os.path.exists(arena):
@@ -95,12 +95,12 @@ def _chosen(arena: str | None) -> tuple[int, str]:
 
 
 def _check_memory(config: Config, chosen: bool) -> None:
-    """Say how much memory there is, and what of it there may not be."""
+    """Log how much memory is used, and warn where there may be less."""
     if config.store == "null":
         return
     if chosen:
         memory, why = _chosen(config.arena)
-        log.info("memory is not set: %s, %s", in_mib(memory), why)
+        log.info("memory is not set: using %s, %s", in_mib(memory), why)
     for warning in check(detect(config.arena), config):
         log.warning("%s", warning)
 
@@ -108,13 +108,15 @@ def _check_memory(config: Config, chosen: bool) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tmemd",
-        description="Serve spare memory as a compressed page store over gRPC.",
-        epilog="Settings may also stand in the file, with underscores, and in the environment, as TMEMD_NAME.",
+        description="Serves spare memory as a compressed page store over gRPC and NBD.",
+        epilog="Every setting can also be set in the file, with underscores, and in the environment, as TMEMD_NAME.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action="version", version=f"tmemd {__version__}")
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
-    parser.add_argument("--print-config", action="store_true", help="print the settings as such a file, and end")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the settings in force as such a file, and exit"
+    )
     for name, option in OPTIONS.items():
         if option.metadata["file_only"]:
             continue
@@ -154,7 +156,7 @@ def _run(config: Config, read: Callable[[], Config]) -> int:
             )
         )
     finally:
-        # The loop's handlers went with it, and a daemon that has ended well is not to die of being told again.
+        # The loop's handlers are gone, and a repeated signal must not kill a daemon that has stopped in order.
         ignore(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         said.flush()
 
@@ -162,7 +164,7 @@ def _run(config: Config, read: Callable[[], Config]) -> int:
 def _announce(
     said: BackgroundWriter, config: Config, metrics_url: str | None, addresses: Sequence[str], exports: Sequence[str]
 ) -> None:
-    """The line `listening on` is the last: calls are answered."""
+    """Print what is served. The line `listening on` is the last: calls are answered."""
     first, *others = addresses
     where = config.arena or "private memory, gone when the daemon ends"
     lines = [f"tmemd {__version__}: " + (NULL if config.store == "null" else f"{config.memory >> 20} MiB in {where}")]

@@ -1,4 +1,4 @@
-"""The daemon: its parts put together, started, and stopped in order."""
+"""The composition root: builds the daemon's parts, starts them, and stops them in order."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ STORES: dict[str, Callable[[Config], Store]] = {"arena": EngineStore, "null": Nu
 
 
 class Daemon:
-    """One daemon on one store. `start`, then `stop`: NOT_SERVING, the calls under way end, the arena is closed."""
+    """One daemon on one store. `stop` reports NOT_SERVING, lets calls in flight finish, and closes the arena."""
 
     def __init__(self, config: Config, first: bool = True) -> None:
-        """`first`: of the processes of an arena it is the one that has the exports."""
+        """`first`: whether this process of the arena serves the exports."""
         keep_freed_memory()
         if config.lock_memory:
             lock_memory()
@@ -114,12 +114,12 @@ class Daemon:
         return arena
 
     async def _must_be_unused(self, export: str) -> None:
-        """Raise where an export is in use: the process that has the exports knows."""
+        """Raise if an export is in use, as the process that serves exports knows."""
         answer = self.workers.first or self.exports.answer
         await answer("CheckUnused", admin_pb2.RemoveExportRequest(name=export).SerializeToString())
 
     async def start(self) -> None:
-        """Serve calls, then metrics: what those need is imported when calls are answered."""
+        """Serve calls, then metrics, whose imports wait until calls are answered."""
         self._store.never_wait_for_locks()
         host, _ = split_address(self._config.listen)
         credentials = None if self._certificates is None else self._certificates.credentials()
@@ -164,13 +164,13 @@ class Daemon:
             return str(error)
 
     async def reconfigure(self, config: Config) -> Config:
-        """Go on with these settings, of which those in `reload.LIVE` may differ; what is in force then."""
+        """Apply new settings, which may differ in those of `reload.LIVE`; returns what is in force."""
         config = await resized(self._store, self._config, config)
         self.settle(config)
         return config
 
     def settle(self, config: Config) -> None:
-        """As `reconfigure`, but for the memory, which is the arena's."""
+        """As `reconfigure`, except for the memory."""
         self._config = config
         log_to_stderr(style=config.log_format, level=config.log_level)
         self._rights.reconfigure(config)
@@ -183,7 +183,7 @@ class Daemon:
             self._exposition.readers = readers(config)
 
     def counted(self) -> Counts:
-        """What this process has counted, its exports included."""
+        """What this process has counted, including its exports."""
         self.counts.take_exports(self.exports.status(), self.exports.counters())
         return self.counts
 
@@ -198,7 +198,7 @@ class Daemon:
         self._monitor.stop()
         await self._compactor.stop()
         stopped = asyncio.ensure_future(self._server.stop(self._config.drain))
-        # The connections are told first, so that no client opens another stream here.
+        # Connections learn first, so that no client opens another stream here.
         await asyncio.sleep(0)
         self._pages.end_streams()
         await asyncio.gather(stopped, self.exports.stop(self._config.drain))
@@ -231,7 +231,7 @@ async def serve(config: Config, announce: Callable[[Daemon], None], read: Callab
         try:
             if not await right.acquire(stopping, config.drain + GRACE):
                 daemon.close()
-                log.info("stopped before it served: %s", stopping.why)
+                log.info("stopped before serving: %s", stopping.why)
                 return unserved_status(stopping.signum)
             await daemon.start()
         except BaseException:
@@ -242,7 +242,7 @@ async def serve(config: Config, announce: Callable[[Daemon], None], read: Callab
         await stopping.wait()
         reload.end()
         drain = reload.config.drain
-        log.info("stopping: %s; calls under way have %d s", stopping.why, drain)
+        log.info("stopping: %s; calls in flight have %d s", stopping.why, drain)
         notify("STOPPING=1")
         right.announce_stop(drain + GRACE)
         await daemon.stop()

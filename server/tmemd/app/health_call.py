@@ -1,4 +1,4 @@
-"""One call of the standard health service over HTTP/2, written out: a library costs far more."""
+"""One call of the standard health service, in hand-written HTTP/2: importing a library costs far more."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _STATUSES = {b"\x08\x01": "", b"\x08\x02": "NOT_SERVING"}
 def check(
     send: Callable[[bytes], None], received: Iterable[bytes], address: str, service: str, secure: bool
 ) -> str | None:
-    """The status of a service, nothing if that is SERVING; None for an answer that takes a library to explain."""
+    """The status of a service, empty for SERVING; None for an answer that only a library can explain."""
     name = service.encode()
     if len(name) > _LONGEST:
         return None
     message = b"\x0a" + _text(name) if name else b""
-    # Fields of HPACK's static table by their number, or with values in plain.
+    # Fields of HPACK's static table, by number or with literal values.
     fields = (
         b"\x83" + (b"\x87" if secure else b"\x86"),
         b"\x04" + _text(b"/grpc.health.v1.Health/Check"),

@@ -1,10 +1,10 @@
-"""Whether a daemon serves: `python -m tmemd.probe`, for health checks, which ask every few seconds.
+"""The health check `python -m tmemd.probe`, cheap enough to run every few seconds.
 
-Exit status 0 is yes; 1 is anything else, with the reason on stderr. With an address the standard health service there
-is asked. Without one the daemon of this machine is, as its settings say (`TMEMD_...` and the file of `TMEMD_CONFIG`):
-at `/readyz` where it has metrics, else its health service.
+Exits with 0 if the daemon serves, else with 1 and the reason on stderr. With an address it asks the standard health
+service there. Without one it asks the daemon of this machine, found by its settings (`TMEMD_...` and the file of
+`TMEMD_CONFIG`): at `/readyz` if it serves metrics, else its health service.
 
-Costs next to nothing: neither gRPC nor the daemon's own modules are imported, unless an answer must be explained.
+It imports neither gRPC nor the daemon's own modules, unless an answer needs explaining.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _asked(given: argparse.Namespace) -> tuple[str, str]:
-    """Who was asked, and why it does not serve; nothing if it does."""
+    """Who was asked, and why it does not serve; empty if it does."""
     settings = {} if given.address else _settings(given.config, os.environ)
     metrics = str(settings.get("metrics", ""))
     if metrics and _port(metrics) and given.service is None and not given.ca:
@@ -80,7 +80,7 @@ def _ask(given: argparse.Namespace, address: str, settings: Mapping[str, Any], q
 
 
 def _settings(path: str | None, environment: Mapping[str, str]) -> dict[str, Any]:
-    """What the daemon's settings say of addresses and certificates."""
+    """The daemon's settings for addresses and certificates."""
     settings: dict[str, Any] = {}
     if path := path or environment.get("TMEMD_CONFIG"):
         import tomllib
@@ -95,7 +95,7 @@ def _settings(path: str | None, environment: Mapping[str, str]) -> dict[str, Any
 
 
 def _context(given: argparse.Namespace, settings: Mapping[str, Any]) -> ssl.SSLContext | None:
-    """TLS, if it is spoken. The daemon of this machine is known by the very certificate that it was given."""
+    """The TLS context, if TLS is used. The daemon of this machine is recognised by its very certificate."""
     if given.ca is None and "tls_cert" not in settings:
         return None
     import ssl
@@ -164,7 +164,7 @@ def _health(given: argparse.Namespace, address: str, peer: socket.socket, secure
 
 
 def _received(peer: socket.socket, deadline: float) -> Iterator[bytes]:
-    """What comes until the peer hangs up, within bounds of time and length."""
+    """Everything until the peer hangs up, within limits of time and length."""
     length = 0
     while length < _MOST_BYTES:
         peer.settimeout(_left(deadline))
@@ -175,7 +175,7 @@ def _received(peer: socket.socket, deadline: float) -> Iterator[bytes]:
 
 
 def _explained(given: argparse.Namespace, address: str) -> str:
-    """The same question by way of gRPC, which knows every answer."""
+    """Ask again through gRPC, which understands every answer."""
     import grpc
     from grpc_health.v1 import health_pb2
     from grpc_health.v1.health_pb2_grpc import HealthStub

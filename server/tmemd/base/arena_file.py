@@ -1,4 +1,4 @@
-"""How an arena's file is opened."""
+"""Opens an arena's file."""
 
 import os
 
@@ -6,6 +6,6 @@ _DESCRIPTORS = "/proc/self/fd/"
 
 
 def open_arena(path: str, access: int) -> int:
-    """A descriptor of an arena's file: of the file itself, never of what a link of that name leads to."""
+    """A descriptor of the arena's file. Symbolic links are not followed."""
     follow = 0 if path.startswith(_DESCRIPTORS) else os.O_NOFOLLOW
     return os.open(path, access | follow | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

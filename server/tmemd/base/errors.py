@@ -1,4 +1,4 @@
-"""What can go wrong in the daemon, and the gRPC status of each. The engine is handed this module and raises from it.
+"""The daemon's errors, with the gRPC status of each. The engine is handed this module and raises from it.
 
 TmemdError
 ├── ClosedError           the store was closed: the daemon is stopping
@@ -11,22 +11,22 @@ TmemdError
 ├── BusyError             the export is in use
 ├── DamagedExportError    the record of the export cannot be read
 ├── SnapshotError         the snapshot of an export has ended, and why
-├── UnknownSessionError   no session of that id: of an earlier run of the daemon, idle for too long, or made up
-├── UnauthenticatedError  the client's certificate does not tell who it is
-├── DeniedError           the client has no right to that
+├── UnknownSessionError   no session has that id: the daemon restarted, or the session was idle for too long
+├── UnauthenticatedError  the client's certificate does not identify it
+├── DeniedError           the client may not do that
 ├── ExhaustedError        a fixed table of the arena is full
 ├── LimitError            a limit of the daemon is reached
 ├── ArenaError            not an arena, another version, damaged, or the operating system refused
-├── UnavailableError      another process holds a lock of the arena and does not let go; nothing was changed under it
-├── NotAllowedError       the daemon was not started to allow this
-├── InjectedError         injected on purpose, with a status of its own
-├── RelayedError          the answer of worker 0 to another worker, with a status of its own
+├── UnavailableError      another process holds a lock of the arena and does not release it; nothing was changed
+├── NotAllowedError       the daemon was not started with that allowed
+├── InjectedError         injected on purpose, with its own status
+├── RelayedError          worker 0's answer to another worker, with its own status
 ├── CorruptPageError      persistent pages failed their checksum (gets answer this as an outcome)
-├── InternalError         a fault in the engine itself
-├── ConfigError           the configuration makes no sense; never reaches the wire
+├── InternalError         an internal error of the engine
+├── ConfigError           the configuration is invalid; never reaches the wire
 └── WorkerError           a worker cannot serve; never reaches the wire
 
-A call that makes no sense is a `ValueError`.
+An invalid call is a `ValueError`.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from grpc import StatusCode
 
 
 class TmemdError(Exception):
-    """Any error of the daemon's own."""
+    """The base of the daemon's errors."""
 
 
 class ClosedError(TmemdError):
@@ -54,10 +54,10 @@ class UnknownPoolError(TmemdError):
 
 
 class OtherPoolError(TmemdError):
-    """The pool of this name is another than the one of this id, which is gone."""
+    """The pool of this name does not have this id: the pool of that id is gone."""
 
     def __init__(self, name: str, number: int) -> None:
-        super().__init__(f"pool {name!r} is another than pool {number}, which does not exist")
+        super().__init__(f"pool {name!r} is not pool {number}, which no longer exists")
 
 
 class PoolExistsError(TmemdError):
@@ -82,7 +82,7 @@ class ExportExistsError(TmemdError):
 
 
 class BusyError(TmemdError):
-    """The export is in use, or holds what would be lost."""
+    """The export is in use, or holds data that would be lost."""
 
 
 class DamagedExportError(TmemdError):
@@ -104,15 +104,15 @@ class UnknownSessionError(TmemdError):
 
 
 class UnauthenticatedError(TmemdError):
-    """The client's certificate does not tell who it is."""
+    """The client's certificate does not identify it."""
 
 
 class DeniedError(TmemdError):
-    """The client has no right to that."""
+    """The client may not do that."""
 
 
 class ExhaustedError(TmemdError):
-    """A table of the arena whose size is fixed is full."""
+    """A fixed-size table of the arena is full."""
 
 
 class LimitError(TmemdError):
@@ -127,18 +127,18 @@ class ArenaError(TmemdError):
 
 
 class UnavailableError(TmemdError):
-    """A lock of the arena was not to be had: its number, and whether it was waited for as long as anybody waits."""
+    """A lock of the arena could not be taken. `waited`: the full lock timeout has passed."""
 
     lock = -1
     waited = True
 
 
 class NotAllowedError(TmemdError):
-    """The daemon was not started to allow this."""
+    """The daemon was not started with that allowed."""
 
 
 class InjectedError(TmemdError):
-    """Not an error of the call: one was injected into it. `code` is what to answer with."""
+    """An error injected into a call. `code` is the status to answer with."""
 
     def __init__(self, method: str, code: StatusCode, after: bool) -> None:
         done = "the call was carried out" if after else "nothing was done"
@@ -147,7 +147,7 @@ class InjectedError(TmemdError):
 
 
 class RelayedError(TmemdError):
-    """What worker 0 answered to a call that came from another worker. `code` is what to answer with."""
+    """Worker 0's error for a call relayed from another worker. `code` is the status to answer with."""
 
     def __init__(self, code: StatusCode, why: str) -> None:
         super().__init__(why)
@@ -162,11 +162,11 @@ class CorruptPageError(TmemdError):
 
 
 class InternalError(TmemdError):
-    """A fault in the engine, which the store outlived."""
+    """An internal error of the engine, which the store survived."""
 
 
 class ConfigError(TmemdError):
-    """The configuration makes no sense."""
+    """The configuration is invalid."""
 
 
 class WorkerError(TmemdError):
@@ -202,10 +202,10 @@ STATUS: dict[type[Exception], StatusCode] = {
     CorruptPageError: StatusCode.DATA_LOSS,
     InternalError: StatusCode.INTERNAL,
 }
-"""The one table of errors and gRPC statuses. What is not in it is a fault of ours: INTERNAL, without its text."""
+"""Errors and their gRPC statuses. Any other error is INTERNAL, without its text."""
 
 
 def status_of(error: Exception) -> tuple[StatusCode, str]:
     """The status to answer an error with, and its text."""
     code = error.code if isinstance(error, InjectedError | RelayedError) else STATUS.get(type(error))
-    return (StatusCode.INTERNAL, "a fault in the daemon; see its log") if code is None else (code, str(error))
+    return (StatusCode.INTERNAL, "an internal error; see the daemon's log") if code is None else (code, str(error))

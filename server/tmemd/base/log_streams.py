@@ -1,9 +1,9 @@
-"""Standard streams that never hold the process up.
+"""Standard streams that never block the process.
 
-What is written goes to a queue of bounded length, and a thread of its own writes it: a pipe that nobody reads holds up
-that thread alone. What finds the queue full is dropped and counted; the count is told as soon as writing goes on.
+Lines go through a bounded queue to a background thread: a pipe that nobody reads blocks that thread alone. Lines that
+find the queue full are dropped and counted; the count is written as soon as writing resumes.
 
-Libraries in C write to descriptor 2 by themselves, and would wait there: `CapturedStderr` puts a pipe in its place.
+C libraries write to descriptor 2 themselves and would block there: `CapturedStderr` puts a pipe in its place.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _GIVE_UP = 1.0
 
 
 class BackgroundWriter:
-    """A descriptor that is written by a thread of its own. `write` never waits."""
+    """Writes to a descriptor from a background thread. `write` never blocks."""
 
     def __init__(self, descriptor: int, dropped: Callable[[int], bytes] | None = None) -> None:
-        """`dropped` makes the line that says how many were."""
+        """`dropped` makes the line that reports dropped lines."""
         self.descriptor = descriptor
         self._dropped_line = dropped
         self._news = threading.Condition()
@@ -49,7 +49,7 @@ class BackgroundWriter:
             self._news.notify_all()
 
     def flush(self) -> None:
-        """Wait until all is written, for as long as writing goes on."""
+        """Wait until everything is written, as long as there is progress."""
         with self._news:
             while self._bytes:
                 before = self._written
@@ -82,7 +82,7 @@ class BackgroundWriter:
 
 
 class CapturedStderr:
-    """Descriptor 2, whose lines are given to `heard` from a thread; `outlet` writes what it was before."""
+    """Captures descriptor 2: a thread hands its lines to `heard`. `outlet` writes to the original descriptor."""
 
     def __init__(self, heard: Callable[[str], None], dropped: Callable[[int], bytes]) -> None:
         self.outlet = BackgroundWriter(fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3), dropped)
@@ -95,7 +95,7 @@ class CapturedStderr:
         self._thread.start()
 
     def close(self) -> None:
-        """Have descriptor 2 as it was, once all that came is written."""
+        """Write what was captured, and restore descriptor 2."""
         os.dup2(self.outlet.descriptor, 2)
         self._thread.join(_GIVE_UP)
         self.outlet.flush()

@@ -1,7 +1,7 @@
-"""The log: one line an event, on standard error, in one format, whoever says it.
+"""The log: one line per event on standard error, in one format, whatever its source.
 
-Text, or JSON, an object a line; where standard error is the journal each line begins with its priority. What libraries
-write to descriptor 2 becomes lines of the log. Nothing here waits for whoever reads it.
+Text, or JSON with one object per line; lines for systemd's journal begin with their priority. What libraries write to
+descriptor 2 becomes log lines. Logging never blocks on the reader.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _HANDSHAKE = re.compile(r"[Hh]andshake (?:failed|error)|SSL_ERROR|WRONG_VERSION_
 
 
 class Text(logging.Formatter):
-    """`TIME LEVEL PROCESS: message`; without the time, which the journal knows, where that reads it."""
+    """`TIME LEVEL PROCESS: message`; without the time in the journal, which has its own."""
 
     def __init__(self, process: str, journal: bool) -> None:
         time = "" if journal else "%(asctime)s "
@@ -45,7 +45,7 @@ class Text(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """An object with `time`, `level`, `process` and `message`, and `trace` where there is one."""
+    """An object with `time`, `level`, `process` and `message`, and `trace` if there is one."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Json(logging.Formatter):
 
 
 class Handler(logging.Handler):
-    """Writes to standard error, without waiting for it."""
+    """Writes to standard error without blocking."""
 
     def __init__(self, process: str, environment: Mapping[str, str]) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Handler(logging.Handler):
         return self._captured.outlet
 
     def style(self, named: str) -> None:
-        """Write in this format from now on."""
+        """Set the format."""
         self.setFormatter(Json(self._process) if named == "json" else Text(self._process, self._journal))
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -100,7 +100,7 @@ class Handler(logging.Handler):
         return f"{text}\n".encode(errors="backslashreplace")
 
     def _dropped(self, count: int) -> bytes:
-        why = f"{count} lines of the log were dropped: standard error was not read"
+        why = f"{count} log lines were dropped: nobody read standard error"
         return self._line(logging.LogRecord("tmemd", logging.WARNING, __file__, 0, why, None, None))
 
     def _heard(self, line: str) -> None:
@@ -121,7 +121,7 @@ _handler: Handler | None = None
 
 
 def log_to_stderr(process: str = "tmemd", style: str = "text", level: str = "info") -> None:
-    """Log from now on, or in another way than before."""
+    """Start logging, or change its format and level."""
     global _handler
     if _handler is None:
         _handler = Handler(process, os.environ)
@@ -131,7 +131,7 @@ def log_to_stderr(process: str = "tmemd", style: str = "text", level: str = "inf
 
 
 def end_with(why: str) -> None:
-    """The last line of a daemon that cannot go on: bare text, or an object of the log where that is JSON."""
+    """Log why the daemon ends: as bare text, or as an object where the log is JSON."""
     if _handler is None:
         print(f"tmemd: {why}", file=sys.stderr)
     elif isinstance(_handler.formatter, Json):
@@ -141,12 +141,12 @@ def end_with(why: str) -> None:
 
 
 def stderr_descriptor() -> int:
-    """Standard error as it was before libraries' lines were caught; for child processes."""
+    """The original standard error, for child processes."""
     return 2 if _handler is None else _handler.outlet.descriptor
 
 
 def reads_journal(environment: Mapping[str, str]) -> bool:
-    """Whether standard error goes to the journal of systemd."""
+    """Whether standard error goes to systemd's journal."""
     try:
         its = os.fstat(2)
     except OSError:
@@ -155,13 +155,13 @@ def reads_journal(environment: Mapping[str, str]) -> bool:
 
 
 class RateLimitedWarning:
-    """A warning that may be due very often: written at most once in so many seconds, with how often it was due.
+    """A frequent warning, logged at most once per interval, with how often it occurred.
 
-    What it is about this time is printable text of ours, not a client's.
+    `about` must be text of ours, not a client's.
     """
 
     def __init__(self, message: str, every: float = 10.0, begun: bool = False) -> None:
-        """`begun`: it was written just now."""
+        """`begun`: it was logged just now."""
         self._message = message
         self._every = every
         self._due = 0
@@ -171,7 +171,7 @@ class RateLimitedWarning:
         self._due += 1
         now = time.monotonic()
         if now - self._written_at >= self._every:
-            times = f" ({self._due} times since this was said last)" if self._due > 1 else ""
+            times = f" ({self._due} times since last logged)" if self._due > 1 else ""
             log.warning("%s%s%s", self._message, f": {about}" if about else "", times)
             self._written_at, self._due = now, 0
 

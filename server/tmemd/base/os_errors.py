@@ -1,4 +1,4 @@
-"""Why the operating system refused, for people: what it says of itself leaves out who asked, and of what."""
+"""Explains errors of the operating system, which leave out who asked and for what."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tmemd.base.parsers import split_address
 
 
 def unreadable(path: str | Path, error: OSError) -> str:
-    """Why a file cannot be read: where permission is missing, whose it is, and who asked."""
+    """Why a file cannot be read; for missing permission, who owns it and who asked."""
     why = error.strerror or str(error)
     if error.errno in (errno.EACCES, errno.EPERM):
         why += _of_permission(Path(path))
@@ -22,7 +22,7 @@ def unreadable(path: str | Path, error: OSError) -> str:
 
 
 def unbound(address: str) -> str:
-    """Why nobody can listen on an address, by trying."""
+    """Why an address cannot be bound, found by trying."""
     host, port = split_address(address)
     try:
         found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

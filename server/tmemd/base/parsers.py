@@ -1,4 +1,4 @@
-"""Values of settings, as in a file, a variable or a flag. What makes no sense is a `ValueError` with the reason."""
+"""Parses values of settings from a file, a variable or a flag. An invalid one is a `ValueError` with the reason."""
 
 import ipaddress
 import re
@@ -59,7 +59,7 @@ def flag(value: object) -> bool:
 
 
 def address(value: object) -> str:
-    """HOST:PORT; no host, or `*`, is every address of the machine."""
+    """HOST:PORT; without a host, or with `*`, every address of the machine."""
     host, port = split_address(str(value).strip())
     if ":" not in str(value) or not _is_port(port) or any(map(str.isspace, host)):
         raise ValueError("expected HOST:PORT, such as 127.0.0.1:7717, [::1]:7717, or :7717 for every address")
@@ -71,7 +71,7 @@ def _is_port(text: str) -> bool:
 
 
 def block_addresses(value: object) -> tuple[str, ...]:
-    """Addresses of an NBD server: a list, or with commas between them."""
+    """Addresses of an NBD server: a list, or separated by commas."""
     return tuple(map(_block_address, names(value) if value else ()))
 
 
@@ -85,9 +85,9 @@ def _block_address(one: str) -> str:
 
 
 def text(value: object) -> str:
-    """Text that is not empty."""
+    """Non-empty text."""
     if not isinstance(value, str) or not value:
-        raise ValueError("expected text that is not empty")
+        raise ValueError("expected non-empty text")
     return value
 
 
@@ -103,7 +103,7 @@ def one_of(*words: str) -> Callable[[object], str]:
 
 
 def names(value: object) -> tuple[str, ...]:
-    """Several texts: a list in a file, with commas between them elsewhere."""
+    """Names: a list in a file, separated by commas elsewhere."""
     given = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
     if not isinstance(given, list):
         raise ValueError("expected a list of names")
@@ -122,7 +122,7 @@ def join_address(host: str, port: int) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach an address. Names are not looked up: of them only `localhost` counts."""
+    """Whether only this machine can reach an address. Host names are not resolved; only `localhost` counts."""
     host, _ = split_address(address)
     if host == "localhost":
         return True

@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop, or to read its configuration again."""
+"""Signals that ask a process to stop, or to reload its configuration."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def on_signals(*signums: signal.Signals, reload: Callable[[], None] | None = Non
     actions: dict[signal.Signals, Callable[[], None]] = {each: partial(stopping.ask, each) for each in signums}
     if reload is not None:
         actions[signal.SIGHUP] = reload
-    # What comes while one handler takes the other's place waits.
+    # Signals that arrive while handlers are replaced stay pending.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, actions)
     for signum, action in actions.items():
         loop.add_signal_handler(signum, action)

@@ -1,8 +1,8 @@
-"""The first moments of the process: signals and standard streams, before anything that takes time is imported.
+"""Prepares signals and standard streams, before any slow import.
 
-SIGTERM and SIGINT stop, SIGHUP has the configuration read again, and the others that would end a process by default are
-ignored: none ends a daemon without draining. Process 1 of a namespace has no default action at all, so a signal that
-comes before there is a handler would be lost.
+SIGTERM and SIGINT stop the daemon, SIGHUP reloads its configuration, and other signals that would end a process by
+default are ignored: none ends a daemon without draining. Process 1 of a namespace has no default actions, so a signal
+before there is a handler would be lost.
 """
 
 import os
@@ -22,7 +22,7 @@ _early: set[int] = set()
 
 
 def hold() -> None:
-    """Until a loop has the signals: what stops ends the process at once, for nothing is served yet; SIGHUP is kept."""
+    """Until an event loop handles signals: stop at once, as nothing is served yet, and keep SIGHUP for later."""
     ignore(*IGNORED)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda signum, _: os._exit(unserved_status(signum)))
@@ -35,19 +35,19 @@ def ignore(*signums: signal.Signals) -> None:
 
 
 def came(signum: int) -> bool:
-    """Whether a signal came while it was kept; told once."""
+    """Whether a kept signal has arrived; reported once."""
     known = signum in _early
     _early.discard(signum)
     return known
 
 
 def unserved_status(signum: int) -> int:
-    """The exit status of a daemon that a signal stopped before it served."""
+    """The exit status of a daemon that a signal stopped before serving."""
     return 128 + signum if signum == signal.SIGINT else 0
 
 
 def open_streams() -> None:
-    """Have descriptors 0 to 2 open, whatever this process was started with: no other file must get these numbers."""
+    """Make sure that descriptors 0 to 2 are open: no other file must get these numbers."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

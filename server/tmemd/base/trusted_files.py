@@ -1,6 +1,6 @@
-"""Files that decide whom the daemon trusts: read only where nobody but their owner can have written them.
+"""Files that decide whom the daemon trusts: read only if nobody but their owner can have written them.
 
-A client's side has the same rule: `tmem._transport.tls`, and `tls/client.rs` of the engine.
+The client side has the same rule: `tmem._transport.tls`, and `tls/client.rs` of the engine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_writers(file: IO[bytes], path: str | Path) -> None:
-    """Raise ValueError for an open file that others may write: anyone, or a group that is neither ours nor root's."""
+    """Raise ValueError if others may write an open file: anyone, or a group that is neither ours nor root's."""
     found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode):
         return
@@ -25,9 +25,9 @@ def check_writers(file: IO[bytes], path: str | Path) -> None:
 
 
 def readable_by_anyone(path: str) -> str:
-    """What to say of a key that anyone may read; nothing if that is not so.
+    """The warning for a key that anyone may read; empty if nobody else may.
 
-    It is no error: in a container a mounted secret may belong to root, and be readable by all who are in there.
+    It is not an error: in a container a mounted secret may belong to root and be readable by everyone inside.
     """
     try:
         mode = os.stat(path).st_mode

@@ -1,4 +1,4 @@
-"""What the configuration says of clients: the tables `[clients.NAME]` of its file."""
+"""The clients in the configuration: the tables `[clients.NAME]` of its file."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from tmemd.base.parsers import names, number, size
 
 MOST_NAME_BYTES = 64
-"""Of a client: as many as the owner of a pool may have."""
+"""Of a client's name: as many as the owner of a pool may have."""
 
 _PARSERS = {"quota": size, "weight": number(1, 2**32 - 1), "shared": names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
-    """Of one client."""
+    """What one client may have."""
 
     quota: int = 0
-    """Bytes that the quotas of its pools may come to; 0 is no quota."""
+    """Most bytes that the quotas of its pools may add up to; 0 is no quota."""
     weight: int = 1
     """Of its new pools, and the most it may give them."""
     shared: tuple[str, ...] = ()
@@ -38,20 +38,20 @@ UNNAMED = ClientSettings()
 
 
 def check_client(name: str) -> None:
-    """Raise ValueError for what cannot be a client's name."""
+    """Raise ValueError for an invalid client name."""
     if not 0 < len(name.encode()) <= MOST_NAME_BYTES or not name.isprintable():
-        raise ValueError(f"{name!r} is no client's name: it must be 1 to {MOST_NAME_BYTES} printable bytes")
+        raise ValueError(f"{name!r} is not a valid client name: it must be 1 to {MOST_NAME_BYTES} printable bytes")
 
 
 def parse_clients(value: object) -> Clients:
-    """The tables as TOML has them. What makes no sense is a `ValueError`."""
+    """Parse the tables as TOML has them. An invalid one is a `ValueError`."""
     if not isinstance(value, Mapping):
         raise ValueError("expected tables such as [clients.alice]")
     return MappingProxyType({name: _client(name, table) for name, table in value.items()})
 
 
 def dump_clients(clients: Clients) -> str:
-    """The tables as text that `parse_clients` reads, once TOML has."""
+    """The tables as TOML, for `parse_clients` to read back."""
     return "".join(
         f"\n[clients.{json.dumps(name, ensure_ascii=False)}]\nquota = {client.quota}\nweight = {client.weight}\n"
         f"shared = {json.dumps(client.shared, ensure_ascii=False)}\n"

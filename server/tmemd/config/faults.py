@@ -1,6 +1,6 @@
-"""Delays and errors put into calls on purpose, for tests of clients. `tmem_proto.faults` has how they are written.
+"""Injects delays and errors into calls, to test clients. `tmem_proto.faults` has the syntax.
 
-Where several concern a call, their delays add up and the first code counts. `Inject` itself is spared: it can end them.
+If several match a call, their delays add up and the first code counts. `Inject` itself is exempt: it can end them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ METHODS = _methods()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Injection:
-    """What is done to calls of a method. One that makes no sense is a `ValueError`."""
+    """What to do to calls of a method. An invalid one is a `ValueError`."""
 
     method: str
     delay_ms: int = 0
@@ -75,9 +75,9 @@ class Injection:
 
     @classmethod
     def of(cls, message: admin_pb2.Injection) -> Injection:
-        """The injection that a message asks for."""
+        """The injection in a message."""
         if message.code and message.code not in _STATUS:
-            raise ValueError(f"there is no status {message.code}")
+            raise ValueError(f"unknown status {message.code}")
         return cls(
             method=message.method,
             delay_ms=message.delay_ms,
@@ -94,7 +94,7 @@ class Injection:
 
 
 def injections(value: object) -> tuple[Injection, ...]:
-    """One text, or a list of them; an empty one says nothing."""
+    """Parse one text or a list of them; empty ones are ignored."""
     texts: list[object] = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("expected texts such as Put:delay=50ms,fraction=0.1")
@@ -102,15 +102,15 @@ def injections(value: object) -> tuple[Injection, ...]:
 
 
 class Injections:
-    """What is injected now. Lives on the event loop."""
+    """The injections in force. Lives on the event loop."""
 
     def __init__(self, first: tuple[Injection, ...] | None) -> None:
         self.active = first or ()
-        """Empty where calls are left alone: the one thing they look at."""
+        """Empty if nothing is injected: all that most calls look at."""
         self._allowed = first is not None
 
     def replace(self, injections: tuple[Injection, ...]) -> tuple[Injection, ...]:
-        """Put these in place of those that were there, which are returned."""
+        """Replace all injections; returns the previous ones."""
         if not self._allowed:
             raise NotAllowedError("the daemon was started without --inject")
         if len(injections) > MOST:
@@ -119,7 +119,7 @@ class Injections:
         return before
 
     async def around(self, method: str, call: Callable[[], Awaitable[R]]) -> R:
-        """Make a call, or not, as the injections have it."""
+        """Make a call subject to the injections."""
         names = (method, "*") if method in METHODS else ()
         chosen = [one for one in self.active if one.method in names and random.random() < one.fraction]
         delay = sum(one.delay_ms for one in chosen)

@@ -1,7 +1,7 @@
-"""The configuration: one frozen object, from a TOML file, the environment (TMEMD_*) and flags, the later winning.
+"""The configuration: one frozen object, from a TOML file, the environment (TMEMD_*) and flags; later sources win.
 
-Every field is a key of the file, a variable and a flag: `max_calls`, `TMEMD_MAX_CALLS`, `--max-calls`. What is unknown
-or makes no sense is refused with the reason.
+Every field is a key of the file, a variable and a flag: `max_calls`, `TMEMD_MAX_CALLS`, `--max-calls`. Unknown names
+and invalid values are refused with the reason.
 """
 
 import os
@@ -44,123 +44,135 @@ def _option(parse: Callable[[object], Any], about: str, default: Any = None, fil
 class Config:
     """What the daemon runs with. The `about` of each field says its unit."""
 
-    listen: str = _option(address, "address of the gRPC services; port 0 is any free one", "127.0.0.1:7717")
-    workers: int = _option(
-        number(1, 64), "processes that serve, each on a port of its own from that of listen upwards", 1
-    )
+    listen: str = _option(address, "address to serve gRPC on; port 0 picks a free one", "127.0.0.1:7717")
+    workers: int = _option(number(1, 64), "worker processes, each on its own port, counting up from that of listen", 1)
     worker_timeout: int = _option(
-        seconds(0, 10**6), "seconds without a sign of life after which a worker is killed and replaced; 0 is never", 60
+        seconds(0, 10**6),
+        "seconds without a heartbeat after which a worker is killed and replaced; 0 disables this",
+        60,
     )
     nbd: tuple[str, ...] = _option(
-        block_addresses, "addresses of the NBD exports, each unix:PATH or tcp:HOST:PORT; none unless given", ()
+        block_addresses, "addresses to serve NBD exports on, each unix:PATH or tcp:HOST:PORT; none by default", ()
     )
     nbd_poll: int = _option(
-        number(0, 1000), "microseconds for which an NBD connection looks for its next request before it sleeps", 0
+        number(0, 1000), "microseconds that an NBD connection polls for its next request before it sleeps", 0
     )
-    nbd_connections: int = _option(number(1, 100_000), "NBD connections that have an export open at once", 512)
+    nbd_connections: int = _option(number(1, 100_000), "most NBD connections with an open export", 512)
     nbd_client_connections: int = _option(
-        number(1, 100_000), "those of one client: the name in its certificate, else its address", 256
+        number(1, 100_000),
+        "most of these from one client, known by the name in its certificate, else by its address",
+        256,
     )
     nbd_handshakes: int = _option(
-        number(1, 100_000), "NBD connections that have opened no export yet; beyond it the oldest is closed", 64
+        number(1, 100_000),
+        "most NBD connections that have not opened an export yet; beyond that the oldest is closed",
+        64,
     )
-    nbd_handshake_timeout: int = _option(
-        number(1, 3600), "seconds from connecting over NBD until an export must be open", 10
-    )
+    nbd_handshake_timeout: int = _option(number(1, 3600), "seconds that an NBD connection has to open an export", 10)
     nbd_buffers: int = _option(
         size,
-        "bytes that large NBD requests and replies may hold at once, of all connections; what wants more waits",
+        "bytes that large NBD requests and replies of all connections may hold at once; further ones wait",
         256 << 20,
     )
-    metrics: str | None = _option(address, "address of the Prometheus exposition; none unless given")
+    metrics: str | None = _option(address, "address to serve Prometheus metrics on; none by default")
     metrics_clients: tuple[str, ...] = _option(
-        names, "clients that may read the metrics besides admins, where certificates tell who they are", ()
+        names, "clients that may read the metrics besides admins, identified by their certificates", ()
     )
-    tls_cert: str | None = _option(
-        text, "file of the certificate of the address, PEM, with its chain; plain text unless given"
-    )
-    tls_key: str | None = _option(text, "file of its key")
+    tls_cert: str | None = _option(text, "PEM file of the server's certificate and its chain; plain text without one")
+    tls_key: str | None = _option(text, "PEM file of its key")
     tls_client_ca: str | None = _option(
-        text, "file of the certificates that vouch for clients' own; clients need none unless given"
+        text, "PEM file of the authorities for client certificates; without it clients need none"
     )
     admins: tuple[str, ...] | None = _option(
         names,
-        "clients that may do everything; local unless given, with insecure network too, with tls_client_ca nobody",
+        "administrators, by client name; by default local, with insecure also network, with tls_client_ca nobody",
     )
-    insecure: bool = _option(flag, "serve without TLS on an address that other machines reach", False)
+    insecure: bool = _option(flag, "serve without TLS on addresses that other machines can reach", False)
     memory: int = _option(
-        memory_size, "bytes that the arena may use; chosen by what the machine and the container have, unless given", 0
+        memory_size, "bytes that the arena may use; by default chosen from what the machine and the container have", 0
     )
-    arena: str | None = _option(text, "path of the arena's file; private memory, gone with the daemon, unless given")
-    store: str = _option(one_of("arena", "null"), "arena; or null, which keeps no page, to measure the rest", "arena")
-    shards: int | None = _option(number(1, 1024), "separately locked parts, a power of two; chosen by memory")
-    accept_threshold: int = _option(number(1, 100), "per cent of memory below which a full store accepts again", 90)
-    mlock: bool = _option(flag, "keep the arena from being swapped out", False)
-    lock_memory: bool = _option(
-        flag, "keep all of the daemon's memory from being swapped out, the arena's too; it takes CAP_IPC_LOCK", False
+    arena: str | None = _option(
+        text, "path of the arena's file; by default private memory, which is gone when the daemon ends"
     )
+    store: str = _option(
+        one_of("arena", "null"), "arena, or null, which keeps no pages, to measure everything else", "arena"
+    )
+    shards: int | None = _option(
+        number(1, 1024), "separately locked parts of the arena, a power of two; by default chosen from memory"
+    )
+    accept_threshold: int = _option(
+        number(1, 100), "percentage of memory below which a full store accepts pages again", 90
+    )
+    mlock: bool = _option(flag, "lock the arena in memory", False)
+    lock_memory: bool = _option(flag, "lock all of the daemon's memory, including the arena; needs CAP_IPC_LOCK", False)
     io_flusher: bool = _option(
         flag,
-        "have no allocation wait for writes to swap that the daemon itself serves; it takes CAP_SYS_RESOURCE",
+        "never let an allocation wait for swap that the daemon itself serves; needs CAP_SYS_RESOURCE",
         False,
     )
     commit_reserves: bool = _option(
-        flag, "have the memory behind every reserve committed when it is made, and keep it", False
+        flag, "commit the memory of every reserve when it is made, and keep it committed", False
     )
     huge_pages: bool = _option(flag, "ask for transparent huge pages", False)
     compact_every: int = _option(
-        seconds(0, 10**6), "seconds between looks whether moving pages together would free memory; 0 is never", 10
+        seconds(0, 10**6), "seconds between checks whether to compact; 0 disables compaction", 10
     )
-    threads: int = _option(number(1, 256), "threads for long engine calls", lambda: min(8, os.cpu_count() or 1))
+    threads: int = _option(
+        number(1, 256), "threads for long engine calls, per worker", lambda: min(8, os.cpu_count() or 1)
+    )
     inline_bytes: int = _option(
         size,
-        "bytes of pages up to which a call runs on the event loop itself; those to be compressed count 4 times",
+        "most bytes of pages that a call may handle on the event loop; bytes to compress count four times",
         1 << 20,
     )
-    batch_pages: int = _option(number(1, 256), "pages a batch may have, of which at most 2 MiB", 256)
-    max_message: int = _option(size, "bytes of the largest message taken", 4 << 20)
-    max_waiting: int = _option(number(0, 100_000), "long engine calls that wait for a thread; more are refused", 256)
-    max_client_waiting: int = _option(number(0, 100_000), "those of one client", 192)
-    max_calls: int = _option(number(1, 100_000), "calls and streams under way with a worker, of all clients", 512)
-    max_client_calls: int = _option(number(1, 100_000), "calls and streams of one client under way with a worker", 384)
-    max_streams: int = _option(number(1, 100_000), "calls and streams under way on one connection", 128)
-    keepalive: int = _option(
-        seconds(1, 10**6), "seconds of silence after which a client is asked for a sign of life", 60
+    batch_pages: int = _option(number(1, 256), "most pages in a batch, which holds at most 2 MiB", 256)
+    max_message: int = _option(size, "bytes of the largest message accepted", 4 << 20)
+    max_waiting: int = _option(
+        number(0, 100_000), "most long engine calls queued for a thread; further ones are refused", 256
     )
+    max_client_waiting: int = _option(number(0, 100_000), "most of these from one client", 192)
+    max_calls: int = _option(number(1, 100_000), "most calls and streams in flight per worker", 512)
+    max_client_calls: int = _option(
+        number(1, 100_000), "most calls and streams of one client in flight per worker", 384
+    )
+    max_streams: int = _option(number(1, 100_000), "most calls and streams in flight per connection", 128)
+    keepalive: int = _option(seconds(1, 10**6), "seconds of silence before a keepalive ping is sent to a client", 60)
     keepalive_timeout: int = _option(
-        seconds(1, 10**6), "seconds it has to give one, until its connection is closed", 20
+        seconds(1, 10**6), "seconds to wait for the answer before closing the connection", 20
     )
-    ping_interval: int = _option(seconds(0, 10**6), "seconds between a client's own such questions, at least", 10)
-    connection_idle: int = _option(seconds(1, 10**6), "seconds without a call after which a connection is closed", 1800)
-    exchange_idle: int = _option(seconds(1, 10**6), "seconds without a command after which a stream is ended", 1800)
+    ping_interval: int = _option(seconds(0, 10**6), "fewest seconds between keepalive pings from a client", 10)
+    connection_idle: int = _option(seconds(1, 10**6), "seconds without a call before a connection is closed", 1800)
+    exchange_idle: int = _option(seconds(1, 10**6), "seconds without a command before a stream is ended", 1800)
     max_sessions: int = _option(
         number(1, 1_000_000),
-        "sessions open at once; beyond it the client with the most loses its longest unused",
+        "most open sessions; beyond that the client with the most loses its least recently used one",
         16384,
     )
-    session_idle: int = _option(seconds(1, 10**9), "seconds after which an unused session may be ended", 3600)
-    max_unacknowledged: int = _option(number(1, 100_000), "exclusive gets of a session that await acknowledgement", 256)
+    session_idle: int = _option(seconds(1, 10**9), "seconds before an unused session may be ended", 3600)
+    max_unacknowledged: int = _option(number(1, 100_000), "most unacknowledged exclusive gets per session", 256)
     max_watchers: int = _option(
-        number(1, 10_000), "watchers of events at once; a quarter of them are for administrators alone", 16
+        number(1, 10_000), "most watchers of events; a quarter of them are reserved for administrators", 16
     )
-    max_client_watchers: int = _option(number(1, 10_000), "those of one client that is no administrator", 4)
-    watch_events: int = _option(number(1, 1_000_000), "events that wait for a watcher; older ones are dropped", 4096)
+    max_client_watchers: int = _option(number(1, 10_000), "most watchers of one client that is not an administrator", 4)
+    watch_events: int = _option(
+        number(1, 1_000_000), "most events queued for a watcher; beyond that the oldest are dropped", 4096
+    )
     inject: tuple[Injection, ...] | None = _option(
         injections,
-        "for tests: delays and errors put into calls, as METHOD:PART,... of delay=50ms, code=UNAVAILABLE, after (carry "
-        "out, then answer the code), fraction=0.1; METHOD is like Put, Exchange.put or *; several by semicolons. Given "
-        "empty it injects nothing, and lets administrators inject at run time",
+        "for tests: faults to inject into calls, as METHOD:PART,... with the parts delay=50ms, code=UNAVAILABLE, after "
+        "(carry out the call, then answer the code) and fraction=0.1; METHOD is Put, Exchange.put, * and the like; "
+        "separate several with semicolons. Empty: inject nothing, but let administrators inject at run time",
     )
     clients: Mapping[str, ClientSettings] = _option(
         parse_clients,
-        "tables [clients.NAME] with quota (bytes that the quotas of its pools may come to), weight (of its new pools, "
-        "and the most it may give them) and shared (patterns of the names of others' shared pools that it may use)",
+        "tables [clients.NAME] with quota (most bytes that the quotas of its pools may add up to), weight (of its new "
+        "pools, and the most it may give them) and shared (patterns of others' shared pools that it may use)",
         lambda: MappingProxyType({}),
         file_only=True,
     )
-    drain: int = _option(seconds(0, 3600), "seconds that calls under way have to end when the daemon stops", 10)
-    log_format: str = _option(one_of(*FORMATS), "text or json, an object a line", "text")
-    log_level: str = _option(one_of(*LEVELS), "least level that is logged: debug, info, warning or error", "info")
+    drain: int = _option(seconds(0, 3600), "seconds that calls in flight have to finish when the daemon stops", 10)
+    log_format: str = _option(one_of(*FORMATS), "text, or json with one object per line", "text")
+    log_level: str = _option(one_of(*LEVELS), "lowest level to log: debug, info, warning or error", "info")
 
     @property
     def administrators(self) -> frozenset[str]:
@@ -284,9 +296,9 @@ def _parsed(
     for name, value in given.items():
         option = OPTIONS.get(name)
         if option is None:
-            raise ConfigError(f"{where}{spell(name)}: there is no such setting")
+            raise ConfigError(f"{where}{spell(name)}: unknown setting")
         if option.metadata["file_only"] and not in_file:
-            raise ConfigError(f"{where}{spell(name)}: it can only stand in the file")
+            raise ConfigError(f"{where}{spell(name)}: it can only be set in the file")
         try:
             parsed[name] = option.metadata["parse"](value)
         except ValueError as error:
@@ -303,7 +315,7 @@ def _agree(config: Config) -> None:
     if config.store == "null" and config.arena is not None:
         raise ConfigError(f"store is 'null', which has no arena, but arena is {config.arena!r}: give one of the two")
     if config.nbd and config.store == "null":
-        raise ConfigError("nbd is for a store in an arena: store 'null' keeps no page")
+        raise ConfigError("nbd needs an arena: store 'null' keeps no pages")
     if not 64 << 10 <= config.max_message <= 64 << 20:
         raise ConfigError(f"max_message is {config.max_message} bytes; it must be 64 KiB to 64 MiB")
     if config.shards is not None and config.shards & (config.shards - 1):
@@ -312,9 +324,9 @@ def _agree(config: Config) -> None:
 
 def _agree_on_tls(config: Config) -> None:
     if (config.tls_cert is None) != (config.tls_key is None):
-        raise ConfigError("tls_cert and tls_key are a pair: give both or none")
+        raise ConfigError("tls_cert and tls_key belong together: set both or neither")
     if config.tls_client_ca is not None and config.tls_cert is None:
-        raise ConfigError("tls_client_ca is for TLS: give tls_cert and tls_key too")
+        raise ConfigError("tls_client_ca needs TLS: set tls_cert and tls_key too")
     if config.insecure and config.tls_cert is not None:
         raise ConfigError("insecure is for serving without TLS: give it or tls_cert, not both")
     for each in config.nbd:

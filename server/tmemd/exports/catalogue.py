@@ -1,18 +1,18 @@
-"""The catalogue of exports: which there are, how large, and where their pages are. It lies in the arena itself.
+"""The catalogue of exports: their names, sizes, rights and pools. It lives in the arena itself.
 
-An export is a persistent pool of its own, `export/NAME`, and a record: one page of the pool `.exports`, under an oid
-made of the name. What is done, in this order:
+An export is a persistent pool, `export/NAME`, and a record: one page of the pool `.exports`, under an oid derived from
+the name. The order of steps matters:
 
 - create: the pool, its reserve, the record. Without a record there is no export.
-- change: the next record, at the next index; then the older one goes. The newest that is there counts, so a change
-  that is refused or cut short leaves the export as it was.
-- remove: the pool, then the record. A record names its pool by id: one whose pool is gone is no export any more.
+- change: the new record, at the next index; then the old one is removed. The newest record counts, so a change that is
+  refused or interrupted leaves the export as it was.
+- remove: the pool, then the record. A record names its pool by id: once its pool is gone it is no longer an export.
 
-What a process that died left half done is cleared away by `mend`: a record without its pool, and a pool without a
-record, which is empty: one that holds pages is nobody's leftover, and stays. One process at a time may use it.
+`mend` removes what a process that died left behind: records without pools, and empty pools without records (a pool that
+holds pages stays). Only one process at a time may use the catalogue.
 
-A record that cannot be read, as after a fault of the memory, costs its export alone, which is damaged until its record
-is written anew, by giving it a size again, or until it is removed. Its pool and pages stay.
+A record that cannot be read, for example after a memory fault, damages only its own export, until a resize writes the
+record anew or the export is removed. Its pool and pages stay.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ OID = bytes(24)
 MOST_BYTES = PAGE << 32
 LONGEST_NAME = 64 - len(EXPORTS)
 MOST_ALLOWED = 24
-"""Clients that an export names: as many as fit into its record, however long their names are."""
+"""Most clients that an export may name: they fit into its record, however long their names are."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SCAN_PAGES = 4096
 _NAMELESS = "record:"
-"""What the oid of a record follows whose export nobody can name. No export's name has a colon."""
+"""Prefix of the oid that stands for the name of an export whose name is unknown. Export names have no colon."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSpec:
-    """An export to be made. What makes no sense is a `ValueError`."""
+    """An export to create. An invalid one is a `ValueError`."""
 
     name: str
     size: int
@@ -65,9 +65,9 @@ class ExportSpec:
     codec: str = "lz4"
     multi_conn: bool = False
     allow: tuple[str, ...] | None = None
-    """Clients that may open it; None: anybody."""
+    """Clients that may open it; None lets anybody in."""
     block_size: int = PAGE
-    """The page size of its pool, and kept there."""
+    """The page size of its pool, which stores it."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -78,7 +78,7 @@ class ExportSpec:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An export. `pool` is None where that is gone; `at` is the index of its record; `allow` None lets anybody in."""
+    """An export. `pool` is None if it is gone; `at` is the index of its record; `allow` None lets anybody in."""
 
     name: str
     size: int
@@ -89,15 +89,15 @@ class Entry:
     pool: StorePool | None
     at: int
     damaged: str = ""
-    """Why its record cannot be read: it has no size, nobody may open it, and without a pool its name is the oid's."""
+    """Why its record cannot be read. It then has no size, nobody may open it, and without a pool its name is an oid."""
 
     @property
     def oid(self) -> bytes:
-        """The object of its record."""
+        """The oid of its record."""
         return bytes.fromhex(self.name.removeprefix(_NAMELESS)) if self.name.startswith(_NAMELESS) else _oid(self.name)
 
     def block_export(self) -> BlockExport:
-        """The export as it is to be served; it has its pool."""
+        """The export as the block server is to serve it."""
         assert self.pool is not None
         return BlockExport(self.pool, OID, self.size, self.draining, self.multi_conn, self.allow)
 
@@ -107,7 +107,7 @@ class Entry:
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError for what cannot be an export's name."""
+    """Raise ValueError for an invalid export name."""
     if len(name) > LONGEST_NAME or not _NAME.fullmatch(name):
         raise ValueError(
             f"export name {name!r} is not 1 to {LONGEST_NAME} letters, digits, '.', '_' and '-', the first of them a "
@@ -116,7 +116,7 @@ def check_name(name: str) -> None:
 
 
 def check_size(size: int) -> None:
-    """Raise ValueError for what cannot be an export's size."""
+    """Raise ValueError for an invalid export size."""
     if not PAGE <= size <= MOST_BYTES or size % PAGE:
         raise ValueError(
             f"an export's size is {size} bytes: it must be a multiple of {PAGE}, from {PAGE} to {MOST_BYTES}"
@@ -124,7 +124,7 @@ def check_size(size: int) -> None:
 
 
 def check_allowed(allow: tuple[str, ...]) -> None:
-    """Raise ValueError for what cannot be those who may open an export."""
+    """Raise ValueError for an invalid list of clients."""
     for name in allow:
         check_client(name)
     if len(allow) > MOST_ALLOWED:
@@ -132,19 +132,19 @@ def check_allowed(allow: tuple[str, ...]) -> None:
 
 
 def check_block_size(size: int) -> None:
-    """Raise ValueError for what cannot be an export's block size."""
+    """Raise ValueError for an invalid block size."""
     if size not in PAGE_SIZES:
         sizes = ", ".join(map(str, PAGE_SIZES[:-1]))
         raise ValueError(f"an export's block size is {size} bytes: it must be {sizes} or {PAGE_SIZES[-1]}")
 
 
 class Catalogue:
-    """All exports of a store. Its methods may take long; they are for a thread."""
+    """All exports of a store. Its methods may block; call them in a thread."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._told: set[tuple[bytes, int]] = set()
-        """Damaged records that are in the log."""
+        """Damaged records that have been logged."""
 
     def entries(self) -> list[Entry]:
         """All exports, by name."""
@@ -175,27 +175,27 @@ class Catalogue:
         return entry
 
     def change(self, entry: Entry, **changed: Any) -> Entry:
-        """The export with another size, draining or not, or for others."""
+        """Change the size, draining or rights of an export."""
         newer = replace(entry, at=entry.at + 1, damaged="", **changed)
         self._write(newer)
         self._records().flush(entry.oid, [entry.at])
         return newer
 
     def remove(self, name: str) -> int:
-        """Remove an export with its pages; how many there were."""
+        """Remove an export and its pages; returns their number."""
         entry = self.find(name)
         dropped = 0 if entry.pool is None else entry.pool.destroy()
         self._records().flush_object(entry.oid)
         return dropped
 
     def mend(self) -> None:
-        """Clear away what was left half done."""
+        """Remove what an interrupted change left behind."""
         kept = set()
         for entry in self._newest():
             if entry.damaged:
                 kept.add(entry.pool_id)
             elif entry.pool is None:
-                log.info("export %s was being removed: its record goes", entry.name)
+                log.info("export %s was being removed when its daemon died: removing its record", entry.name)
                 self._records().flush_object(entry.oid)
             else:
                 kept.add(entry.pool_id)
@@ -207,9 +207,12 @@ class Catalogue:
     def _clear(self, pool: StorePool) -> None:
         with suppress(UnknownPoolError):
             if pool.stats()["pages"]:
-                log.warning("pool %s has pages and belongs to no export; it is left as it is", pool.name)
+                log.warning("pool %s holds pages but belongs to no export: leaving it alone", pool.name)
             else:
-                log.info("export %s was being made: its pool goes", pool.name.removeprefix(EXPORTS))
+                log.info(
+                    "export %s was being created when its daemon died: removing its pool",
+                    pool.name.removeprefix(EXPORTS),
+                )
                 pool.destroy()
 
     def _records(self) -> StorePool:
@@ -274,7 +277,7 @@ class _BadRecordError(ValueError):
 
 
 def _record(page: bytes, oid: bytes) -> dict[str, Any]:
-    """What a record says, every field of which can be believed."""
+    """Parse and validate a record."""
     if not page:
         raise _BadRecordError("it fails its checksum")
     try:

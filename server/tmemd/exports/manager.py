@@ -1,9 +1,9 @@
-"""Exports: block devices over NBD on the pools of the catalogue. One process of an arena has them: worker 0.
+"""Manages exports: block devices over NBD on the pools of the catalogue. One process of an arena does: worker 0.
 
-What an administrator asks comes as a method's name and the bytes of its request, for it may come from another worker
-over the control line; the answer is bytes too. Calls are carried out one after another. Each changes the catalogue, and
-the block server follows; it is asked first only where it may refuse, which is when an export shrinks or goes. `start`
-mends what another left half done, and serves all there are.
+Requests are a method name and bytes, and so are replies, because they may come from another worker over the control
+channel. Calls run one after another. Each changes the catalogue, and the block server follows; it is asked first only
+where it may refuse: when an export shrinks or is removed. `start` cleans up after interrupted changes, then serves all
+exports.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 _NOBODY = ExportStatus((), {})
 _LOOK_PAGES = 1 << 20
 EVERYBODY = "*"
-"""Stands for anybody among those who may open an export. No client has this name."""
+"""Stands for anybody in a list of clients. No client has this name."""
 
 
 class Exports:
-    """All exports, and the server of them if there is one."""
+    """All exports, and the block server if there is one."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -68,7 +68,7 @@ class Exports:
         tls: CertificateSource | None = None,
         refuse: GatewayRefusal | None = None,
     ) -> None:
-        """Clear away what was left half done; serve on these addresses, if any."""
+        """Clean up after interrupted changes; serve on these addresses, if any."""
         await self._store.call(self._catalogue.mend)
         await self._store.call(self._snapshots.clear)
         if listen:
@@ -89,15 +89,15 @@ class Exports:
         return bytes(answer.SerializeToString())
 
     def status(self) -> dict[str, ExportStatus]:
-        """Who has which export open, and what passed through it."""
+        """Every served export, by name: its clients and counters."""
         return {} if self._server is None else self._server.status()
 
     def counters(self) -> dict[str, int]:
-        """Of all connections; nothing where none are served."""
+        """Counters of all connections; empty if none are served."""
         return {} if self._server is None else self._server.counters()
 
     async def stop(self, grace: float) -> bool:
-        """Stop serving; whether every client's requests were done in time."""
+        """Stop serving; returns whether every client's requests finished in time."""
         for lapsing in self._lapsing:
             lapsing.cancel()
         await asyncio.to_thread(self._snapshots.end_of, "")
@@ -105,7 +105,7 @@ class Exports:
         return server is None or await asyncio.to_thread(server.stop, grace)
 
     def close(self) -> None:
-        """Stop at once, so that the arena can be let go."""
+        """Stop at once, so that the arena can be closed."""
         self._snapshots.end_of("")
         if self._server is not None:
             self._server.stop(0)
@@ -155,7 +155,7 @@ class Exports:
         return pb.ResizeExportResponse(export=self._show(entry))
 
     def _renew(self, entry: Entry, size: int) -> Entry:
-        """A sound record in place of a damaged one: the export is of that size, and nobody may open it yet."""
+        """Replace a damaged record: the export gets that size, and nobody may open it yet."""
         if entry.pool is None:
             entry.must_be_sound()
         _must_be_empty(entry, size)
@@ -165,7 +165,7 @@ class Exports:
         return entry if size == entry.size else self._catalogue.change(entry, size=size)
 
     def _shrink(self, entry: Entry, size: int) -> Entry:
-        """Smaller, if nothing is beyond the new end and nobody is there to write it."""
+        """Shrink, if nothing is stored beyond the new end and no client is connected."""
         self._snapshots.check_none(entry.name)
         if self._server is not None:
             self._server.hold(entry.name)
@@ -200,7 +200,7 @@ class Exports:
         return pb.OpenSnapshotResponse(id=number, export=self._show(entry), paused=paused, lease_seconds=LEASE)
 
     def _check_unused(self, request: pb.RemoveExportRequest) -> pb.RemoveExportResponse:
-        """Raise where an export is open or being saved, so that nobody else may change its pages."""
+        """Raise if an export is open or being saved: then nobody else may change its pages."""
         clients = len(self.status().get(request.name, _NOBODY).clients)
         if clients:
             raise BusyError(
@@ -214,7 +214,7 @@ class Exports:
 
 
 def _spec(request: pb.CreateExportRequest) -> ExportSpec:
-    """The export that is asked for; what is left out has its default."""
+    """The export that a request asks for, defaults filled in."""
     given = {field.name: value for field, value in request.ListFields() if field.name != "allowed"}
     allow = tuple(dict.fromkeys(request.allowed.clients)) if request.HasField("allowed") else None
     if allow and EVERYBODY in allow:
@@ -224,15 +224,15 @@ def _spec(request: pb.CreateExportRequest) -> ExportSpec:
 
 
 def _must_be_alone(named: Sequence[str]) -> None:
-    """Raise where others are named besides everybody."""
+    """Raise if others are named besides everybody."""
     if [name for name in named if name != EVERYBODY]:
-        raise ValueError(f"{EVERYBODY!r} is anyone: name it alone, or the clients that may open the export")
+        raise ValueError(f"{EVERYBODY!r} means anyone: name it alone, or name the clients that may open the export")
 
 
 def _allowed(entry: Entry, request: pb.AllowExportRequest) -> tuple[str, ...] | None:
-    """Who may open an export, once the request is carried out."""
+    """Who may open an export after the request."""
     if bool(request.clients) == request.anyone:
-        raise ValueError("name the clients that may open the export, or say that anyone may: one of the two")
+        raise ValueError("either name the clients that may open the export, or say that anyone may")
     anyone = request.anyone or EVERYBODY in request.clients
     if anyone and request.undo:
         raise ValueError("anyone and undo exclude each other: name the clients that may open the export")
@@ -249,7 +249,7 @@ def _allowed(entry: Entry, request: pb.AllowExportRequest) -> tuple[str, ...] | 
 
 
 def _must_be_empty(entry: Entry, size: int) -> None:
-    """Raise where anything is stored beyond the first `size` bytes."""
+    """Raise if anything is stored beyond the first `size` bytes."""
     assert entry.pool is not None
     block = entry.pool.page_size
     last, inside = divmod(size, block)

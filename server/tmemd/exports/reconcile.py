@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def reconcile(catalogue: Catalogue, server: BlockServer) -> None:
-    """Serve each export as the catalogue has it, and none that it has not.
+    """Serve exactly the exports of the catalogue, as it describes them.
 
-    A damaged one is left as it is: it is not served anew, and clients that have it open go on. One that cannot be
-    served costs the others nothing.
+    A damaged export is left alone: its clients keep it, but it is not served anew. One that cannot be served does not
+    affect the others.
     """
     entries = catalogue.entries()
     for name in server.status().keys() - {entry.name for entry in entries}:

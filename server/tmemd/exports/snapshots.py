@@ -1,8 +1,8 @@
-"""Snapshots of exports: what is read of one is the device as it was at one instant, while its clients go on.
+"""Snapshots of exports: the device as it was at one instant, while its clients go on writing.
 
-The block server keeps pages before they change, in a pool of the snapshot's own, `.save/NAME`, which goes with it. A
-snapshot that nobody asks for anything for `LEASE` seconds ends: who opened it is gone. Those of a daemon that died are
-cleared away by the next.
+The block server copies pages before they change into the snapshot's own pool, `.save/NAME`, which is removed with it. A
+snapshot that is not used for `LEASE` seconds ends: whoever opened it is gone. A daemon removes the snapshots of one
+that died.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 LEASE = 60
 _BATCH_PAGES = 256
-_UNKNOWN = "there is no such snapshot: it was closed, or nothing was asked of it for {} seconds"
+_UNKNOWN = "unknown snapshot: it was closed, or not used for {} seconds"
 
 
 @dataclass(slots=True)
 class _Open:
-    """A snapshot under way. `server` is its own, where exports are not served."""
+    """An open snapshot. `server` is its own, if exports are not served."""
 
     export: str
     page_size: int
@@ -41,7 +41,7 @@ class _Open:
 
 
 class Snapshots:
-    """All snapshots of a store's exports. Its methods may take long, and are for a thread, but for `lapse`."""
+    """All snapshots of a store's exports. Its methods may block, except for `lapse`; call them in a thread."""
 
     def __init__(self, store: Store, lease: float = LEASE) -> None:
         self._store = store
@@ -49,25 +49,25 @@ class Snapshots:
         self._open: dict[int, _Open] = {}
 
     def clear(self) -> None:
-        """Remove what a daemon that died has left."""
+        """Remove the snapshots of a daemon that died."""
         for pool in self._store.pools():
             if pool.name.startswith(SNAPSHOTS):
                 with suppress(UnknownPoolError):
                     pool.destroy()
 
     def check_none(self, export: str) -> None:
-        """Raise where one of this export is under way."""
+        """Raise if this export has an open snapshot."""
         if any(one.export == export for one in list(self._open.values())):
             raise BusyError(f"export {export!r} is being saved")
 
     def begin(self, entry: Entry, server: BlockServer | None) -> tuple[int, float]:
-        """A snapshot of an export; its id, and for how many seconds requests were held up."""
+        """Open a snapshot; returns its id, and for how many seconds requests were paused."""
         entry.must_be_sound()
         self.check_none(entry.name)
         assert entry.pool is not None
         held = entry.pool.settings()
         settings = PoolSettings(kind="persistent", codec=held.codec, page_size=held.page_size)
-        with suppress(UnknownPoolError):  # what a snapshot left that ended while a lock of the arena was held
+        with suppress(UnknownPoolError):  # left behind if the last one ended while a lock of the arena was held
             self._store.find_pool(SNAPSHOTS + entry.name).destroy()
         shadow = self._store.create_pool(SNAPSHOTS + entry.name, settings)
         own = None
@@ -87,12 +87,12 @@ class Snapshots:
         return number, snapshot.paused
 
     def scan(self, request: pb.ScanSnapshotRequest) -> pb.ScanSnapshotResponse:
-        """Some of the pages it has."""
+        """List some of its pages."""
         indices, following = self._used(request.id).snapshot.held(request.first)
         return pb.ScanSnapshotResponse(indices=indices, next=following or 0)
 
     def read(self, request: pb.ReadSnapshotRequest) -> pb.ReadSnapshotResponse:
-        """Pages of it."""
+        """Read pages."""
         found = self._used(request.id)
         indices = messages.indices(request, messages.batch_limit(found.page_size, _BATCH_PAGES))
         found.snapshot.release(request.done)
@@ -100,7 +100,7 @@ class Snapshots:
         return pb.ReadSnapshotResponse.FromString(messages.inside(pages))
 
     def close(self, request: pb.CloseSnapshotRequest) -> pb.CloseSnapshotResponse:
-        """End it. Raises where it had ended before."""
+        """End a snapshot. Raises if it had ended already."""
         self._used(request.id)
         before = self._end(request.id)
         if before:
@@ -108,13 +108,13 @@ class Snapshots:
         return pb.CloseSnapshotResponse()
 
     def end_of(self, export: str) -> None:
-        """End those of an export, or of all."""
+        """End the snapshots of an export, or all."""
         for number, one in list(self._open.items()):
             if export in ("", one.export):
                 self._end(number)
 
     async def lapse(self, number: int) -> None:
-        """End a snapshot once nothing is asked of it any more."""
+        """End a snapshot when its lease runs out."""
         while (one := self._open.get(number)) is not None:
             left = one.until - time.monotonic()
             if left <= 0:
@@ -130,7 +130,7 @@ class Snapshots:
         return one
 
     def _end(self, number: int) -> str:
-        """End one; why it had ended before, if so."""
+        """End a snapshot; returns why it had ended already, if so."""
         one = self._open.pop(number, None)
         if one is None:
             return ""

@@ -1,4 +1,4 @@
-"""Messages into what the store takes, and back. What makes no sense is a `ValueError` before anything is touched."""
+"""Converts messages to the store's arguments and back. Invalid ones are a `ValueError`, before anything is changed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 OID_BYTES = 24
 HAS_MOST = 65536
 FLUSH_MOST = 8192
-"""Indices of a flush: they fit into the smallest message that a daemon can be told to take."""
+"""Most indices of a flush: they fit into the smallest `max_message`."""
 BATCH_BYTES = 2 << 20
-"""Most bytes of pages in a batch, decoded: with their headers they fit in gRPC's default message of 4 MiB."""
+"""Most bytes of decoded pages in a batch: with headers they fit into gRPC's default message of 4 MiB."""
 
 _BYTES_FIELD = 2
 
@@ -32,7 +32,7 @@ def _tag(field: FieldDescriptor) -> bytes:
     return bytes([field.number << 3 | _BYTES_FIELD])
 
 
-# What stands before a field of bytes, and how many those are.
+# Tags of fields of bytes; a varint with the length follows.
 _SNAPSHOT_PAGES = _tag(admin_pb2.ReadSnapshotResponse.DESCRIPTOR.fields_by_name["pages"])
 _PAGES = _tag(pb.GetResponse.DESCRIPTOR.fields_by_name["pages"])
 _BODIES = {field.name: _tag(field) for field in pb.Reply.DESCRIPTOR.oneofs_by_name["body"].fields}
@@ -41,7 +41,7 @@ _M = TypeVar("_M", "pb.PutRequest", "pb.GetRequest", "pb.FlushRequest", "admin_p
 
 
 def batch_limit(page_size: int, batch_pages: int) -> int:
-    """Most pages of a batch."""
+    """The most pages that a batch may have."""
     return min(batch_pages, BATCH_BYTES // page_size)
 
 
@@ -52,12 +52,12 @@ def oid(given: bytes) -> bytes:
 
 
 def indices(request: _M, limit: int) -> list[int]:
-    """The indices of a batch: not too many, all different."""
+    """The indices of a batch, at most `limit` and all different."""
     found = list(request.indices)
     if len(found) > limit:
         raise ValueError(f"the batch has {len(found)} pages; at most {limit} are taken")
     if len(set(found)) != len(found):
-        raise ValueError("an index is there twice")
+        raise ValueError("an index appears twice")
     return found
 
 
@@ -72,7 +72,7 @@ def batch(request: pb.PutRequest, page_size: int, limit: int) -> Batch:
             raise ValueError(f"{len(chosen)} pages of {page_size} bytes are not {size} bytes")
         return Batch(oid(request.oid), chosen, None, request.pages)
     if request.encoding != pb.ENCODING_LZ4:
-        raise ValueError(f"there is no encoding {request.encoding}")
+        raise ValueError(f"unknown encoding {request.encoding}")
     lengths = list(request.lengths)
     if len(lengths) != len(chosen):
         raise ValueError(f"there are {len(lengths)} lengths for {len(chosen)} pages")
@@ -114,7 +114,7 @@ def reply(number: int, body: str, response: Message | SerializedMessage) -> pb.R
 
 def wants_lz4(request: pb.GetRequest) -> bool:
     if request.accept not in (pb.ENCODING_RAW, pb.ENCODING_LZ4):
-        raise ValueError(f"there is no encoding {request.accept}")
+        raise ValueError(f"unknown encoding {request.accept}")
     return request.accept == pb.ENCODING_LZ4
 
 

@@ -1,10 +1,10 @@
-"""Messages that are serialized by hand, so that their pages are not copied into one after another."""
+"""Messages serialized by hand, so that their pages are not copied repeatedly."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class SerializedMessage:
-    """A message that is serialized already, in parts: its pages were not copied into one message after another."""
+    """A serialized message, in parts that are joined once."""
 
     parts: tuple[bytes, ...]

@@ -1,11 +1,11 @@
-"""One daemon at a time serves an arena: what was asked of the one before has landed, or never will.
+"""Lets one daemon at a time serve an arena: requests to its predecessor have landed by then, or never will.
 
-Epochs keep late messages apart within a run of the daemon, but what an earlier run still has in its threads knows no
-later epoch. So a daemon serves only while it holds a byte of the arena's file locked (design.md, section 4.2). The lock
-is an open file's, which workers inherit: the kernel lets go of it when the last process of the daemon has ended.
+Epochs fence off late messages within one run of the daemon, but threads of an earlier run know no later epoch. So a
+daemon serves only while it holds a lock on a byte of the arena's file (design.md, section 4.2). The lock belongs to an
+open file description, which workers inherit: the kernel releases it when the last process of the daemon has ended.
 
-One that stops says how long that may take, so that the next waits as long, whatever its own settings are: it locks as
-many bytes more as it has seconds.
+A daemon that stops announces how many seconds that may take by locking as many further bytes, so that the next one
+waits long enough, whatever its own settings are.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ATTACHED, SERVED = 1, 2
-"""Bytes that are held locked: by all who are attached, and by the daemon that serves."""
+"""Bytes locked by everyone who is attached, and by the daemon that serves."""
 _STOPPING = 16
-"""The first of as many bytes as the daemon that serves has seconds to stop, held by one that is stopping. Apart from
-the others, for the kernel makes one lock of neighbours."""
+"""The first of the bytes that announce the seconds to stop. Not adjacent to the others, as the kernel merges
+neighbouring locks."""
 
 _OWNERS = 1 << 32
-"""Each process that is attached holds a byte from here on."""
+"""Every attached process holds one byte from here on."""
 _LAYOUT = 5
 _VERSION_AT = 8
 """What the path of an arena without a name begins with, which this process was handed."""
 
 _FLOCK = struct.Struct("hhqqi4x")
 GRACE = 3.0
-"""Seconds that a daemon has to end, beyond those of the calls under way."""
+"""Seconds that a daemon has to stop, beyond those of calls in flight."""
 _LEEWAY = 2.0
-"""Seconds that a daemon has beyond what it said: to be killed, to let go of much memory."""
+"""Seconds added to what a stopping daemon announces: to be killed, to free much memory."""
 _EVERY = 0.05
 
 
@@ -49,13 +49,13 @@ def lock(descriptor: int, byte: int, count: int = 1) -> None:
     """Lock bytes of an arena's file exclusively, for as long as the file is open.
 
     Raises:
-        OSError: Somebody has one of them.
+        OSError: Somebody else holds one of them.
     """
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, count, 0))
 
 
 def is_older(arena: str | None) -> bool:
-    """Whether there is an arena of an earlier layout, which its daemon may be serving."""
+    """Whether the arena has an earlier layout, and may be served by an earlier daemon."""
     if arena is None:
         return False
     try:
@@ -72,24 +72,24 @@ def is_older(arena: str | None) -> bool:
 
 
 def _seconds_to_stop(descriptor: int) -> int:
-    """What another daemon said it may take to stop; 0 where none is stopping."""
+    """The seconds announced by a stopping daemon; 0 if none is stopping."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _STOPPING, _OWNERS - _STOPPING, 0)
     kind, _, first, count, _ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))
     return count if (kind, first) == (fcntl.F_WRLCK, _STOPPING) else 0
 
 
 class ArenaLock:
-    """The right to serve an arena. `descriptors` are to be inherited by the daemon's other processes."""
+    """The right to serve an arena. The daemon's other processes must inherit `descriptors`."""
 
     def __init__(self, arena: str = "", *descriptors: int) -> None:
         self.descriptors = descriptors
         self._arena = arena
 
     async def acquire(self, stopping: asyncio.Event, patience: float) -> bool:
-        """Wait until no other daemon serves the arena; False where `stopping` came first.
+        """Wait until no other daemon serves the arena; False if `stopping` was set first.
 
         Raises:
-            ArenaError: Another still serves it after so many seconds, or after as many as it said it takes to stop.
+            ArenaError: Another still serves it after `patience` seconds, or after those that it announced.
         """
         begun = asyncio.get_running_loop().time()
         told = -1
@@ -107,14 +107,14 @@ class ArenaLock:
         return True
 
     def announce_stop(self, seconds: float) -> None:
-        """Say that this daemon is stopping, and that it may take so long."""
-        with suppress(OSError):  # then the next waits as long as it would itself
+        """Announce that this daemon is stopping, which may take so many seconds."""
+        with suppress(OSError):  # then the next daemon waits as long as its own settings say
             for descriptor in self.descriptors:
                 lock(descriptor, _STOPPING, math.ceil(seconds + _LEEWAY))
 
     def _tell(self, takes: int) -> None:
-        within = f", within {takes} s as it says" if takes else ""
-        log.info("another daemon has the arena %s: waiting for its end%s", self._arena, within)
+        within = f", which takes up to {takes} s" if takes else ""
+        log.info("another daemon is serving arena %s: waiting for it to stop%s", self._arena, within)
 
     def _acquired(self) -> bool:
         try:
@@ -127,7 +127,7 @@ class ArenaLock:
 
 @contextmanager
 def arena_lock(arena: str | None) -> Iterator[ArenaLock]:
-    """The right to serve an arena, to be taken; given up at the end, and by a process that dies."""
+    """A lock on an arena, to be acquired; released at the end, or when the process dies."""
     if arena is None:
         yield ArenaLock()  # nobody else finds it
         return

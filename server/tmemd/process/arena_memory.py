@@ -1,8 +1,8 @@
-"""How much memory there is for the arena: on the machine, in the container, on the arena's file system.
+"""Chooses and checks the arena's memory: on the machine, in the container, on the arena's file system.
 
-Unless it is set, `memory` is the least of a quarter of the machine's, half of what the container may use, and what is
-free on the arena's file system; an arena that is there already keeps its own. What is set and cannot be had is refused,
-and what is more than there is at the moment is warned of.
+By default `memory` is the least of a quarter of the machine's, half of the container's limit, and the free space of the
+arena's file system; an existing arena keeps its own. A value that can never be had is refused; one that exceeds what is
+free at the moment is warned about.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 _MIB = 1 << 20
 _FREE_PART = 15 / 16
-"""Of what is free on a file system, what the arena takes of it."""
+"""Share of a file system's free space that the arena takes."""
 _APPARENT = 60
-"""Times `memory`, what the arena's mapping is charged with, used or not."""
+"""The size of the arena's mapping as a multiple of `memory`, used or not."""
 _CAP_IPC_LOCK = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimits:
-    """What there is, in bytes; None where nothing limits it."""
+    """Available memory in bytes; None if nothing limits it."""
 
     machine: int
     container: int | None
@@ -39,11 +39,11 @@ class MemoryLimits:
     capacity: int | None = None
     """Of the arena's file system."""
     free: int | None = None
-    """There, with what the arena has already."""
+    """Free there, including what the arena already uses."""
 
 
 def detect(arena: str | None, root: Path = Path("/")) -> MemoryLimits:
-    """What there is. `root` is where /proc and /sys lie."""
+    """Find the limits. `root` holds /proc and /sys."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = [limit for limit in _limits(root) if limit < machine]
     container = min(limits, default=None)
@@ -61,7 +61,7 @@ def detect(arena: str | None, root: Path = Path("/")) -> MemoryLimits:
 
 
 def choose(limits: MemoryLimits) -> tuple[int, str]:
-    """How much memory to use, and why so much.
+    """The memory to use by default, and why.
 
     Raises:
         ConfigError: There is none.
@@ -81,7 +81,7 @@ def choose(limits: MemoryLimits) -> tuple[int, str]:
 
 
 def check(limits: MemoryLimits, config: Config) -> Iterator[str]:
-    """What there is less of than `memory`.
+    """Warn of every limit that `memory` exceeds.
 
     Raises:
         ConfigError: The arena's file system can never hold so much.
@@ -142,7 +142,7 @@ def _may_lock() -> bool:
 
 
 def _limits(root: Path) -> Iterator[int]:
-    """Of memory, of this process's cgroup and all above it, in either version."""
+    """Memory limits of this process's cgroup and those above it, in both versions."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -157,7 +157,7 @@ def _limits(root: Path) -> Iterator[int]:
 
 
 def _upwards(mount: Path, path: str, name: str) -> Iterator[int]:
-    """The limits of a cgroup and of those above it, as far as the container sees them."""
+    """The limits of a cgroup and those above it, as far as the container sees them."""
     at = Path(path.lstrip("/"))
     for folder in (at, *at.parents):
         with suppress(OSError, ValueError):  # not there, or `max`

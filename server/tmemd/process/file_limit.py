@@ -1,4 +1,4 @@
-"""Open files: each connection is one, so the process may have as many as the system allows."""
+"""Raises the open-file limit: each connection takes a file."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from tmemd.config.settings import Config
 
 OWN = 64
-"""Files that the daemon needs beside connections: arena, certificates, metrics, control lines, event loops."""
+"""Files that the daemon needs besides connections: arena, certificates, metrics, control channels, event loops."""
 
 
 def raise_limit(config: Config) -> None:
-    """Raise the soft limit to the hard one, for this process and its workers, and say so where that is still little.
+    """Raise the soft limit to the hard one, for this process and its workers, and warn if that is still too low.
 
-    Every call and stream that may be under way can come on a connection of its own.
+    Every call and stream in flight can have a connection of its own.
 
     Raises:
-        ConfigError: There are too few for the daemon itself.
+        ConfigError: The limit is too low for the daemon itself.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -29,19 +29,19 @@ def raise_limit(config: Config) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
         except (OSError, ValueError) as error:
-            log.warning("the limit of open files stays %d: %s", soft, error)
+            log.warning("cannot raise the open-file limit of %d: %s", soft, error)
     needed = config.max_calls + OWN
     if config.nbd:
         needed += 2 * (config.nbd_connections + config.nbd_handshakes)
     if soft != resource.RLIM_INFINITY and soft < OWN:
         raise ConfigError(
-            f"only {soft} files can be open, and the daemon itself needs {OWN}: raise the limit of open files to "
+            f"the open-file limit is {soft}, and the daemon itself needs {OWN}: raise the limit to "
             f"{needed} or more (LimitNOFILE, ulimit -n)"
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
         log.warning(
-            "only %d files can be open, and max_calls is %d: raise the limit of open files to %d or more (LimitNOFILE, "
-            "ulimit -n), or connections wait unserved",
+            "the open-file limit is %d, and max_calls is %d: raise the limit to %d or more (LimitNOFILE, "
+            "ulimit -n), or connections will wait",
             soft,
             config.max_calls,
             needed,

@@ -1,7 +1,7 @@
-"""How gRPC polls its sockets in this process. To be imported before gRPC, which reads its environment when it is.
+"""Sets how gRPC polls its sockets. Must be imported before gRPC, which reads its environment on import.
 
-gRPC is told to poll itself rather than have its event engine do so, unless the environment says otherwise: a batch then
-costs the daemon a tenth to a sixth less processor time, as fewer threads hand it on
+gRPC polls by itself rather than through its event engine, unless the environment says otherwise: a batch then costs the
+daemon a tenth to a sixth less processor time, as fewer threads pass it on
 (docs/adr/0010-one-stream-for-single-batches.md).
 """
 

@@ -1,7 +1,7 @@
-"""What a daemon asks of the kernel that must answer when its machine has no memory left.
+"""Kernel settings that keep the daemon responsive under memory pressure.
 
-Asked before any thread is made, for threads inherit it. What the kernel refuses is a `ConfigError`: a daemon that is to
-be safe to swap to, and is not, does not start.
+Set before any thread starts, as threads inherit them. A refusal is a `ConfigError`: a daemon that should be safe to
+swap to, and is not, does not start.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _PR_SET_IO_FLUSHER = 57
 
 
 def lock_memory() -> None:
-    """Keep every page of this process, the arena's included, in memory from when it is first used."""
-    # On fault alone: the arena's address space is much larger than what it may use.
+    """Lock every page of this process, including the arena, from its first use on."""
+    # On fault only: the arena's address space is much larger than what it may use.
     if _libc().mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT):
         raise ConfigError(
-            f"lock_memory: {_why()}; it takes CAP_IPC_LOCK, or a limit on locked memory (ulimit -l) to fit"
+            f"lock_memory: {_why()}; it needs CAP_IPC_LOCK, or a sufficient limit on locked memory (ulimit -l)"
         )
 
 
 def be_io_flusher() -> None:
-    """Have the kernel's allocations for this process never wait for writes, which may be those it serves."""
+    """Never let the kernel's allocations for this process wait for writes, which it may be serving itself."""
     if _libc().prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0):
-        raise ConfigError(f"io_flusher: {_why()}; it takes CAP_SYS_RESOURCE, and Linux 5.6")
+        raise ConfigError(f"io_flusher: {_why()}; it needs CAP_SYS_RESOURCE and Linux 5.6")
 
 
 def _libc() -> ctypes.CDLL:

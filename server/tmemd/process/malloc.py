@@ -1,8 +1,7 @@
-"""The C library's allocator, told to keep what messages free.
+"""Tunes the C library's allocator to keep the memory of messages.
 
-Messages come and go in blocks of some 100 KiB. Left to itself glibc gives the end of its heap back to the kernel after
-most of them and takes it again for the next: hundreds of page faults a call, a third of the processor time of a get of
-64 pages.
+Messages use blocks of about 100 KiB. By default glibc returns the end of its heap to the kernel after most of them and
+takes it back for the next: hundreds of page faults per call, a third of the processor time of a get of 64 pages.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ import ctypes
 # From malloc.h. Setting one ends glibc's own adjustment of both.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 KEPT = 64 << 20
-"""Most bytes kept free at the end of a heap."""
+"""Most free bytes kept at the end of a heap."""
 LARGE = 16 << 20
-"""Bytes from which a block is mapped by itself, and given back at once."""
+"""Bytes from which a block is mapped separately, and returned at once."""
 
 
 def keep_freed_memory() -> bool:
-    """Whether the C library has such settings, and took them."""
+    """Returns whether the C library supports and accepted this."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):

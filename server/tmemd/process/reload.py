@@ -1,7 +1,7 @@
-"""SIGHUP: the configuration is read again, and what can change without a restart does.
+"""SIGHUP: reloads the configuration, and applies what can change without a restart.
 
-A file that is no use changes nothing, and what takes a restart is named. The service manager is told when this begins
-and when it is done (systemd's `Type=notify-reload`).
+An invalid file changes nothing, and settings that need a restart are logged. The service manager is notified of the
+beginning and the end (systemd's `Type=notify-reload`).
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ LIVE = frozenset(
         "session_idle",
     }
 )
-"""Settings that change without a restart. The files of certificates are read again at each handshake anyway."""
+"""Settings that change without a restart. Certificates are checked at each handshake anyway."""
 
 
 async def resized(store: Store, old: Config, new: Config) -> Config:
-    """The new configuration, once the store has its memory; with the old one's memory where that cannot be."""
+    """Resize the store; returns the new configuration, with the old memory if resizing failed."""
     if new.memory == old.memory:
         return new
     try:
         await store.call(lambda: store.resize(new.memory))
     except (TmemdError, ValueError) as error:
-        log.warning("memory stays as it was: %s", error)
+        log.warning("memory was not changed: %s", error)
         return replace(new, memory=old.memory)
     return new
 
 
 class Reload:
-    """Reads the configuration again when called, one time after another, once `begin` said whom to tell."""
+    """Reloads the configuration whenever it is called, one reload at a time, after `begin`."""
 
     def __init__(self, config: Config, read: Callable[[], Config]) -> None:
-        """`config` is what `read` gave first."""
+        """`config` is what `read` returned first."""
         self._first = self._given = config
         self.config = config
-        """What is in force."""
+        """The configuration in force."""
         self._read = read
         self._apply: Callable[[Config], Awaitable[Config]] | None = None
         self._asked = asyncio.Event()
@@ -67,7 +67,7 @@ class Reload:
         self._asked.set()
 
     def begin(self, apply: Callable[[Config], Awaitable[Config]]) -> None:
-        """`apply` is given what is to be in force, and returns what is."""
+        """`apply` receives the new configuration and returns what is in force."""
         self._apply = apply
         self._task = asyncio.create_task(self._go_on())
 
@@ -83,9 +83,9 @@ class Reload:
             try:
                 await self._once()
             except (TmemdError, ValueError, OSError) as error:
-                log.error("the configuration stays as it was: %s", error)
+                log.error("the configuration was not changed: %s", error)
             except Exception:
-                log.exception("the configuration could not be read again")
+                log.exception("the configuration could not be reloaded")
             notify("READY=1")
 
     async def _once(self) -> None:
@@ -96,7 +96,7 @@ class Reload:
         config = replace(self.config, **live)
         self.config = await self._apply(config)
         self._given = given
-        log.info("the configuration was read again: %s", f"changed {', '.join(live)}" if live else "nothing to change")
+        log.info("configuration reloaded: %s", f"changed {', '.join(live)}" if live else "nothing changed")
         waiting = [name for name in OPTIONS if name not in LIVE and getattr(given, name) != getattr(self._first, name)]
         if waiting:
-            log.warning("these settings take a restart: %s", ", ".join(waiting))
+            log.warning("these settings need a restart: %s", ", ".join(waiting))

@@ -1,7 +1,7 @@
-"""An arena for workers where none is named: memory without a name, handed down by its descriptor.
+"""An anonymous arena for workers, passed on by its descriptor.
 
-It goes with the processes that have it. Nobody else can open it, put another in its place, or cut it short: the engine
-seals it when it makes an arena of it.
+It ends with the processes that have it. Nobody else can open, replace or truncate it: the engine seals it when it
+creates the arena.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shared_arena(named: str | None) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The path of the arena, the named one or our own, and the descriptors that workers must inherit to open it."""
+    """The path of the named or anonymous arena, and the descriptors that workers must inherit to open it."""
     if named is not None:
         yield named, ()
         return

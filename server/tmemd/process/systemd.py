@@ -1,4 +1,4 @@
-"""Tells the service manager what became of the daemon: systemd's protocol, one datagram to the socket it names."""
+"""Notifies the service manager by systemd's protocol: one datagram to the socket that it names."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from tmemd.base.logs import log
 
 
 def notify(state: str) -> None:
-    """Send a state, such as `READY=1`. Does nothing where no manager asked; a manager that cannot be told is logged."""
+    """Send a state, such as `READY=1`, if a manager asked for it. A failure is logged."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return
@@ -18,9 +18,9 @@ def notify(state: str) -> None:
             to.connect(address)
             to.sendall(state.encode())
     except OSError as error:
-        log.warning("the service manager at %s cannot be told %s: %s", path, state, error)
+        log.warning("cannot notify the service manager at %s of %s: %s", path, state, error)
 
 
 def notify_reloading() -> None:
-    """The configuration is being read again; `READY=1` is to follow."""
+    """The configuration is being reloaded; `READY=1` follows."""
     notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")

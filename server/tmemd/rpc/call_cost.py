@@ -1,8 +1,8 @@
-"""What a call costs, to tell those that the event loop makes itself from those that threads make.
+"""Estimates what a call costs, to decide whether it runs on the event loop or in a thread.
 
-The unit is a byte of a page that LZ4 decompresses: 256 pages of 4096 bytes, or 1 MiB, take it about half a
-millisecond. What a thread costs besides (waking it, taking the GIL back) is as much as a call of half that size, and
-more where processors are few; what a call on the loop costs the others is that they wait for it.
+The unit is one byte of a page decompressed by LZ4: 256 pages of 4096 bytes, or 1 MiB, take about half a millisecond. A
+thread adds the cost of a call of half that size (waking it, retaking the GIL), more on few processors; a call on the
+loop makes all others wait.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tmemd.store.api import Batch, StorePool
 
 SHORT_FLUSH = 1024
-"""Indices of a flush that the event loop makes itself."""
+"""Most indices of a flush that runs on the event loop."""
 _COMPRESS = 4.0
 _COMPRESS_DENSER = {"lz4hc": 60.0, "zstd": 8.0}
 _DECOMPRESS = 1.0
@@ -22,7 +22,7 @@ _COPY = 0.25
 
 
 def of_put(batch: Batch, pool: StorePool) -> float:
-    """Pages are compressed here; LZ4 blocks are decompressed to verify them, and compressed anew if denser."""
+    """Pages are compressed; LZ4 blocks are decompressed to verify them, and recompressed for a denser codec."""
     size = len(batch.indices) * pool.page_size
     if denser := _COMPRESS_DENSER.get(pool.family):
         return size * denser
@@ -30,7 +30,7 @@ def of_put(batch: Batch, pool: StorePool) -> float:
 
 
 def of_get(count: int, pool: StorePool, lz4: bool) -> float:
-    """Blocks that the client can take are copied; all else is decompressed."""
+    """Blocks that the client accepts are copied; all others are decompressed."""
     size = count * pool.page_size
     if pool.family == "zstd":
         return size * _DECOMPRESS_ZSTD

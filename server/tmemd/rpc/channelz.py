@@ -1,6 +1,6 @@
-"""The standard service `grpc.channelz.v1.Channelz`: connections, streams and calls as gRPC counts them.
+"""The standard service `grpc.channelz.v1.Channelz`: gRPC's own view of connections, streams and calls.
 
-For administrators alone: it tells the addresses and certificates of all clients.
+For administrators only: it shows the addresses and certificates of all clients.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SERVICE_NAME: str = _SERVICE.full_name
 
 
 class Channelz:
-    """Answers what gRPC itself knows, once the client is known to be an administrator."""
+    """Relays gRPC's own answers to administrators."""
 
     def __init__(self, service: ServiceContext) -> None:
         self.counts = service.counts

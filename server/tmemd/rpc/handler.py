@@ -1,4 +1,4 @@
-"""What every call has: its client known, its errors answered with a status, its time and outcome counted."""
+"""Wraps every call: identifies its client, maps its errors to a status, counts its time and outcome."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ R = TypeVar("R")
 def rpc(
     handler: Callable[[S, Q, Client], Awaitable[R]],
 ) -> Callable[[S, Q, ServicerContext[Any, Any]], Coroutine[Any, Any, R]]:
-    """A unary method of a service, of the function that does its work."""
+    """Make a unary method of the function that does its work."""
     method = handler.__name__
 
     @functools.wraps(handler)
@@ -74,7 +74,7 @@ def rpc(
 
 
 async def identify(service: _Service, method: str, context: ServicerContext[Any, Any]) -> Client:
-    """The client of a stream; one that cannot be told ends the stream."""
+    """The client of a stream, which ends if the client cannot be identified."""
     try:
         return service.identities.of(context)
     except Exception as error:
@@ -89,7 +89,7 @@ async def fail(service: _Service, method: str, context: ServicerContext[Any, Any
 
 
 def explain(method: str, error: Exception) -> tuple[StatusCode, str]:
-    """Status and text of an error. One that is a fault of ours goes to the log with its trace."""
+    """The status and text of an error. An internal one is logged with its trace."""
     code, text = status_of(error)
     if code.name == "INTERNAL" and not isinstance(error, InjectedError):
         _faults.log(f"{method} failed", error)

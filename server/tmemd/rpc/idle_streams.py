@@ -1,4 +1,4 @@
-"""An end to streams of which nothing is heard, or that the daemon no longer has time for."""
+"""Ends streams that have gone silent, or must end because the daemon stops."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 
 
 class IdleTimer:
-    """Cancels the task it is made in when it rests for so many seconds; `ended` then says so."""
+    """Cancels the task that created it after so many idle seconds; `ended` is then set."""
 
     def __init__(self, seconds: float) -> None:
         task = asyncio.current_task()
         assert task is not None
         self.ended = False
         self.at_work = False
-        """Whether the stream has a command, which is to be answered."""
+        """Whether a command awaits its reply."""
         self._busy = False
         self._seconds = seconds
         self._task = task
@@ -22,21 +22,21 @@ class IdleTimer:
         self._timer = self._loop.call_later(seconds, self._look)
 
     def begin(self) -> None:
-        """A command has come."""
+        """A command has arrived."""
         self.at_work = self._busy = True
 
     def done(self) -> None:
-        """It was carried out, and the reply is on its way to a client that may not read it."""
+        """The command is done, and its reply is being sent."""
         self._busy = False
         self._heard_at = self._loop.time()
 
     def rest(self) -> None:
-        """The reply is gone."""
+        """The reply is sent."""
         self.at_work = False
         self._heard_at = self._loop.time()
 
     def end(self) -> None:
-        """Cancel the task now, unless it is at work."""
+        """Cancel the task now, unless a command awaits its reply."""
         if not self.at_work:
             self.ended = True
             self._task.cancel()

@@ -1,8 +1,7 @@
 """The service `tmem.v1.Tmem`: pages.
 
-Everything here runs on the event loop. Between the look at a session's epoch and the start of the engine's work nothing
-is awaited, and `Session.new_epoch` waits for work in threads: so no mutation of an older epoch lands after a newer one
-began.
+Everything here runs on the event loop. Nothing is awaited between checking a session's epoch and starting the engine's
+work, and `Session.new_epoch` waits for work in threads: so no mutation of an older epoch lands after a newer one began.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Unacknowledged = list[tuple[Session, int]]
-"""The exclusive gets of an Exchange stream whose pages go with its next mutation."""
+"""The exclusive gets of an Exchange stream, acknowledged by its next mutation."""
 
 _STREAMED = {field.name: f"Exchange.{field.name}" for field in pb.Command.DESCRIPTOR.oneofs_by_name["body"].fields}
-"""What a command of a stream counts as."""
+"""The name under which a command of a stream is counted."""
 _ENCODINGS = {pb.ENCODING_RAW: "raw", pb.ENCODING_LZ4: "lz4"}
 
 
@@ -51,7 +50,7 @@ class TmemService(TmemServicer):
     """Serves the pages of a store."""
 
     def __init__(self, service: ServiceContext, unused: Callable[[str], Awaitable[None]]) -> None:
-        """`unused` raises for an export that somebody uses."""
+        """`unused` raises for an export in use."""
         self._unused = unused
         self.counts = service.counts
         self.identities = service.identities
@@ -73,7 +72,7 @@ class TmemService(TmemServicer):
         self._ending = False
 
     def end_streams(self) -> None:
-        """End all streams: now, or when the command that one has is answered. Those it did not take are not done."""
+        """End every stream now, or after the reply to its current command. Commands not yet read are dropped."""
         self._ending = True
         for stream in tuple(self._streams):
             stream.end()
@@ -127,10 +126,10 @@ class TmemService(TmemServicer):
     async def Exchange(  # type: ignore[override]  # noqa: N802
         self, _: AsyncIterator[pb.Command], context: ServicerContext[Any, Any]
     ) -> None:
-        """Carry out commands one after another, read from and answered to the context: quicker than a generator.
+        """Carry out commands one after another, through the context, which is faster than a generator.
 
-        The next is read when the reply before it is on its way: a client that does not read its replies, or sends more
-        than the daemon can do, is held by the connection's flow control. A stream of which nothing is heard ends.
+        The next command is read once the previous reply is sent: flow control slows down a client that does not read
+        its replies, or sends faster than the daemon works. A silent stream ends.
         """
         client = await identify(self, "Exchange", context)
         try:
@@ -174,7 +173,7 @@ class TmemService(TmemServicer):
                 reply = await self._carry_out_with_retry(body, command, client, held)
             code = "OK"
         except Exception as error:
-            del held[known:]  # the client does not get the pages of this command
+            del held[known:]  # the client does not receive the pages of this command
             status, text = explain(f"Exchange {body}", error)
             code = status.name
             reply = pb.Reply(id=command.id, code=status.value[0], error=text)
@@ -184,7 +183,7 @@ class TmemService(TmemServicer):
     async def _carry_out_with_retry(
         self, body: str | None, command: pb.Command, client: Client, held: Unacknowledged
     ) -> pb.Reply | SerializedMessage:
-        """`_carry_out`, and anew where a lock was held."""
+        """`_carry_out`, retried if a lock was held."""
         try:
             return await self._carry_out(body, command, client, held)
         except UnavailableError as error:
@@ -194,7 +193,7 @@ class TmemService(TmemServicer):
         self, body: str | None, command: pb.Command, client: Client, held: Unacknowledged
     ) -> pb.Reply | SerializedMessage:
         if body is None:
-            raise ValueError("the command has no body that this server knows")
+            raise ValueError("the command has no body known to this server")
         operation = self._operations[body]
         return messages.reply(command.id, body, await operation(getattr(command, body), client, held))
 
@@ -276,9 +275,9 @@ class TmemService(TmemServicer):
         )
 
     async def _mutate(self, session: Session, held: Unacknowledged, call: Callable[[], T], short: bool) -> T:
-        """Change a pool, in this very turn of the loop or in a thread that the session knows of.
+        """Change a pool, in this turn of the event loop or in a thread that the session tracks.
 
-        First the pages go that exclusive gets of the same stream have taken: the client has gone on, so it has them.
+        Pages of the stream's earlier exclusive gets are removed first: the client has gone on, so it has them.
         """
         _release_all(held)
         if short:
@@ -288,12 +287,12 @@ class TmemService(TmemServicer):
         return await work.result()
 
     async def _check_unused(self, session: Session) -> None:
-        """Raise where the pool is an export's that is open or being saved: its clients alone change it then."""
+        """Raise if the pool belongs to an export that is open or being saved: only its clients may change it then."""
         if session.pool.name.startswith(EXPORTS):
             await self._unused(session.pool.name.removeprefix(EXPORTS))
 
     def _drop(self, session: Session, given: pb.Session) -> bool:
-        """Whether a mutation comes too late; if so it is counted."""
+        """Whether a mutation is stale; counts it if so."""
         check_not_the_daemons(session.pool.name)
         stale = session.is_stale(given.epoch)
         self.counts.late_messages += stale

@@ -1,6 +1,6 @@
-"""Registers services so that bytes which are no message are answered as the client's fault, and answers may be bytes.
+"""Registers services so that malformed messages are the client's error, and replies may be serialized already.
 
-gRPC itself answers what cannot be read with UNKNOWN, as it does for faults of the server.
+gRPC itself answers malformed messages with UNKNOWN, like errors of the server.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """What a handler is given in place of a message that cannot be read."""
+    """Stands in for a message that cannot be decoded."""
 
     why: str
 
 
 def check_readable(request: object) -> None:
-    """Raise ValueError for a request that could not be read."""
+    """Raise ValueError for a malformed request."""
     if isinstance(request, Malformed):
         raise ValueError(request.why)
 
 
 class Registrar:
-    """What generated code needs of a server that it adds a service to."""
+    """The server as generated code sees it when it adds a service."""
 
     def __init__(self, server: aio.Server) -> None:
         self._server = server
 
     def add_generic_rpc_handlers(self, _: Sequence[object]) -> None:
-        """The same methods once more, for servers that know no registered ones."""
+        """Generated code adds the same methods twice; the registered ones suffice."""
 
     def add_registered_method_handlers(self, service: str, handlers: Handlers) -> None:
         lenient = {name: _lenient(handler) for name, handler in handlers.items()}

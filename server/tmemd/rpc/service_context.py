@@ -1,4 +1,4 @@
-"""What the services of one daemon share."""
+"""The parts of a daemon that its services share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ServiceContext:
-    """Each is one for the whole daemon, and lives as long as it does."""
+    """One of each per daemon, for its whole life."""
 
     config: Config
     store: Store

@@ -1,11 +1,11 @@
-"""Sessions: who has opened which pool, in which epoch, and which exclusive gets await their acknowledgement.
+"""Sessions: who has opened which pool, in which epoch, and which exclusive gets are unacknowledged.
 
-Lives on the event loop: no locks. Ids are random, so that a message to an earlier run of the daemon finds no session,
-and numbers of exclusive gets are never given twice, so that a message to one session acknowledges nothing of another.
+Lives on the event loop, without locks. Ids are random, so that a message to an earlier run of the daemon finds no
+session; numbers of exclusive gets are never reused, so that no session acknowledges another's.
 
-Where there are too many sessions, one of the client that has the most ends, the longest unused: its client opens the
-pool again, and whoever opens session after session ends its own. A session whose mutation is at work in a thread stays:
-while it is there a new epoch waits for that mutation, and once it were gone nothing would.
+If there are too many sessions, the client with the most loses its least recently used one: it opens the pool again, and
+a client that keeps opening sessions evicts its own. A session with a mutation running in a thread stays, because a new
+epoch must wait for that mutation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tmemd.telemetry.counters import Counts
 
 MOST_HELD = 1024
-"""Times `max_unacknowledged`, the pages of exclusive gets that await acknowledgement, of all sessions together."""
+"""Most unacknowledged pages of all sessions together, as a multiple of `max_unacknowledged`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,9 @@ class ExclusiveGet:
 
 
 class UnacknowledgedGets:
-    """The exclusive gets of all sessions that await acknowledgement, the oldest first.
+    """The unacknowledged exclusive gets of all sessions, oldest first.
 
-    Bounded by pages: beyond that the oldest are forgotten, and their pages stay.
+    Bounded by pages: beyond the limit the oldest are forgotten, and their pages stay.
     """
 
     def __init__(self, most: int) -> None:
@@ -51,7 +51,7 @@ class UnacknowledgedGets:
         self._by_number: OrderedDict[int, tuple[Session, ExclusiveGet]] = OrderedDict()
 
     def add(self, session: Session, get: ExclusiveGet) -> int:
-        """Note an exclusive get; its number."""
+        """Record an exclusive get; returns its number."""
         number = next(self._numbers)
         self._by_number[number] = session, get
         self._pages += len(get.stamps)
@@ -61,7 +61,7 @@ class UnacknowledgedGets:
         return number
 
     def remove(self, number: int) -> ExclusiveGet:
-        """What was noted under a number."""
+        """Forget an exclusive get and return it."""
         _, get = self._by_number.pop(number)
         self._pages -= len(get.stamps)
         return get
@@ -84,23 +84,23 @@ class Session:
         self._running: set[asyncio.Future[Any]] = set()
 
     def is_stale(self, epoch: int) -> bool:
-        """Whether a mutation of `epoch` came too late."""
+        """Whether a mutation of `epoch` is stale."""
         if not 0 < epoch <= self.epoch:
             raise ValueError(f"epoch is {epoch}; the session's newest is {self.epoch}")
         return epoch < self.epoch
 
     @property
     def busy(self) -> bool:
-        """Whether a mutation is at work in a thread."""
+        """Whether a mutation is running in a thread."""
         return bool(self._running)
 
     def track(self, work: asyncio.Future[Any]) -> None:
-        """Note a mutation at work in a thread."""
+        """Record a mutation running in a thread."""
         self._running.add(work)
         work.add_done_callback(self._running.discard)
 
     async def new_epoch(self) -> int:
-        """Begin an epoch; done when no mutation of an earlier one is at work any more."""
+        """Begin an epoch; returns once no mutation of an earlier one is running."""
         self.epoch += 1
         epoch, running = self.epoch, tuple(self._running)
         if running:
@@ -108,7 +108,7 @@ class Session:
         return epoch
 
     def await_acknowledgement(self, get: ExclusiveGet) -> int:
-        """Note an exclusive get; its number. Where too many wait the oldest is forgotten, and its pages stay."""
+        """Record an exclusive get; returns its number. Beyond the limit the oldest is forgotten, and its pages stay."""
         number = self._gets.add(self, get)
         self._unacknowledged[number] = None
         if len(self._unacknowledged) > self._most:
@@ -116,20 +116,20 @@ class Session:
         return number
 
     def release(self, number: int) -> ExclusiveGet | None:
-        """What awaits acknowledgement under a number, now no more."""
+        """Forget an unacknowledged get and return it, if it is there."""
         if number not in self._unacknowledged:
             return None
         del self._unacknowledged[number]
         return self._gets.remove(number)
 
     def end(self) -> None:
-        """Nobody acknowledges anything any more."""
+        """Forget all unacknowledged gets."""
         while self._unacknowledged:
             self.release(next(iter(self._unacknowledged)))
 
 
 class Sessions:
-    """All sessions, the longest unused first."""
+    """All sessions, least recently used first."""
 
     def __init__(self, config: Config, counts: Counts) -> None:
         self._config = config
@@ -152,7 +152,7 @@ class Sessions:
         return session
 
     def find(self, number: int, client: Client) -> Session:
-        """The session of a number. To another client than the one that opened it there is none."""
+        """The session with this id, if this client opened it."""
         session = self._by_id.get(number)
         if session is None or session.client != client.name:
             raise UnknownSessionError
@@ -160,7 +160,7 @@ class Sessions:
         return session
 
     def by_client(self) -> Counter[str]:
-        """How many each client has open."""
+        """The number of open sessions per client."""
         return self._of_client.copy()
 
     def _use(self, session: Session) -> None:

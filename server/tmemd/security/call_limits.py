@@ -1,4 +1,4 @@
-"""Calls and streams under way, of each client: one that floods the daemon leaves room for the others."""
+"""Limits calls and streams in flight per client: one that floods the daemon leaves room for the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_WARNINGS = 64
 
 
 class CallLimits:
-    """All calls under way. Lives on the event loop."""
+    """Calls in flight, by client. Lives on the event loop."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -23,15 +23,15 @@ class CallLimits:
         self._warnings: dict[str, RateLimitedWarning] = {}
 
     def begin(self, client: str) -> None:
-        """Count one more. It is to be ended, unless this raises.
+        """Count one more, to be ended unless this raises.
 
         Raises:
-            LimitError: The client has as many under way as it may.
+            LimitError: The client has as many in flight as it may.
         """
         count = self.by_client.get(client, 0)
         if count >= self.most:
             self._warn(client)
-            raise LimitError(f"{count} calls of client {client!r} are under way, which is the limit")
+            raise LimitError(f"{count} calls of client {client!r} are in flight, which is the limit")
         self.by_client[client] = count + 1
 
     def end(self, client: str) -> None:
@@ -43,7 +43,7 @@ class CallLimits:
 
     @contextmanager
     def of(self, client: str) -> Iterator[None]:
-        """One, while it is under way."""
+        """Count one call or stream while it is in flight."""
         self.begin(client)
         try:
             yield
@@ -54,6 +54,6 @@ class CallLimits:
         if client not in self._warnings:
             if len(self._warnings) >= _MOST_WARNINGS:
                 self._warnings.clear()
-            text = f"client {client!r} has {self.most} calls under way, which is the limit"
+            text = f"client {client!r} has {self.most} calls in flight, which is the limit"
             self._warnings[client] = RateLimitedWarning(text)
         self._warnings[client].warn()

@@ -1,4 +1,4 @@
-"""When certificates expire, read from their files: a walk through DER as far as the validity."""
+"""Reads when certificates expire from their files, by walking through DER up to the validity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VERSION, _UTC_TIME = 0xA0, 0x17
 
 
 def expiry(path: str) -> float | None:
-    """Seconds since 1970 at which the first of a file's certificates expires; None where that cannot be read."""
+    """The Unix time at which the first of a file's certificates expires; None if that cannot be read."""
     with suppress(OSError, ValueError, IndexError):
         return min(_not_after(base64.b64decode(block)) for block in _PEM.findall(Path(path).read_bytes()))
     return None
@@ -27,16 +27,16 @@ def _not_after(der: bytes) -> float:
     ((_, certificate),) = _elements(der)
     (_, signed), *_ = _elements(certificate)
     fields = list(_elements(signed))
-    # Serial number, algorithm and issuer stand before the validity; a version only from the second on.
+    # Serial number, algorithm and issuer precede the validity, and a version from version 2 on.
     _, validity = fields[4 if fields[0][0] == _VERSION else 3]
     _, (kind, end) = _elements(validity)
-    # A year of two digits is from 1950 to 2049.
+    # Two-digit years are 1950 to 2049.
     text = end.decode() if kind != _UTC_TIME else ("19" if end[:2] >= b"50" else "20") + end.decode()
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
 def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """The elements that lie side by side in a value, each with its kind."""
+    """The sibling elements in a value, each with its tag."""
     at = 0
     while at < len(der):
         kind, length, at = der[at], der[at + 1], at + 2

@@ -1,8 +1,7 @@
-"""TLS of the daemon's ports, with credentials that follow their files.
+"""TLS for the daemon's ports, with credentials that follow their files.
 
-Before each handshake the files are looked at, and read again where they have changed: connections that are there go on
-as they are, new ones see what the files say now. Files that cannot be used change nothing, and are logged once. gRPC
-asks from threads of its own, hence the lock.
+Before each handshake the files are checked, and reloaded if they have changed: existing connections go on, new ones use
+the new certificates. Unusable files change nothing and are logged once. gRPC asks from its own threads, hence the lock.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Stamp = tuple[tuple[int, int, int, int], ...] | str
 
 
 class Loaded(NamedTuple):
-    """What files said that could be used."""
+    """Usable contents of the files."""
 
     configuration: grpc.ServerCertificateConfiguration
     context: ssl.SSLContext
@@ -40,7 +39,7 @@ class Loaded(NamedTuple):
 
 
 class Certificates:
-    """The daemon's certificate with its key, and the certificates that vouch for clients; one object for each port."""
+    """The daemon's certificate and key, and the authorities for clients; one object per port."""
 
     def __init__(self, cert: str, key: str, client_ca: str | None) -> None:
         self._cert, self._key, self._client_ca = cert, key, client_ca
@@ -49,10 +48,10 @@ class Certificates:
         self._sound: Loaded | None = None
 
     def load(self) -> Loaded:
-        """Read the files for the first time.
+        """Load the files for the first time.
 
         Raises:
-            ConfigError: They cannot be used.
+            ConfigError: They are unusable.
         """
         self._seen = self._stamp()
         try:
@@ -64,31 +63,31 @@ class Certificates:
         return self._sound
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For a port of gRPC. Raises as `load` does."""
+        """Credentials for a gRPC port. Raises as `load` does."""
         sound = self.load()
-        # The stub says that the function always returns a configuration; gRPC's own text says None is no change.
+        # The stub always wants a configuration; gRPC's documentation says that None means no change.
         fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._changed)
         return grpc.dynamic_ssl_server_credentials(sound.configuration, fetch, self._client_ca is not None)
 
     def first(self) -> Pem:
-        """For a server that asks with `renewed` whether it has changed."""
+        """For a server that polls `renewed` for changes."""
         return self.load().pem
 
     def context(self) -> ssl.SSLContext:
-        """For the next connection of a server in Python."""
+        """The context for the next connection of a Python server."""
         self._changed()
         return (self._sound or self.load()).context
 
     def renewed(self) -> Pem | None:
-        """For the next connection of a server that keeps what it was told; None where it knows."""
+        """Changed certificates for the next connection; None if nothing has changed."""
         return None if self._changed() is None or self._sound is None else self._sound.pem
 
     def refused(self, why: str) -> None:
-        """A server cannot use what it was told, and goes on with what it had."""
-        log.error("TLS of NBD goes on with the certificates it had: %s", why)
+        """A server could not use the new certificates, and keeps its previous ones."""
+        log.error("NBD keeps using its previous certificates: %s", why)
 
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """What new connections are to see from now on; None is what they saw before."""
+        """New credentials; None if nothing has changed."""
         with self._lock:
             stamp = self._stamp()
             if stamp == self._seen:
@@ -97,12 +96,12 @@ class Certificates:
                 now = self._read()
             except ValueError as error:
                 self._seen = stamp
-                log.error("TLS goes on with the certificates it had: %s", error)
+                log.error("TLS keeps using its previous certificates: %s", error)
                 return None
             if self._stamp() != stamp:
-                return None  # they are being changed at this moment: the next handshake looks again
+                return None  # they are changing right now: the next handshake checks again
             self._seen, self._sound = stamp, now
-        log.info("TLS: the certificates are new")
+        log.info("TLS: certificates reloaded")
         return now.configuration
 
     def _stamp(self) -> Stamp:
@@ -127,14 +126,14 @@ class Certificates:
         try:
             context.load_verify_locations(cadata=roots.decode())
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self._client_ca} has no good certificates: {_why(error)}") from error
-        context.verify_mode = ssl.CERT_OPTIONAL  # who must show one is for the server to say
+            raise ValueError(f"{self._client_ca} has no valid certificates: {_why(error)}") from error
+        context.verify_mode = ssl.CERT_OPTIONAL  # the server decides who must show one
         configuration = grpc.ssl_server_certificate_configuration([(key, cert)], roots)
         return Loaded(configuration, context, (cert, key, roots))
 
 
 def certificates(config: Config) -> Certificates | None:
-    """Those of a configuration, if it has any."""
+    """The certificates of a configuration, if it has any."""
     if config.tls_cert is None or config.tls_key is None:
         return None
     return Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)

@@ -1,8 +1,8 @@
-"""Who calls.
+"""Authenticates callers.
 
-A client is known by the name that its verified certificate bears, by the engine's rule, which its NBD server has too.
-Where the daemon asks for no certificates it is known by where its address lies: `local`, this machine, or `network`. No
-certificate stands for either of these.
+A client is identified by the name in its verified certificate, by the engine's rule, which its NBD server uses too. If
+the daemon asks for no certificates, a client is `local` (this machine) or `network`, by its address. No certificate can
+bear these two names.
 """
 
 from __future__ import annotations
@@ -29,26 +29,25 @@ _MOST_KNOWN = 1024
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who asks."""
+    """An authenticated caller."""
 
     name: str
     administrator: bool
 
     def must_administer(self) -> None:
-        """Raise `DeniedError` unless the client may do everything."""
+        """Raise `DeniedError` unless the client is an administrator."""
         if not self.administrator:
-            raise DeniedError(f"client {self.name!r} is no administrator")
+            raise DeniedError(f"client {self.name!r} is not an administrator")
 
 
 class Identities:
-    """Finds the client of a call. Lives on the event loop.
+    """Identifies the client of a call. Lives on the event loop.
 
-    What is remembered is what a certificate or an address says, never a connection: the same address and port may be
-    another client's a moment later.
+    Certificates and addresses are cached, never connections: an address and port may soon belong to another client.
     """
 
     def __init__(self, config: Config, name_of: Callable[[bytes], str]) -> None:
-        """`name_of` finds the name in a certificate, in DER; a `ValueError` says why there is none."""
+        """`name_of` extracts the name from a certificate in DER, or raises `ValueError`."""
         self._name_of = name_of
         self.call_limits = CallLimits(config.max_client_calls)
         self._administrators = config.administrators
@@ -57,7 +56,7 @@ class Identities:
         self._only = None if self._by_certificate or not is_loopback(config.listen) else self._client(LOCAL)
 
     def reconfigure(self, config: Config) -> None:
-        """Know administrators, and how many calls a client may have, as a configuration says by now."""
+        """Apply the administrators and call limits of a new configuration."""
         self.call_limits.most = config.max_client_calls
         self._administrators = config.administrators
         self._known.clear()
@@ -68,7 +67,7 @@ class Identities:
         """The client of a call.
 
         Raises:
-            UnauthenticatedError: Its certificate does not tell who it is.
+            UnauthenticatedError: Its certificate does not identify it.
         """
         if self._only is not None:
             return self._only

@@ -1,12 +1,12 @@
-"""The pools of a store as each client may have them, over gRPC and, through a gateway, over NBD.
+"""Decides what clients may do with pools, over gRPC and, through a gateway, over NBD.
 
-- A pool belongs to the client that created it; one without an owner to the administrators, who may do everything.
-- Others may open it if it is shared and their `shared` patterns match its name, and may do nothing else to it.
-- The quotas of a client's pools are parts of the client's quota, and together never more: whoever makes a pool or
-  changes a quota does so alone, among all the daemon's processes.
+- A pool belongs to the client that created it, or without an owner to the administrators, who may do everything.
+- Others may only open it, if it is shared and their `shared` patterns match its name.
+- The quotas of a client's pools never add up to more than the client's quota: creating pools and changing quotas is
+  serialized among all the daemon's processes.
 
-`Rules` is all of who may open what, as data; the NBD server asks it for the outcome. What a client has no right to is
-a `DeniedError` that tells no more than the client itself has said.
+`Rules` states who may open what, as data; the NBD server asks for the outcome. A violation is a `DeniedError` that
+reveals no more than the client itself has said.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Rules:
 
 
 class PoolRights:
-    """Finds, makes and limits pools on behalf of clients.
+    """Finds, creates and limits pools on behalf of clients.
 
     `visible`, `owned` and `refuse_gateway` may be called from any thread.
     """
@@ -70,15 +70,17 @@ class PoolRights:
     def refuse_gateway(self, client: str, pool: str, owner: str, shared: bool, made: bool) -> str:
         """Why a gateway may not have a pool, or have it `made`; empty if it may."""
         if is_reserved(pool):
-            return f"pool {pool!r} is the daemon's own"
+            return f"pool {pool!r} belongs to the daemon"
         if made and client not in self._rules.administrators:
-            return f"there is no pool {pool!r}, and client {client!r} may not have it made: `tmem pool create` makes it"
+            return (
+                f"pool {pool!r} does not exist, and client {client!r} may not have it created: run `tmem pool create`"
+            )
         if self._rules.may_open(client, pool, owner, shared):
             return ""
         return f"client {client!r} may not use pool {pool!r}"
 
     def open(self, client: Client, name: str, settings: PoolSettings | None) -> StorePool:
-        """The pool of a name, made where there is none and there are settings."""
+        """Open a pool; with settings, create it if it does not exist."""
         if settings is None:
             return self.find(client, name)
         _check_free(name)
@@ -90,7 +92,7 @@ class PoolRights:
             return self._store.open_pool(name, self._as_held(settings, held))
 
     def create(self, client: Client, name: str, settings: PoolSettings) -> StorePool:
-        """A new pool."""
+        """Create a pool."""
         _check_free(name)
         with self._alone():
             try:
@@ -109,15 +111,15 @@ class PoolRights:
     def own(
         self, client: Client, name: str, number: int = 0, *, destroy: bool = False, look: bool = False
     ) -> StorePool:
-        """A pool that the client may care for, destroy or look at, and, where it says which it means, of that id.
+        """A pool that the client may manage, destroy or look at; with a number, the one with that id.
 
-        The daemon's own pools are only looked at.
+        Pools of the daemon can only be looked at.
         """
         if not look:
             check_not_the_daemons(name)
         pool = self._store.find_pool(name)
         if not self._rules.own(client.name, pool.settings().owner):
-            raise DeniedError(f"pool {name!r} is not client {client.name!r}'s own")
+            raise DeniedError(f"pool {name!r} does not belong to client {client.name!r}")
         if number not in (0, pool.id):
             raise OtherPoolError(name, number)
         if destroy:
@@ -129,13 +131,13 @@ class PoolRights:
         return [pool for pool, settings in self._all() if self._may_open(client, pool, settings)]
 
     def owned(self, client: Client, owner: str) -> list[StorePool]:
-        """All pools of an owner, who must be the client itself unless it is an administrator."""
+        """All pools of an owner: the client itself, or for an administrator any."""
         if not client.administrator and owner != client.name:
-            raise DeniedError(f"client {client.name!r} may not care for pools of {owner!r}")
+            raise DeniedError(f"client {client.name!r} may not manage pools of {owner!r}")
         return [pool for pool, settings in self._all() if settings.owner == owner]
 
     def set_quota(self, client: Client, name: str, quota: int, number: int = 0) -> None:
-        """Limit a pool. Without a quota of its own it has what is left of its owner's."""
+        """Limit a pool; 0 is all that is left of its owner's quota."""
         with self._alone():
             pool = self.own(client, name, number)
             pool.set_quota(self._part(pool.settings().owner, quota, but=name))
@@ -152,14 +154,14 @@ class PoolRights:
     def _make(self, client: Client, name: str, settings: PoolSettings) -> StorePool:
         owner = settings.owner or client.name
         if owner != client.name and not client.administrator:
-            raise DeniedError(f"client {client.name!r} may not make pools of {owner!r}")
+            raise DeniedError(f"client {client.name!r} may not create pools for {owner!r}")
         weight = settings.weight or self._rules.clients.get(owner, UNNAMED).weight
         self._check_weight(client, weight)
         quota = self._part(owner, settings.quota)
         return self._store.create_pool(name, replace(settings, owner=owner, weight=weight, quota=quota))
 
     def _as_held(self, settings: PoolSettings, held: PoolSettings) -> PoolSettings:
-        """PoolSettings to open a pool with that is there: what was left to the daemon is as it is."""
+        """Settings to open an existing pool with: what is left to the daemon is as the pool has it."""
         limited = held.owner in self._rules.clients
         return replace(
             settings,
@@ -169,7 +171,7 @@ class PoolRights:
         )
 
     def _part(self, owner: str, quota: int, but: str | None = None) -> int:
-        """The quota of one pool: what was asked for, as far as the owner's quota has it left."""
+        """The quota of one pool: as asked for, if the owner's quota has that much left."""
         whole = self._rules.clients.get(owner, UNNAMED).quota
         if not whole:
             return quota
@@ -188,7 +190,7 @@ class PoolRights:
     def _check_weight(self, client: Client, weight: int) -> None:
         most = self._rules.clients.get(client.name, UNNAMED).weight
         if weight > most and not client.administrator:
-            raise DeniedError(f"client {client.name!r} may give its pools a weight of {most}, not of {weight}")
+            raise DeniedError(f"client {client.name!r} may give its pools a weight of at most {most}, not {weight}")
 
     def _may_open(self, client: Client, pool: StorePool, settings: PoolSettings) -> bool:
         return self._rules.may_open(client.name, pool.name, settings.owner, settings.shared)
@@ -200,7 +202,7 @@ class PoolRights:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nobody else makes pools or changes quotas, here (nothing is awaited) or in another process of the arena."""
+        """Exclude others from creating pools and changing quotas, also in other processes of the arena."""
         if self._file is None:
             yield
             return
@@ -219,10 +221,10 @@ class PoolRights:
 def _check_free(name: str) -> None:
     check_not_the_daemons(name)
     if is_reserved(name):
-        raise DeniedError(f"pool {name!r} is an export's: pools of such names are made with exports")
+        raise DeniedError(f"pool {name!r} belongs to an export: such pools are created with exports")
 
 
 def check_not_the_daemons(name: str) -> None:
-    """Raise DeniedError for a pool that the daemon alone changes."""
+    """Raise DeniedError for a pool that only the daemon may change."""
     if is_the_daemons(name):
-        raise DeniedError(f"pool {name!r} is the daemon's own: nobody else changes it")
+        raise DeniedError(f"pool {name!r} belongs to the daemon: nobody else may change it")

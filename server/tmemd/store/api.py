@@ -1,7 +1,6 @@
-"""What the services ask of a store: the surface that the engine's store and the null store share.
+"""The interface of a store, which the engine's store and the null store implement.
 
-The methods of a pool may be called from any thread, and take as long as they take; `run` and `call` of the store make a
-long call in a thread.
+A pool's methods may be called from any thread, and may block; the store's `run` and `call` make long calls in a thread.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STORED = (pb.PUT_OUTCOME_STORED, pb.PUT_OUTCOME_REPLACED)
-"""Outcomes of a put that kept the page."""
+"""Outcomes of a put that stored the page."""
 _REFUSED = "PUT_OUTCOME_REFUSED_"
 REFUSALS = tuple(name.removeprefix(_REFUSED).lower() for name, _ in pb.PutOutcome.items() if name.startswith(_REFUSED))
 """Why a page may be refused."""
@@ -27,7 +26,7 @@ _DEFAULT_ALLOCATOR = {"persistent": "zsmalloc", "ephemeral": "zbud"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings:
-    """What a pool is made with, as the engine reads it. The messages take its fields by their names."""
+    """The settings of a pool, as the engine reads them. Messages have the same field names."""
 
     kind: str
     codec: str = "lz4"
@@ -56,7 +55,7 @@ class PoolSettings:
 
 
 class Batch(NamedTuple):
-    """Pages of one object to store. `lengths` is None where they are pages, else they are blocks of these lengths."""
+    """Pages of one object to store. `lengths` is None for raw pages, else the lengths of LZ4 blocks."""
 
     oid: bytes
     indices: Sequence[int]
@@ -65,7 +64,7 @@ class Batch(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """What a fetch found: a byte for each page (0 miss, 1 hit, 2 corrupt), and of each hit the rest."""
+    """The result of a fetch: one byte per page (0 miss, 1 hit, 2 corrupt), and the rest for each hit."""
 
     found: bytes
     lengths: list[int]
@@ -75,7 +74,7 @@ class Fetched(NamedTuple):
 
 
 Scanned: TypeAlias = list[tuple[bytes, list[int], list[int]]]
-"""Pages that a pool holds: oid, indices and stamps. An object may be there in several parts."""
+"""Pages of a pool: oid, indices and stamps. An object may appear in several parts."""
 
 
 class StorePool(Protocol):
@@ -83,13 +82,13 @@ class StorePool(Protocol):
 
     @property
     def id(self) -> int:
-        """Never 0, and never another pool's of the same arena."""
+        """Never 0, and never reused in the same arena."""
 
     @property
     def name(self) -> str: ...
     @property
     def owner(self) -> str:
-        """The client whose pool it is, for as long as it is."""
+        """The client that it belongs to, which never changes."""
 
     @property
     def page_size(self) -> int: ...
@@ -102,14 +101,14 @@ class StorePool(Protocol):
         """Its codec without its number: lz4, lz4hc, zstd or raw."""
 
     def put(self, batch: Batch) -> bytes:
-        """A `PutOutcome` for each page. A block that is no page is a `ValueError`, and nothing was stored."""
+        """Store pages; returns one `PutOutcome` per page. An invalid block is a `ValueError`, and nothing is stored."""
 
     def fetch(self, oid: bytes, indices: Sequence[int], lz4: bool) -> Fetched: ...
     def flush_if(self, oid: bytes, stamps: dict[int, int]) -> int:
-        """Remove fetched pages unless they were replaced; the number removed."""
+        """Remove fetched pages unless they were replaced; returns how many."""
 
     def scan(self, cursor: bytes, limit: int) -> tuple[Scanned, bytes]:
-        """About `limit` pages after the cursor (empty at first), and the next cursor, empty at the end."""
+        """About `limit` pages after the cursor (empty to begin), and the next cursor (empty at the end)."""
 
     def has(self, oid: bytes, first: int, count: int) -> bytes: ...
     def flush(self, oid: bytes, indices: Sequence[int]) -> int: ...
@@ -121,7 +120,7 @@ class StorePool(Protocol):
     def set_quota(self, size: int) -> None: ...
     def set_weight(self, weight: int) -> None: ...
     def reserve(self) -> int:
-        """Bytes of footprint that it is sure of."""
+        """Bytes of footprint that are guaranteed to it."""
 
     def set_reserve(self, size: int) -> None: ...
     def settings(self) -> PoolSettings: ...
@@ -129,20 +128,20 @@ class StorePool(Protocol):
 
 
 Pem: TypeAlias = tuple[bytes, bytes, bytes | None]
-"""A certificate, its key, and the certificates that vouch for clients."""
+"""A certificate, its key, and the authorities for clients."""
 
 
 class CertificateSource(Protocol):
-    """TLS of a port, from files that may change. Called by any thread."""
+    """Certificates of a port, from files that may change. Called by any thread."""
 
     def first(self) -> Pem:
-        """What they say to begin with."""
+        """The certificates to start with."""
 
     def renewed(self) -> Pem | None:
-        """What they say now, where that has changed and can be used."""
+        """Changed and usable certificates, if there are any."""
 
     def refused(self, why: str) -> None:
-        """What they say cannot be used after all."""
+        """The new certificates could not be used after all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +167,7 @@ class ExportClient:
 
 @dataclass(frozen=True, slots=True)
 class ExportStatus:
-    """An export that is served: who has it open, and what passed through it."""
+    """A served export: its clients, and what passed through it."""
 
     clients: Sequence[ExportClient]
     counters: dict[str, int]
@@ -183,74 +182,74 @@ Called by any thread, with the client's name, the pool's, its owner, whether it 
 
 
 class BlockSnapshot(Protocol):
-    """The pages of an export as they were at one instant. A `SnapshotError` once it has ended."""
+    """The pages of an export at one instant. Raises `SnapshotError` once it has ended."""
 
     @property
     def paused(self) -> float:
-        """Seconds for which requests were held up as it began."""
+        """Seconds for which requests were paused at the beginning."""
 
     def held(self, first: int) -> tuple[list[int], int | None]:
-        """Some of the pages from `first` on that it has, and where to go on, None at the end."""
+        """Some of its pages from `first` on, and where to continue; None at the end."""
 
     def fetch(self, indices: Sequence[int]) -> Fetched:
-        """Pages, as LZ4 blocks."""
+        """Read pages, as LZ4 blocks."""
 
     def release(self, page: int) -> None:
-        """Pages below are no more asked for."""
+        """Pages below this one are no longer needed."""
 
     def end(self) -> str:
-        """End it; why it had ended before, if so."""
+        """End it; returns why it had ended already, if so."""
 
 
 class BlockServer(Protocol):
-    """Serves pools' objects as block devices, in threads of its own. Its calls may wait: they are for a thread."""
+    """Serves objects of pools as block devices, in its own threads. Its methods may block; call them in a thread."""
 
     @property
     def addresses(self) -> Sequence[str]: ...
     def serve(self, name: str, export: BlockExport) -> None:
-        """Serve an export, or serve it so from now on; connections of clients it no longer allows have then ended.
+        """Start to serve an export, or change how it is served; disconnects clients that it no longer allows.
 
-        For as long as it is served it has the same pool, and `multi_conn` stays.
+        While it is served its pool and `multi_conn` stay the same.
         """
 
     def remove(self, name: str, force: bool) -> None:
-        """Serve an export no more; a `BusyError` while it is open, unless forced."""
+        """Stop serving an export. Raises `BusyError` while it is open, unless forced."""
 
     def snapshot(self, name: str, shadow: StorePool) -> BlockSnapshot:
-        """An export as it is now; `shadow`, an empty pool, keeps what changes, and goes with the snapshot."""
+        """Take a snapshot. `shadow`, an empty pool, keeps the pages that change; it is destroyed with the snapshot."""
 
     def resize(self, name: str, size: int) -> None:
-        """Be of another size from now on. Shrinking may be refused with a `ValueError`."""
+        """Resize an export. Shrinking may be refused with a `ValueError`."""
 
     def hold(self, name: str) -> None:
-        """Let no new client in until `serve` says otherwise."""
+        """Let no new client in until the next `serve`."""
 
     def status(self) -> dict[str, ExportStatus]:
         """Every export that is served, by name."""
 
     def counters(self) -> dict[str, int]:
-        """Of all connections, as `NbdServer` has them."""
+        """Counters of all connections, as `NbdServer` names them."""
 
     def stop(self, grace: float) -> bool:
-        """Stop; whether every connection came to its end within so many seconds."""
+        """Stop; returns whether every connection ended within so many seconds."""
 
 
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Work(Protocol[T_co]):
-    """A long call that is to be made in a thread."""
+    """A long call in a thread."""
 
     @property
     def ended(self) -> asyncio.Future[Any]:
-        """Done once nothing of the call happens any more. Not to be cancelled."""
+        """Done once the call has completely ended. Not to be cancelled."""
 
     async def result(self) -> T_co:
-        """What came of it. Where its caller is cancelled, a call that has not begun never does."""
+        """The result. If its caller is cancelled, a call that has not begun is dropped."""
 
 
 class StoreHealth(NamedTuple):
-    """What is wrong with a store: locks that others hold for long, each with its holder; why it is lost, or nothing."""
+    """A store's problems: locks held for long, each with its holder; and why it is lost, if it is."""
 
     held: dict[str, str]
     lost: str
@@ -260,17 +259,17 @@ class Store(Protocol):
     """The daemon's store."""
 
     def never_wait_for_locks(self) -> None:
-        """Calls of this thread wait for no lock from now on: they raise an `UnavailableError` at once."""
+        """From now on calls of this thread raise `UnavailableError` at once instead of waiting for a lock."""
 
     def wait_for_lock(self, lock: int) -> None:
         """Wait until the lock of an `UnavailableError` is free.
 
         Raises:
-            UnavailableError: It was not, in time.
+            UnavailableError: It was not released in time.
         """
 
     def health(self) -> StoreHealth:
-        """What is wrong with it; waits for nothing."""
+        """Its problems; never waits."""
 
     def run(self, call: Callable[[], T], client: str | None = None) -> Work[T]:
         """Make a long call in a thread, for a client or the daemon itself."""
@@ -282,14 +281,14 @@ class Store(Protocol):
     def find_pool(self, name: str) -> StorePool: ...
     def create_pool(self, name: str, settings: PoolSettings) -> StorePool: ...
     def pools(self) -> Sequence[StorePool]:
-        """All pools; one that is destroyed meanwhile is left out."""
+        """All pools, except those destroyed meanwhile."""
 
     def block_server(
         self, listen: Sequence[str], poll: int, tls: CertificateSource | None, refuse: GatewayRefusal | None
     ) -> BlockServer:
         """Serve block devices on these addresses, each connection polling for so many microseconds; TLS is for TCP.
 
-        With `refuse`, gateways have the pools of the store that it lets them have.
+        With `refuse`, gateways may use the pools that it does not refuse.
         """
 
     def info(self) -> dict[str, Any]: ...
@@ -299,4 +298,4 @@ class Store(Protocol):
     def resize(self, memory: int) -> None: ...
     def check(self) -> list[str]: ...
     def close(self) -> None:
-        """Wait for the calls in threads, then let go of what the store has."""
+        """Wait for calls in threads, then release all resources."""

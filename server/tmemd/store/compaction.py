@@ -1,8 +1,7 @@
-"""Compaction as pages come and go, so that memory which holds nothing is given back without being asked for.
+"""Compacts in the background, so that unused memory is returned without being asked for.
 
-Replaced and flushed pages leave room in the frames of their size that only pages of that size can use. When such room
-has grown to an eighth of the footprint, pages are moved together. What one compaction leaves is what it cannot free:
-the next waits until there is a sixteenth more.
+Replaced and flushed pages leave holes that only pages of the same size can fill. When holes reach an eighth of the
+footprint, pages are moved together. What is left then cannot be freed: the next compaction waits for a sixteenth more.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 
 THRESHOLD, STEP = 1 / 8, 1 / 16
 SMALLEST = 1 << 20
-"""Bytes of footprint below which nothing is gained."""
+"""Bytes of footprint below which compaction gains nothing."""
 
 
 def unused_part(stats: Mapping[str, int]) -> float:
-    """The part of the footprint that holds no page."""
+    """The share of the footprint that holds no page."""
     footprint = stats["footprint_bytes"]
     if footprint < SMALLEST:
         return 0.0
@@ -33,7 +32,7 @@ def unused_part(stats: Mapping[str, int]) -> float:
 
 
 class Compactor:
-    """Looks every so many seconds whether to compact; never, if 0."""
+    """Compacts periodically; 0 disables it."""
 
     def __init__(self, store: Store, seconds: int) -> None:
         self._store = store
@@ -47,7 +46,7 @@ class Compactor:
             self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Done when no compaction is at work any more."""
+        """Returns once no compaction is running."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -59,7 +58,7 @@ class Compactor:
             try:
                 await self._store.call(self._compact_if_worth_it)
             except LimitError:
-                continue  # there is more urgent work
+                continue  # more urgent work comes first
             except Exception as error:
                 self._faults.log("cannot compact the store", error)
 

@@ -1,6 +1,6 @@
-"""The engine as the daemon uses it: the only module that imports `tmem_engine`.
+"""The store in an arena: the only module of the daemon that imports `tmem_engine`.
 
-The engine's calls release the GIL. A short one runs where it is called, on the event loop; a long one in a thread.
+The engine's calls release the GIL. Short ones run on the event loop, long ones in a thread.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class EngineStorePool:
         return Fetched(*self._pool.fetch(oid, indices, lz4))
 
     def flush_if(self, oid: bytes, stamps: dict[int, int]) -> int:
-        """Remove fetched pages unless they were replaced; the number removed."""
+        """Remove fetched pages unless they were replaced; returns how many."""
         return self._pool.flush_if(oid, stamps)
 
     def scan(self, cursor: bytes, limit: int) -> tuple[Scanned, bytes]:
@@ -109,11 +109,11 @@ class EngineBlockSnapshot:
         self.paused = snapshot.paused
 
     def held(self, first: int) -> tuple[list[int], int | None]:
-        with _told():
+        with _snapshot_errors():
             return self._snapshot.held(first)
 
     def fetch(self, indices: Sequence[int]) -> Fetched:
-        with _told():
+        with _snapshot_errors():
             return Fetched(*self._snapshot.fetch(indices))
 
     def release(self, page: int) -> None:
@@ -124,8 +124,8 @@ class EngineBlockSnapshot:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Have it told where a snapshot has ended, or cannot be read."""
+def _snapshot_errors() -> Iterator[None]:
+    """Turn the engine's error for a snapshot into ours."""
     try:
         yield
     except RuntimeError as error:
@@ -187,7 +187,7 @@ def _status(clients: list[dict[str, Any]], **rest: Any) -> ExportStatus:
 
 
 def memory_of(arena: str) -> int | None:
-    """With how much memory an arena was made; None where it cannot be told."""
+    """The memory of an arena; None if it cannot be read."""
     try:
         engine = Engine.attach(arena, errors=errors)
     except errors.TmemdError:
@@ -213,7 +213,7 @@ class EngineStore(StoreExecutor):
         try:
             self._engine.commit_reserves(config.commit_reserves)
         except errors.ExhaustedError as error:
-            # What is stored must be served whatever the machine lacks.
+            # Stored pages must be served, even if the machine lacks memory.
             log.warning("commit_reserves: %s", error)
         self._nbd: dict[str, Any] = {
             "connections": config.nbd_connections,
@@ -240,7 +240,7 @@ class EngineStore(StoreExecutor):
         return self.open_pool(name, settings)
 
     def pools(self) -> list[EngineStorePool]:
-        """All pools; one that is destroyed meanwhile is left out."""
+        """All pools, except those destroyed meanwhile."""
         found = []
         for pool in self._engine.pools():
             try:
@@ -306,6 +306,6 @@ class EngineStore(StoreExecutor):
         return self._engine.check()
 
     def close(self) -> None:
-        """Wait for the calls in threads, then let go of the arena."""
+        """Wait for calls in threads, then close the arena."""
         super().close()
         self._engine.close()

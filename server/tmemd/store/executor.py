@@ -1,8 +1,7 @@
-"""Threads for long calls, of which there are few.
+"""Runs long calls in a few threads.
 
-A call that was begun in a thread is never abandoned: its caller may be cancelled, but `Work.ended` is done only when
-the thread is, so that whoever must know waits for that. One that still waits for a thread when its caller is cancelled
-is dropped with all it holds: callers that come and go leave nothing behind.
+A call that has begun is never abandoned: its caller may be cancelled, but `Work.ended` is done only when the call is,
+for those who must wait for that. A call that is still queued when its caller is cancelled is dropped with all it holds.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ T = TypeVar("T")
 
 
 class _Job(Generic[T]):
-    """A call that can be dropped while it waits in the executor's queue."""
+    """A call that can be dropped while it is queued."""
 
     def __init__(self, call: Callable[[], T]) -> None:
         self.call: Callable[[], T] | None = call
@@ -34,7 +33,7 @@ class _Job(Generic[T]):
 
 
 class Work(Generic[T]):
-    """A call in a thread, or waiting for one."""
+    """A call in a thread, or queued for one."""
 
     def __init__(self, threads: ThreadPoolExecutor, call: Callable[[], T]) -> None:
         self._job = _Job(call)
@@ -42,7 +41,7 @@ class Work(Generic[T]):
         self.ended: asyncio.Future[T] = asyncio.wrap_future(self._thread)
 
     async def result(self) -> T:
-        """What came of it. Where its caller is cancelled, a call that has not begun never does."""
+        """The result. If its caller is cancelled, a call that has not begun is dropped."""
         try:
             return await asyncio.shield(self.ended)
         except asyncio.CancelledError:
@@ -52,7 +51,7 @@ class Work(Generic[T]):
 
 
 class StoreExecutor:
-    """What makes long calls in threads of its own."""
+    """Base of stores: makes long calls in its own threads."""
 
     def __init__(self, threads: int, most_waiting: int, most_of_client: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tmemd")
@@ -66,13 +65,13 @@ class StoreExecutor:
         """Make a long call in a thread, for a client or the daemon itself.
 
         Raises:
-            LimitError: Many wait already, of all or of the client; the call is not made.
+            LimitError: Too many calls are queued, in total or of the client.
         """
         if self._in_flight >= self._most:
             self._limit.warn()
-            raise LimitError("the daemon is busy: too many long calls wait already")
+            raise LimitError("the daemon is busy: too many long calls are queued")
         if client is not None and self._of_client[client] >= self._most_of_client:
-            raise LimitError(f"too many long calls of client {client!r} wait already")
+            raise LimitError(f"too many long calls of client {client!r} are queued")
         work = Work(self._threads, call)
         self._begun(client)
         work.ended.add_done_callback(partial(self._done, client))
@@ -83,7 +82,7 @@ class StoreExecutor:
         return await self.run(call, client).result()
 
     def close(self) -> None:
-        """Wait for the calls in threads."""
+        """Wait for calls in threads."""
         self._threads.shutdown()
 
     def _begun(self, client: str | None) -> None:
@@ -92,7 +91,7 @@ class StoreExecutor:
             self._of_client[client] += 1
 
     def _done(self, client: str | None, future: asyncio.Future[Any]) -> None:
-        """A failure whose caller went away is nobody's: do not have the loop complain."""
+        """Retrieve the exception of a call whose caller is gone, so that the loop does not complain."""
         self._in_flight -= 1
         if client is not None:
             self._of_client[client] -= 1

@@ -1,10 +1,10 @@
-"""Locks of the arena that other processes hold, as the daemon lives with them.
+"""Copes with locks of the arena that other processes hold.
 
-The event loop waits for none: what it does itself is tried once, and where a lock is held a thread waits for that lock,
-one thread for all who need it; then the call is carried out anew, from its beginning. A process that is frozen with a
-lock (stopped, in a debugger, in a frozen container) so costs those who need it a bounded wait, and `UnavailableError`.
+The event loop never waits for a lock: if one is held, one thread waits for it on behalf of all who need it, and then
+the calls are retried from their beginning. A process that is frozen with a lock (stopped, in a debugger, in a frozen
+container) so costs those who need it a bounded wait and `UnavailableError`.
 
-`ArenaMonitor` says what is wrong with the arena, once for each time that it happens.
+`ArenaMonitor` logs problems of the arena, each once.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ROUNDS = 1000
-"""Times that a call finds a lock held, and waits for it, until it is given up."""
+"""Times that a call waits for a held lock before it gives up."""
 _PAUSE = 0.005
 _EVERY = 1.0
-"""Seconds between looks at the arena."""
+"""Seconds between checks of the arena."""
 
 
 class LockRetry:
-    """Carries calls out anew for which a lock was held."""
+    """Retries calls that found a lock held."""
 
     def __init__(self, store: Store, noticed: Callable[[], object]) -> None:
-        """`noticed` is called when a lock was waited for in vain."""
+        """`noticed` is called when waiting for a lock was in vain."""
         self._store = store
         self._noticed = noticed
         self._waits: dict[int, asyncio.Task[None]] = {}
 
     async def retry(self, error: UnavailableError, call: Callable[[], Awaitable[T]]) -> T:
-        """What comes of a call that failed with this error.
+        """Retry a call that failed with this error.
 
         Raises:
-            UnavailableError: The lock was not to be had in time.
+            UnavailableError: The lock was not released in time.
         """
         for _ in range(_ROUNDS):
             if error.waited:
@@ -56,7 +56,7 @@ class LockRetry:
         raise error
 
     async def _until_free(self, lock: int) -> None:
-        if lock < 0:  # of the daemon's own processes among themselves
+        if lock < 0:  # among the daemon's own processes
             await asyncio.sleep(_PAUSE)
             return
         wait = self._waits.get(lock)
@@ -72,7 +72,7 @@ class LockRetry:
 
 
 class ArenaMonitor:
-    """Looks at the arena now and then. Where a part of it cannot be read, `lost` is awaited, once."""
+    """Checks the arena periodically. If a part of it cannot be read, `lost` is awaited, once."""
 
     def __init__(self, store: Store, lost: Callable[[], Awaitable[None]]) -> None:
         self._store = store
@@ -88,11 +88,11 @@ class ArenaMonitor:
             self._task.cancel()
 
     def check(self) -> str:
-        """Say what is new; why the store is lost, if it is."""
+        """Log what has changed; returns why the store is lost, if it is."""
         held, lost = self._store.health()
         for what in held.keys() - self._held.keys():
             log.warning(
-                "%s holds %s and does not go on: calls that need it answer UNAVAILABLE, and requests to exports wait",
+                "%s holds %s and makes no progress: calls that need it fail with UNAVAILABLE, requests to exports wait",
                 held[what],
                 what,
             )

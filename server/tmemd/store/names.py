@@ -1,17 +1,17 @@
-"""Names of pools that clients cannot have: those of exports, and the daemon's own."""
+"""Reserved names of pools: those of exports, and the daemon's own."""
 
 EXPORTS = "export/"
-"""What the name of an export's pool begins with."""
+"""Prefix of the pools of exports."""
 CATALOGUE = ".exports"
 SNAPSHOTS = ".save/"
-"""What the name of a snapshot's pool begins with."""
+"""Prefix of the pools of snapshots."""
 
 
 def is_reserved(pool: str) -> bool:
-    """Whether a pool's name is one that clients cannot have: an export's, or the daemon's own."""
+    """Whether a name is reserved for exports or the daemon."""
     return is_the_daemons(pool) or pool.startswith(EXPORTS)
 
 
 def is_the_daemons(pool: str) -> bool:
-    """Whether a pool is the daemon's own, whose pages nobody else changes."""
+    """Whether a pool belongs to the daemon, and nobody else may change it."""
     return pool.startswith(".")

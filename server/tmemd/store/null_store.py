@@ -1,7 +1,7 @@
-"""A store that keeps no page, to measure what stands before it: gRPC, messages, sessions.
+"""A store that keeps no pages, to measure everything before it: gRPC, messages, sessions.
 
-Every put answers stored, unlooked at; every get hits a page of zeros; `has` finds every page and a flush none. Pools
-have their names and settings, no more, and statistics stand at 0.
+Every put is stored, unseen; every get hits a page of zeros; `has` finds every page, a flush none. Pools have only names
+and settings, and all statistics are 0.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _STORE_STATS = _USED + _WHOLE + _REPAIRED + _POOL_STATS
 
 
 class NullPool:
-    """A pool of nothing."""
+    """A pool without pages."""
 
     def __init__(self, number: int, name: str, settings: PoolSettings) -> None:
         self.id = number
@@ -125,7 +125,7 @@ class NullPool:
 
     def set_reserve(self, size: int) -> None:
         if size:
-            raise ExhaustedError("a store that keeps no page keeps no memory for any")
+            raise ExhaustedError("the null store cannot reserve memory")
 
     def settings(self) -> PoolSettings:
         return self._settings
@@ -144,7 +144,7 @@ class NullPool:
 
 
 class NullStore(StoreExecutor):
-    """A store of pools of nothing."""
+    """A store of pools without pages."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config.threads, config.max_waiting, config.max_client_waiting)
@@ -176,7 +176,7 @@ class NullStore(StoreExecutor):
         return list(self._alive().values())
 
     def block_server(self, *_: object) -> BlockServer:
-        raise ConfigError("a store that keeps no page serves no NBD")
+        raise ConfigError("the null store serves no NBD")
 
     def never_wait_for_locks(self) -> None:
         """There are no locks."""

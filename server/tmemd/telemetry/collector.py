@@ -1,4 +1,4 @@
-"""Prometheus exposition: the arena's own counters, and the daemon's. Read at each scrape; nothing is kept here."""
+"""Collects Prometheus metrics from the arena and the daemon, at each scrape."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class StoreCollector(Collector):
-    """Reads the store and what the daemon, all its workers together, has counted."""
+    """Reads the statistics of the store and the counts of all workers."""
 
     def __init__(self, store: Store, counts: Callable[[], Counts], certificates: Sequence[str] = ()) -> None:
-        """`certificates` are files, looked at each time."""
+        """`certificates` are files, read at each scrape."""
         self._store = store
         self._counts = counts
         self._certificates = certificates
@@ -59,7 +59,7 @@ class StoreCollector(Collector):
             ("tmem_sent_page_bytes_total", "Bytes of pages sent, as they went.", counts.bytes_out),
         ):
             yield family(name, about, ("encoding",), [((key,), by_encoding[key]) for key in ("raw", "lz4")])
-        # A fault is counted from 0 on, for a counter that begins at 1 shows no increase.
+        # Errors are counted from 0 on: a counter that begins at 1 shows no increase.
         calls = {**{(method, "INTERNAL"): 0 for method in list(counts.latencies)}, **dict(counts.calls)}.items()
         yield family("tmem_calls_total", "Calls answered, by method and status.", ("method", "code"), calls)
         yield from _exports(counts)
@@ -70,7 +70,7 @@ class StoreCollector(Collector):
         yield latency
 
 
-# Name, help, label, and what is counted of an export by the label's values.
+# Name, help, label, and the counter of an export for each value of the label.
 EXPORTS = (
     (
         "tmem_export_requests_total",
@@ -100,7 +100,7 @@ EXPORTS = (
 
 
 def _exports(counts: Counts) -> Iterator[Metric]:
-    """What passed through each export. There are at most as many as pools."""
+    """Metrics per export, of which there are at most as many as pools."""
     names = sorted({name for name, _ in list(counts.exports)} | {*counts.export_sizes})
     about = "Bytes of an NBD export's device."
     yield family("tmem_export_size_bytes", about, ("export",), [((n,), counts.export_sizes[n]) for n in names])
@@ -111,7 +111,7 @@ def _exports(counts: Counts) -> Iterator[Metric]:
         yield family(family_name, about, ("export", label), samples)
 
 
-# Why NBD connections were turned away, and how the server counts it.
+# Why NBD connections were refused, and the server's counter for it.
 TURNED_AWAY = {
     "handshakes": "dropped",
     "timeout": "timed_out",
@@ -124,7 +124,7 @@ TURNED_AWAY = {
 
 
 def _nbd(counts: Counts) -> Iterator[Metric]:
-    """Of the server of all exports, where there is one."""
+    """Metrics of the NBD server, if there is one."""
     if not counts.nbd_now:
         return
     for name, about, key in (
@@ -146,10 +146,10 @@ def expose(
     name_of: Callable[[bytes], str],
     unready: Callable[[], str],
 ) -> tuple[str, Exposition]:
-    """Serve the exposition where the configuration says; its URL and the server, to be shut down.
+    """Serve metrics as configured; returns their URL, and the server to shut down.
 
-    `name_of` finds the name in a client's certificate; `unready` says why calls are not answered, if they are not.
-    On loopback it is plain text; on another address TLS, if the daemon has it.
+    `name_of` extracts the name from a client's certificate; `unready` says why calls are not answered, or nothing.
+    Uses plain text on loopback; on other addresses TLS, if the daemon has it.
     """
     address = config.metrics or ""
     host, port = split_address(address)
@@ -170,7 +170,7 @@ def expose(
 
 
 def readers(config: Config) -> frozenset[str] | None:
-    """The clients that may read the metrics; None is everybody, where nobody is asked for a certificate."""
+    """The clients that may read the metrics; None is everybody, if no certificates are asked for."""
     if config.tls_client_ca is None or is_loopback(config.metrics or ""):
         return None
     return config.administrators | {*config.metrics_clients}

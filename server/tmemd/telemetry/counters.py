@@ -1,7 +1,7 @@
-"""What the daemon itself counts; the store counts the rest. Used on the event loop, read by the metrics' thread.
+"""The daemon's own counts; the store has the rest. Updated on the event loop, read by the metrics' threads.
 
-A reader may see one call counted and the next not; each number by itself is right. Counts of several processes add up,
-and travel between them as JSON: a field is a number, a `Counter` whose keys are text or tuples of text, or latencies.
+A reader may see one count updated and a related one not yet; each number by itself is right. Counts of several
+processes add up, and travel as JSON: a field is a number, a `Counter` keyed by text or tuples of text, or latencies.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GAUGE = {"gauge": True}
 
 @dataclass(slots=True)
 class Latency:
-    """How long calls of one method took."""
+    """Latencies of calls of one method."""
 
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
     seconds: float = 0.0
@@ -39,7 +39,7 @@ class Latency:
 
 @dataclass(slots=True)
 class Counts:
-    """Since the process started. A field that is a gauge, not a counter, says so: it ends with its process."""
+    """Counts since the process started. Fields marked as gauges end with their process."""
 
     workers: int = field(default=0, metadata=_GAUGE)
     """Processes that serve."""
@@ -78,7 +78,7 @@ class Counts:
         latency.seconds += seconds
 
     def take_exports(self, served: Mapping[str, ExportStatus], connections: Mapping[str, int]) -> None:
-        """The exports as they are now, and the connections of their server."""
+        """Take over the current state of exports and the NBD server."""
         self.nbd = Counter({key: n for key, n in connections.items() if key not in NBD_GAUGES})
         self.nbd_now = Counter({key: n for key, n in connections.items() if key in NBD_GAUGES})
         self.exports = Counter({(name, key): n for name, its in served.items() for key, n in its.counters.items()})
@@ -87,7 +87,7 @@ class Counts:
         self.export_draining = Counter({name: int(its.draining) for name, its in served.items()})
 
     def add(self, other: Counts, *, gauges: bool = True) -> None:
-        """Add what another process has counted; without gauges if it is no more."""
+        """Add the counts of another process; without gauges if it has ended."""
         for each in fields(self):
             if each.metadata and not gauges:
                 continue
@@ -101,12 +101,12 @@ class Counts:
                 setattr(self, each.name, ours + theirs)
 
     def dump(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON values."""
         return {each.name: _dumped(getattr(self, each.name)) for each in fields(self)}
 
     @classmethod
     def load(cls, dumped: dict[str, Any]) -> Counts:
-        """From what `dump` gave."""
+        """The inverse of `dump`."""
         counts = cls()
         for each in fields(cls):
             empty, value = getattr(counts, each.name), dumped[each.name]

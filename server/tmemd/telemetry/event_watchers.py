@@ -1,8 +1,8 @@
-"""Who watches the store, and the one look-out for all of them.
+"""Streams events to watchers: one sampling task for all of them.
 
-The look-out is there only while somebody watches. It looks at the arena's statistics a few times a second, so it tells
-what any process does, and hands what happened to each watcher. A watcher's queue is bounded: one that reads too slowly
-loses the oldest events and is told how many. Lives on the event loop; the looks are taken in a thread.
+While somebody watches, the arena's statistics are sampled a few times a second, so that events caused by any process
+are seen, and passed to every watcher. A watcher's queue is bounded: one that reads too slowly loses the oldest events
+and is told how many. Lives on the event loop; samples are taken in a thread.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from tmemd.telemetry.store_diff import StoreEvent
 
 INTERVAL = 0.25
-"""Seconds between looks, at least."""
+"""Fewest seconds between samples."""
 REST = 15
-"""Times as long as the last look took, at least: looks at very many pools are rarer."""
+"""The pause is at least this many times as long as the last sample took: many pools are sampled more rarely."""
 
 
 class Watcher:
-    """One who watches: the events that wait for it. With a pool's id, events of that pool alone, until it is gone."""
+    """A watcher's queue of events. With a pool's id, only events of that pool, until it is destroyed."""
 
     def __init__(self, pool: int, most: int) -> None:
         self._pool = pool
@@ -48,7 +48,7 @@ class Watcher:
         self._news = asyncio.Event()
 
     def offer(self, event_of_pool: StoreEvent) -> None:
-        """Add an event, in place of the oldest where too many wait."""
+        """Queue an event; a full queue drops its oldest."""
         pool, event = event_of_pool
         if self._gone or self._pool not in (0, pool):
             return
@@ -58,12 +58,12 @@ class Watcher:
         self._news.set()
 
     def fail(self, error: Exception) -> None:
-        """Have `next` raise this when the events that wait are taken."""
+        """Have `next` raise this once the queue is empty."""
         self._failed = error
         self._news.set()
 
     async def next(self) -> pb.Event | None:
-        """The next event: what was missed comes first. None when the pool is gone."""
+        """The next event, after one for missed events. None once the pool is gone."""
         while True:
             if self._missed:
                 missed, self._missed = self._missed, 0
@@ -79,17 +79,17 @@ class Watcher:
 
 
 class EventBroadcaster:
-    """All watchers, and the looks taken for them."""
+    """Samples the store, and passes events to all watchers."""
 
     def __init__(self, store: Store, workers: Workers, config: Config, counts: Callable[[], Awaitable[Counts]]) -> None:
-        """`counts` is what all workers have counted together, exports included."""
+        """`counts` returns the counts of all workers, including exports."""
         self._counts = counts
         self._store = store
         self._workers = workers
         self._config = config
         self._watchers: set[Watcher] = set()
         self._by_client: Counter[Client] = Counter()
-        """Those who watch, and those about to."""
+        """Watchers per client, including those that are starting."""
         self._sampling = asyncio.Lock()
         self._last: StoreSample | None = None
         self._task: asyncio.Task[None] | None = None
@@ -97,7 +97,7 @@ class EventBroadcaster:
 
     @asynccontextmanager
     async def watching(self, client: Client, pool: StorePool | None) -> AsyncIterator[Watcher]:
-        """A watcher of what happens from now on, to a pool or to all."""
+        """A watcher of events from now on, of one pool or all."""
         self._check_room(client)
         self._by_client[client] += 1
         try:
@@ -105,23 +105,23 @@ class EventBroadcaster:
                 yield watcher
         finally:
             self._by_client[client] -= 1
-            self._by_client += Counter()  # without those who have none
+            self._by_client += Counter()  # drops zeros
 
     def _check_room(self, client: Client) -> None:
-        """Raise where a client may have no watcher more. A quarter of all are kept for administrators."""
+        """Raise if a client may have no further watcher. A quarter of all are reserved for administrators."""
         most, of_one = self._config.max_watchers, self._config.max_client_watchers
         if not client.administrator and self._by_client[client] >= of_one:
             raise LimitError(f"client {client.name!r} has {of_one} watchers, which is the limit")
         tenants = sum(count for one, count in self._by_client.items() if not one.administrator)
         full = self._by_client.total() >= most
         if full or (not client.administrator and tenants >= max(1, most - most // 4)):
-            raise LimitError(f"{self._by_client.total()} watch already, which is the limit")
+            raise LimitError(f"{self._by_client.total()} watchers are connected, which is the limit")
 
     @asynccontextmanager
     async def _joined(self, pool: StorePool | None) -> AsyncIterator[Watcher]:
-        seen = await self._sample()  # what happened before is for those who watched already
+        seen = await self._sample()  # earlier events are for earlier watchers
         gone = pool is not None and pool.id not in seen.pools
-        del seen  # which would be kept, pools and all, as long as this one watches
+        del seen  # not kept alive while this one watches
         if self._closed:
             raise ClosedError("the daemon is stopping")
         if pool is not None and gone:
@@ -156,7 +156,7 @@ class EventBroadcaster:
             try:
                 await self._sample()
             except Exception as error:
-                faults.log("cannot see what happens in the store", error)
+                faults.log("cannot sample the store for its watchers", error)
             spent = time.monotonic() - start
 
     async def _sample(self) -> StoreSample:
@@ -184,7 +184,7 @@ def sample(store: Store, workers: Sequence[Worker]) -> StoreSample:
 
 
 def _exports(counts: Counts, now: StoreSample, before: StoreSample | None) -> dict[str, ExportSample]:
-    """By the names of their pools. While worker 0 is being replaced nobody says how they are: they are as they were."""
+    """Exports by the names of their pools. While worker 0 is being replaced, the last known state stands in."""
     told = {
         EXPORTS + name: ExportSample(
             size=size,

@@ -1,15 +1,13 @@
-"""The HTTP server of the metrics and of health: a few requests at once, each in a thread, over TLS where it must.
+"""The HTTP server for metrics and health: a few requests at once, each in a thread, over TLS if needed.
 
-Each has so many seconds as a whole, handshake and all: one whose peer takes longer, however little it sends or reads at
-a time, is cut off by the thread that takes the connections. Where there are as many as may be, the oldest that waits
-for its peer makes room for the next: who is slow keeps nobody else out.
+A request has a deadline that includes its handshake: the accepting thread cuts off a peer that takes longer. At the
+limit of requests the oldest one that waits for its peer makes room for the next: slow peers lock nobody out.
 
-`/livez` says that the process answers, `/readyz` whether calls are answered: both for everybody, and cheap.
+`/livez` shows that the process answers, `/readyz` whether calls are answered: both cheap, and open to everybody.
 
-Where the process has used up all files that it may open, one request at a time is answered all the same: a file is kept
-open for that, to be closed.
+If the process has used up its open files, one request at a time is still answered: a spare file is kept open for that.
 
-With client certificates only those may read whom the configuration names: the metrics tell of everybody's pools.
+With client certificates only configured clients may read the metrics, as they show everybody's pools.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ _READER, _SHOWN = "tmemd.reader", "tmemd.certificate"
 
 
 class _Request:
-    """A request under way."""
+    """A request in flight."""
 
     __slots__ = ("cut", "end", "socket", "working")
 
@@ -59,7 +57,7 @@ class _Request:
 
     def cut_off(self) -> None:
         self.cut = True
-        with suppress(OSError):  # its peer is gone
+        with suppress(OSError):  # the peer is gone
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
 
@@ -77,9 +75,9 @@ class Exposition(ThreadingMixIn, WSGIServer):
         unready: Callable[[], str] = lambda: "",
         name_of: Callable[[bytes], str] = lambda _: "",
     ) -> None:
-        """`context` is asked at each connection; None is plain text. `readers` None is everybody.
+        """`context` is called for each connection; None is plain text. `readers` None is everybody.
 
-        `unready` says why calls are not answered; nothing where they are. `name_of` finds the name in a certificate.
+        `unready` says why calls are not answered, or nothing. `name_of` extracts the name from a certificate.
         """
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._context = context
@@ -89,7 +87,7 @@ class Exposition(ThreadingMixIn, WSGIServer):
         self._unready = unready
         self._lock = threading.Lock()
         self._requests: dict[socket.socket, _Request] = {}
-        """Each that is under way, the oldest first."""
+        """Requests in flight, oldest first."""
         self._mine = threading.local()
         self._faults = RateLimitedErrors()
         self._spare = -1
@@ -98,7 +96,7 @@ class Exposition(ThreadingMixIn, WSGIServer):
         self.set_app(self._answer)
 
     def name(self, certificate: bytes | None) -> str:
-        """Of who shows a certificate; nothing where it has none."""
+        """The name in the client's certificate; empty without one."""
         try:
             return self._name_of(certificate) if certificate else ""
         except ValueError:
@@ -131,7 +129,7 @@ class Exposition(ThreadingMixIn, WSGIServer):
             del self._requests[request]
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """In the request's thread: whoever is slow holds up nobody else."""
+        """Runs in the request's thread, so that slow peers delay nobody else."""
         request.settimeout(_SECONDS)
         if self._context is None:
             super().finish_request(request, client_address)
@@ -142,7 +140,7 @@ class Exposition(ThreadingMixIn, WSGIServer):
             super().finish_request(secured, client_address)
 
     def service_actions(self) -> None:
-        """Between connections, twice a second: cut off what has had its time."""
+        """Between connections, twice a second: cut off requests beyond their deadline."""
         self._keep_spare()
         now = time.monotonic()
         with self._lock:
@@ -151,7 +149,7 @@ class Exposition(ThreadingMixIn, WSGIServer):
                     request.cut_off()
 
     def _has_room(self) -> bool:
-        """Whether one more may begin; the oldest that waits for its peer makes room."""
+        """Whether another request may begin; the oldest that waits for its peer makes room."""
         with self._lock:
             going = [request for request in self._requests.values() if not request.cut]
             waiting = [request for request in going if not request.working]
@@ -166,15 +164,15 @@ class Exposition(ThreadingMixIn, WSGIServer):
         try:
             return super().get_request()
         except OSError as error:
-            if error.errno == errno.EINVAL:  # this is being shut down
+            if error.errno == errno.EINVAL:  # shutting down
                 raise
             if self._give_spare():
                 return super().get_request()
-            time.sleep(_PAUSE)  # no more files can be open: they still cannot in the next moment
+            time.sleep(_PAUSE)  # out of files, and likely to stay so for a moment
             raise
 
     def shutdown(self) -> None:
-        """Stop at once: the thread that takes the connections is woken, not waited for until its next look."""
+        """Stop at once, by waking the accepting thread."""
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         super().shutdown()
@@ -189,7 +187,7 @@ class Exposition(ThreadingMixIn, WSGIServer):
                 self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def _give_spare(self) -> bool:
-        """Whether there is a file less than there was."""
+        """Close the spare file; returns whether there was one."""
         spare, self._spare = self._spare, -1
         if spare >= 0:
             os.close(spare)
@@ -199,7 +197,7 @@ class Exposition(ThreadingMixIn, WSGIServer):
         log.debug("metrics: a request from %s failed", client_address, exc_info=True)
 
     def server_bind(self) -> None:
-        """As the base class, without a look-up of the host's name."""
+        """As the base class, without looking up the host's name."""
         super(WSGIServer, self).server_bind()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
@@ -239,4 +237,4 @@ class _Handler(WSGIRequestHandler):
         return str(self.client_address[0])
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Not every scrape is news."""
+        """Scrapes are not logged."""

@@ -1,8 +1,7 @@
-"""What happened to a store between two looks at it.
+"""Derives events from two samples of a store.
 
-Counters of the arena only rise, whoever raises them, so their differences tell what all its processes did. Where one
-falls all the same, as when a shard was rebuilt, nothing is told of it. An export is told of under the name of its pool,
-whose coming and going are the export's.
+Counters of the arena only rise, so their differences show what all processes did. A counter that falls, as after a
+rebuilt shard, yields no event. Events of an export carry the name of its pool, which is created and destroyed with it.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 Counter = tuple["pb.EventKind.ValueType", str]
-"""What a counter counts: a kind of event, and its cause."""
+"""What a counter counts: a kind of event and its cause."""
 
 StoreEvent = tuple[int, pb.Event]
-"""An event, and the id of the pool it concerns; 0 is the whole store."""
+"""An event, and the id of its pool; 0 is the whole store."""
 
 _SPLIT = (("evicted_", pb.EVENT_KIND_EVICTED), ("refused_", pb.EVENT_KIND_REFUSED))
 _TOTALS = {"evicted_pages", "evicted_frames"}
@@ -27,7 +26,7 @@ _TOTALS = {"evicted_pages", "evicted_frames"}
 
 @dataclass(frozen=True, slots=True)
 class PoolSample:
-    """A pool at one look."""
+    """A pool in one sample."""
 
     name: str
     client: str
@@ -37,7 +36,7 @@ class PoolSample:
 
 @dataclass(frozen=True, slots=True)
 class ExportSample:
-    """An export at one look: who has it open now, and how many ever were let in and were not."""
+    """An export in one sample: its clients now, and how many were ever let in or refused."""
 
     size: int
     draining: bool
@@ -48,7 +47,7 @@ class ExportSample:
 
 @dataclass(frozen=True, slots=True)
 class StoreSample:
-    """A store at one look: pools by id, shards ever rebuilt, how often each worker was replaced, exports by pool."""
+    """A store in one sample: pools by id, shards ever rebuilt, replacements per worker, exports by pool."""
 
     pools: Mapping[int, PoolSample]
     recoveries: int
@@ -57,7 +56,7 @@ class StoreSample:
 
 
 def counters(stats: Mapping[str, Any]) -> dict[Counter, int]:
-    """What is told of, among the statistics of a pool."""
+    """The counters among a pool's statistics that yield events."""
     found = {
         (kind, key.removeprefix(prefix)): value
         for prefix, kind in _SPLIT
@@ -68,7 +67,7 @@ def counters(stats: Mapping[str, Any]) -> dict[Counter, int]:
 
 
 def differences(before: StoreSample, after: StoreSample, time: float) -> Iterator[StoreEvent]:
-    """What happened, pools that went first: one made since may have the name of one destroyed."""
+    """The events, destroyed pools first: a new pool may have the name of a destroyed one."""
     for number in before.pools.keys() - after.pools.keys():
         yield number, _event(before.pools[number], pb.EVENT_KIND_POOL_DESTROYED, time)
     for number, pool in after.pools.items():
@@ -96,7 +95,7 @@ def _of_pool(before: PoolSample | None, after: PoolSample, time: float) -> Itera
 
 
 def _of_exports(before: StoreSample, after: StoreSample, time: float) -> Iterator[StoreEvent]:
-    """What happened to exports that were there before."""
+    """Events of exports that were there before."""
     for number in before.pools.keys() & after.pools.keys():
         pool = after.pools[number]
         was, now = before.exports.get(pool.name), after.exports.get(pool.name)

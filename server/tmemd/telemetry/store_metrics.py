@@ -1,7 +1,7 @@
-"""The store's statistics as Prometheus families: every name, help text and label of what the arena itself counts.
+"""The arena's statistics as Prometheus metric families: names, help texts and labels.
 
-Series are bounded by the arena: at most 1024 pools, each with some 50; a class of zsmalloc is summed over the pools of
-a kind. `client` is the pool's owner and `kind` its kind, so neither adds series. A pool's counters end with the pool.
+The arena bounds the number of series: at most 1024 pools with about 50 each; zsmalloc classes are summed over the pools
+of a kind. `client` is the pool's owner and `kind` its kind, so neither adds series. A pool's counters end with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tmemd.store.api import PoolSettings, Store
 
-# Name, help and statistic of what each pool has. A name without `_total` is a gauge.
+# Name, help and statistic for each pool. A name without `_total` is a gauge.
 POOL = (
     ("tmem_pages", "Pages held.", "pages"),
     ("tmem_uncompressed_bytes", "Bytes of the pages held, before compression.", "uncompressed_bytes"),
@@ -50,7 +50,7 @@ POOL = (
     ("tmem_moved_pages_total", "Pages moved by compaction.", "moved_pages"),
     ("tmem_compacted_frames_total", "Frames freed by compaction.", "compacted_frames"),
 )
-# Name, help, label with its values, and prefix of the statistic of each value. The values' sum is the total.
+# Name, help, label and its values, and prefix of the statistics. The values add up to the total.
 SPLIT = (
     ("tmem_put_refused_pages_total", "Pages put and refused, by reason.", "reason", REFUSALS, "refused_"),
     ("tmem_get_pages_total", "Pages asked for, by outcome.", "outcome", ("hit", "miss", "corrupt"), "gets_"),
@@ -81,7 +81,7 @@ STORE = (
     ("tmem_lock_recoveries_total", "Locks taken over from a process that died.", "lock_recoveries"),
 )
 SIZE_BUCKETS = 16
-"""Of the histogram of stored sizes; the engine counts 64, which here come four to a bucket."""
+"""Buckets of the histogram of stored sizes; the engine has 64, of which four share a bucket."""
 _LABELS = ("pool", "kind", "client")
 
 
@@ -93,7 +93,7 @@ class _Pool:
 
 
 def store_families(store: Store) -> Iterator[Metric]:
-    """The families of the store as it is now."""
+    """The current metric families of the store."""
     pools, stats = list(_pools(store)), store.stats()
     yield from (family(name, about, (), [((), stats[key])]) for name, about, key in STORE)
     threshold = store.info()["accept_threshold"] / 100
@@ -112,7 +112,7 @@ def store_families(store: Store) -> Iterator[Metric]:
 def family(
     name: str, about: str, labels: Iterable[str], samples: Iterable[tuple[tuple[str, ...], float]]
 ) -> CounterMetricFamily | GaugeMetricFamily:
-    """A counter where the name ends in `_total`, else a gauge."""
+    """A counter if the name ends in `_total`, else a gauge."""
     kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
     made = kind(name.removesuffix("_total"), about, labels=list(labels))
     for values, value in samples:
@@ -145,7 +145,7 @@ def _settings(pools: list[_Pool]) -> Metric:
 
 
 def _sizes(pools: list[_Pool]) -> Metric:
-    """Pages of different sizes share the buckets, so the bounds are shares of a page."""
+    """Pages of different sizes share the buckets: bounds are fractions of a page."""
     about = "What stored pages take, as a share of the page; counted when stored."
     made = HistogramMetricFamily("tmem_stored_size_ratio", about, labels=_LABELS)
     for pool in pools:

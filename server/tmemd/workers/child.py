@@ -101,7 +101,7 @@ class Child:
             if failed and (failed == _TRIES or not self._replaced):
                 raise WorkerError(self.number, failed, why)
             quick = 0 if time.monotonic() - begun > _LONG_LIFE else quick + 1
-            log.warning("worker %d died: %s; it is replaced", self.number, why)
+            log.warning("worker %d died: %s; replacing it", self.number, why)
             self._replaced += 1
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), _wait_before(quick))
@@ -174,7 +174,7 @@ class Child:
             self.send(count=0)
             await asyncio.sleep(_LISTEN)
             silent = 0 if self._spoke or self._stopping.is_set() else silent + _LISTEN
-        self._failure = f"it gave no sign of life for {self._patience} s and was killed"
+        self._failure = f"it sent no heartbeat for {self._patience} s and was killed"
         process.kill()
 
     def _take(self, message: Message) -> None:

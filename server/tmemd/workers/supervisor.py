@@ -84,7 +84,7 @@ class Supervisor:
                     await self._serve(store, announce, held, self._task(_until(stopping)), reload)
                 finally:
                     reload.end()
-                    log.info("stopping: %s; calls under way have %d s", self._why(stopping), self._config.drain)
+                    log.info("stopping: %s; calls in flight have %d s", self._why(stopping), self._config.drain)
                     notify("STOPPING=1")
                     right.announce_stop(self._config.drain + GRACE)
                     await self._stop(held)

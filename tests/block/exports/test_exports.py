@@ -391,7 +391,7 @@ def test_a_daemon_is_safe_to_swap_to_or_does_not_start(tmp_path: Path, flag: str
             check=False,
         )
         assert ended.returncode == 2
-        assert "it takes CAP_" in ended.stderr
+        assert "it needs CAP_" in ended.stderr
         return
     with daemon(*flags) as running:
         process = Path("/proc") / str(running.process.pid)

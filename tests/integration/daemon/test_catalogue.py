@@ -254,7 +254,7 @@ def test_a_daemon_serves_all_exports_but_the_damaged_one(arena: Path) -> None:
                 lambda: client.admin.SetQuota(pb.SetQuotaRequest(pool=CATALOGUE, quota=4096)),
                 lambda: client.admin.DestroyPool(pb.DestroyPoolRequest(name=CATALOGUE)),
             ):
-                with pytest.raises(grpc.RpcError, match="is the daemon's own: nobody else changes it"):
+                with pytest.raises(grpc.RpcError, match="belongs to the daemon: nobody else may change it"):
                     call()
             assert client.admin.GetPool(pb.GetPoolRequest(name=CATALOGUE)).pool.stats.values["pages"] == 2
             assert client.admin.Scan(pb.ScanRequest(pool=CATALOGUE)).objects

@@ -137,7 +137,7 @@ def test_a_daemon_waits_for_as_long_as_the_one_before_it_may_take(arena: Path, w
                 second.process.terminate()
                 _, said = second.process.communicate(timeout=PATIENCE)
         assert first.stop() == 0
-    assert re.search(r"another daemon has the arena .*: waiting for its end, within 65 s as it says", said)
+    assert re.search(r"another daemon is serving arena .*: waiting for it to stop, which takes up to 65 s", said)
 
 
 def test_a_daemon_does_not_serve_an_arena_that_another_serves(arena: Path) -> None:
@@ -256,8 +256,8 @@ def test_flags_win_over_environment_over_file(tmp_path: Path) -> None:
 def test_unknown_keys_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "tmemd.toml"
     file.write_text("memroy = 1\n")
-    assert "memroy: there is no such setting" in tmemd(f"--config={file}").stderr
-    assert "TMEMD_MEMROY: there is no such setting" in tmemd(environment={"TMEMD_MEMROY": "1"}).stderr
+    assert "memroy: unknown setting" in tmemd(f"--config={file}").stderr
+    assert "TMEMD_MEMROY: unknown setting" in tmemd(environment={"TMEMD_MEMROY": "1"}).stderr
     file.write_text("memory = [1]\n")
     assert "expected bytes" in tmemd(f"--config={file}").stderr
 

@@ -141,4 +141,4 @@ def test_a_manager_that_cannot_be_told_hinders_nothing(tmp_path: Path) -> None:
         process.terminate()
         _, logged = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
-    assert f"the service manager at {tmp_path / 'nobody'} cannot be told READY=1" in logged
+    assert f"cannot notify the service manager at {tmp_path / 'nobody'} of READY=1" in logged

@@ -188,7 +188,7 @@ def test_every_line_of_the_log_is_json_where_that_is_asked_for(workers: str, tmp
     assert handshakes["level"] == "warning"
     assert handshakes["process"] == ("tmemd" if workers[-1] == "1" else "tmemd worker 0")
     stops = [each["message"] for each in said if each["process"] == "tmemd" and "stop" in each["message"]]
-    assert stops == ["stopping: SIGTERM; calls under way have 10 s", "stopped"]
+    assert stops == ["stopping: SIGTERM; calls in flight have 10 s", "stopped"]
 
 
 def test_a_failure_to_start_is_one_line_in_either_format() -> None:
@@ -257,9 +257,9 @@ def test_sighup_reads_the_configuration_again(workers: str, tmp_path: Path) -> N
             process.terminate()
             _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
-    assert re.search("INFO tmemd: the configuration was read again: changed admins, clients", said)
-    assert re.search("WARNING tmemd: these settings take a restart: threads", said)
-    assert re.search("ERROR tmemd: the configuration stays as it was: .*: thread: there is no such setting", said)
+    assert re.search("INFO tmemd: configuration reloaded: changed admins, clients", said)
+    assert re.search("WARNING tmemd: these settings need a restart: threads", said)
+    assert re.search("ERROR tmemd: the configuration was not changed: .*: thread: unknown setting", said)
     assert json.loads(said.splitlines()[-1])["message"] == "stopped"
 
 
@@ -291,7 +291,7 @@ def test_too_few_files_are_named_at_the_start() -> None:
         ["prlimit", "--nofile=40:40", *COMMAND], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert ended.returncode == 2
-    assert re.fullmatch("tmemd: only 40 files can be open, .*LimitNOFILE.*\n", ended.stderr)
+    assert re.fullmatch("tmemd: the open-file limit is 40, .*LimitNOFILE.*\n", ended.stderr)
 
 
 def test_a_file_of_settings_may_be_a_pipe() -> None:

@@ -285,7 +285,7 @@ def test_a_worker_that_hangs_is_killed_and_replaced() -> None:
             assert client.get([7]) == {7: page(7)}
         running.process.terminate()
         _, said = running.process.communicate(timeout=PATIENCE)
-    assert "worker 1 died: it gave no sign of life for 5 s and was killed; it is replaced" in said
+    assert "worker 1 died: it sent no heartbeat for 5 s and was killed; replacing it" in said
 
 
 def test_workers_share_memory_that_has_no_name() -> None:

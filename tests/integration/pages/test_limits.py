@@ -82,14 +82,14 @@ def test_a_client_that_floods_leaves_room_for_others(tmp_path: Path) -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 greedy[0].open("greedy")
             assert code_of(caught.value) == RESOURCE_EXHAUSTED
-            assert "8 calls of client 'greedy' are under way" in str(caught.value)
+            assert "8 calls of client 'greedy' are in flight" in str(caught.value)
             assert modest.put({1: page(1)}) == bytes([pb.PUT_OUTCOME_STORED])
         until(lambda: is_open(greedy[0]))
         for client in (*greedy, modest):
             client.close()
         running.process.terminate()
         _, log = running.process.communicate(timeout=PATIENCE)
-        assert log.count("client 'greedy' has 8 calls under way") == 1
+        assert log.count("client 'greedy' has 8 calls in flight") == 1
 
 
 def answered(stream: Stream, command: pb.Command) -> grpc.StatusCode | None:
@@ -209,7 +209,7 @@ def test_a_limit_of_files_that_is_too_low_is_told() -> None:
         assert any(line.startswith("listening on ") for line in process.stdout)
         process.terminate()
         _, said = process.communicate(timeout=PATIENCE)
-    assert "only 256 files can be open, and max_calls is 200: raise the limit of open files to 264 or more" in said
+    assert "the open-file limit is 256, and max_calls is 200: raise the limit to 264 or more" in said
 
 
 def test_a_connection_that_is_not_used_is_closed_and_its_client_comes_back() -> None:

@@ -291,7 +291,7 @@ def test_a_pool_that_took_no_part_leaves_nothing(tmp_path: Path, arena: Path) ->
 
 def test_a_pool_or_a_client_is_frozen_not_both(tenants: Tenants) -> None:
     for request in (admin.FreezeRequest(), admin.FreezeRequest(pool="one", client="ops")):
-        with pytest.raises(grpc.RpcError, match="one of the two"):
+        with pytest.raises(grpc.RpcError, match="either a pool or a client"):
             tenants.ops.admin.Freeze(request)
 
 
@@ -319,7 +319,7 @@ def test_no_client_takes_all_watchers(tenants: Tenants) -> None:
         assert (code, "4 watchers" in why) == (EXHAUSTED, True)
     dave = tenants.another("dave")
     dave.open("fourth")
-    assert refused(lambda: next(watch(dave, "fourth"))) == (EXHAUSTED, "12 watch already, which is the limit")
+    assert refused(lambda: next(watch(dave, "fourth"))) == (EXHAUSTED, "12 watchers are connected, which is the limit")
     streams += [watch(tenants.ops) for _ in range(4)]
     assert status(lambda: next(watch(tenants.ops))) == EXHAUSTED
     for stream in streams:

@@ -165,8 +165,8 @@ def test_certificates_change_while_the_daemon_runs(tmp_path: Path) -> None:
         assert kept.put({1: page(1)}) == bytes([pb.PUT_OUTCOME_STORED]), "a connection goes on"
         running.process.terminate()
         _, said = running.process.communicate(timeout=PATIENCE)
-    assert said.count("TLS goes on with the certificates it had") == 3
-    assert said.count("TLS: the certificates are new") == 1
+    assert said.count("TLS keeps using its previous certificates") == 3
+    assert said.count("TLS: certificates reloaded") == 1
     assert "PRIVATE" not in said
 
 
@@ -302,7 +302,7 @@ def test_files_of_the_daemon_that_cannot_be_used(authority: Authority, tmp_path:
         (server.cert, other.key, authority.file, "are not a certificate and its key"),
         (junk, server.key, authority.file, "are not a certificate and its key"),
         (tmp_path / "nowhere", server.key, authority.file, "No such file"),
-        (server.cert, server.key, junk, "has no good certificates"),
+        (server.cert, server.key, junk, "has no valid certificates"),
     ):
         flags = [f"--tls-cert={cert}", f"--tls-key={key}", f"--tls-client-ca={roots}"]
         command = [sys.executable, "-m", "tmemd", "--listen=127.0.0.1:0", "--memory=8MiB", *flags]

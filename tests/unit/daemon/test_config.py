@@ -63,11 +63,11 @@ def test_clients_are_frozen(tmp_path: Path) -> None:
         ('[clients.alice]\nquota = "lots"', "quota of alice is 'lots': expected bytes"),
         ("[clients.alice]\nweight = 0", "weight of alice is 0: must be 1 to"),
         ("[clients.alice]\nshared = 7", "shared of alice is 7: expected a list of names"),
-        ("[clients.alice]\nshared = [7]", "expected text"),
+        ("[clients.alice]\nshared = [7]", "expected non-empty text"),
         ("[clients]\nalice = 1", "alice must be a table"),
         ("clients = 1", "expected tables such as"),
-        (f"[clients.{'x' * 65}]", "is no client's name"),
-        ('[clients."two\\nlines"]', "is no client's name"),
+        (f"[clients.{'x' * 65}]", "is not a valid client name"),
+        ('[clients."two\\nlines"]', "is not a valid client name"),
         ("admins = 7", "expected a list of names"),
     ],
 )
@@ -79,7 +79,7 @@ def test_clients_that_make_no_sense(text: str, why: str, tmp_path: Path) -> None
 
 
 def test_clients_stand_in_the_file_only() -> None:
-    with pytest.raises(ConfigError, match="TMEMD_CLIENTS: it can only stand in the file"):
+    with pytest.raises(ConfigError, match="TMEMD_CLIENTS: it can only be set in the file"):
         load({}, {"TMEMD_CLIENTS": "alice"})
 
 
@@ -92,9 +92,9 @@ def test_administrators_unless_named() -> None:
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        ({"tls_cert": "cert.pem"}, "tls_cert and tls_key are a pair"),
-        ({"tls_key": "key.pem"}, "tls_cert and tls_key are a pair"),
-        ({"tls_client_ca": "ca.pem"}, "give tls_cert and tls_key too"),
+        ({"tls_cert": "cert.pem"}, "tls_cert and tls_key belong together"),
+        ({"tls_key": "key.pem"}, "tls_cert and tls_key belong together"),
+        ({"tls_client_ca": "ca.pem"}, "set tls_cert and tls_key too"),
         ({**TLS, "insecure": True}, "not both"),
         ({"listen": "0.0.0.0:1"}, "give tls_cert and tls_key"),
         ({"metrics": "[::]:1"}, "or insecure, if anybody"),

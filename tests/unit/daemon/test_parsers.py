@@ -69,7 +69,7 @@ def test_variables_of_a_service_that_is_called_tmemd_are_no_settings() -> None:
     [("TMEMD_PORT", "7717"), ("TMEMD_SERVICE_PORT", "http"), ("TMEMD_PORT_X_TCP", "tcp://a:1"), ("TMEMD_MEMROY", "1G")],
 )
 def test_a_variable_that_only_looks_so_is_refused_by_name(name: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}: there is no such setting"):
+    with pytest.raises(ConfigError, match=f"{name}: unknown setting"):
         load({}, {**KUBERNETES, name: value})
 
 

@@ -42,9 +42,9 @@ def test_owners_administrators_and_those_whose_patterns_match_a_shared_pool(
 @pytest.mark.parametrize(
     ("client", "pool", "made", "why"),
     [
-        ("root", ".exports", False, "the daemon's own"),
-        ("root", "export/disk", False, "the daemon's own"),
-        ("owner", "new", True, "may not have it made"),
+        ("root", ".exports", False, "belongs to the daemon"),
+        ("root", "export/disk", False, "belongs to the daemon"),
+        ("owner", "new", True, "may not have it created"),
         ("root", "new", True, ""),
     ],
 )

@@ -1,4 +1,4 @@
-"""The clients of a daemon: those that its configuration names, that own pools, or that have sessions."""
+"""Lists clients: those that are configured, own pools, or have sessions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def clients(config: Config, pools: Iterable[StorePool], sessions: Counter[str]) -> list[pb.Client]:
-    """Each client with what it has, by name. Looks at every pool."""
+    """Every client and what it has, by name. Visits every pool."""
     owned = _owned(pools)
     names = config.clients.keys() | config.administrators | owned.keys() | sessions.keys()
     found = []

@@ -1,4 +1,4 @@
-"""The service `tmem.v1.TmemAdmin`: care of the store and its pools."""
+"""The service `tmem.v1.TmemAdmin`: administration of the store, its pools and exports."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Message)
 
 SCAN_PAGES = 8192
-"""Of a response, or a few more: at most some 400 KiB, where each page is another object's."""
+"""Pages in a response, or a few more: about 400 KiB at most, if every page belongs to another object."""
 
 
 class AdminService(TmemAdminServicer):
-    """Serves the care of a store. Calls that look at much run in a thread."""
+    """Serves administrative calls. Long ones run in a thread."""
 
     def __init__(self, service: ServiceContext, workers: Workers, events: EventBroadcaster, exports: Exports) -> None:
         self.counts = service.counts
@@ -131,7 +131,7 @@ class AdminService(TmemAdminServicer):
     async def Watch(  # noqa: N802
         self, request: pb.WatchRequest, context: ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.Event]:
-        """Tell what happens until the client goes, the pool is gone, or the daemon stops."""
+        """Stream events until the client leaves, the pool is destroyed, or the daemon stops."""
         client = await identify(self, "Watch", context)
         try:
             check_readable(request)
@@ -225,22 +225,22 @@ class AdminService(TmemAdminServicer):
         return await self._of_exports("CloseSnapshot", request, client, pb.CloseSnapshotResponse)
 
     async def _of_exports(self, method: str, request: Message, client: Client, response: type[M]) -> M:
-        """Have the worker that has the exports answer."""
+        """Let the worker that manages exports answer."""
         client.must_administer()
         answer = self._workers.first or self._exports.answer
         return response.FromString(await answer(method, request.SerializeToString()))
 
     def _by_default(self, creator: Client) -> list[str]:
-        """Who may open an export that does not say, where certificates tell clients apart.
+        """Who may open an export by default, if clients are identified by certificates.
 
-        Who opens a Unix socket is `local`, whom its folder has let in.
+        Clients of a Unix socket are `local`: its folder let them in.
         """
         local = ["local"] if any(address.startswith("unix:") for address in self._config.nbd) else []
         return list(dict.fromkeys((creator.name, *local, *sorted(self._config.administrators))))[:MOST_ALLOWED]
 
     def _chosen(self, request: pb.FreezeRequest | pb.ThawRequest, client: Client) -> list[StorePool]:
         if bool(request.pool) == bool(request.client):
-            raise ValueError("name a pool or a client: one of the two")
+            raise ValueError("name either a pool or a client")
         if request.pool:
             return [self._rights.own(client, request.pool, request.pool_id)]
         return self._rights.owned(client, request.client)
@@ -263,7 +263,7 @@ class AdminService(TmemAdminServicer):
 
 
 def _each(pools: Iterable[StorePool], work: Callable[[StorePool], None]) -> None:
-    """Do this to each pool; one that was destroyed meanwhile needs nothing."""
+    """Apply `work` to each pool, except those destroyed meanwhile."""
     for pool in pools:
         with suppress(UnknownPoolError):
             work(pool)
