@@ -37,9 +37,9 @@ class StoreCollector(Collector):
         self._certificates = certificates
 
     def collect(self) -> Iterator[Metric]:
-        about = "The daemon's version, and its Python's."
+        about = "Versions of the daemon and its Python."
         yield InfoMetricFamily("tmem_build", about, {"version": __version__, "python": platform.python_version()})
-        about = "When the first certificate of a file that TLS uses expires."
+        about = "When the first certificate in a TLS file expires."
         ends = [((path,), end) for path in self._certificates if (end := expiry(path)) is not None]
         yield family("tmem_tls_certificate_expiry_timestamp_seconds", about, ("file",), ends)
         yield from store_families(self._store)
@@ -47,16 +47,19 @@ class StoreCollector(Collector):
 
     def _daemon(self) -> Iterator[Metric]:
         counts = self._counts()
-        yield family("tmem_workers", "Processes that serve.", (), [((), counts.workers)])
-        about = "Processes that served, died and were replaced."
+        yield family("tmem_workers", "Worker processes.", (), [((), counts.workers)])
+        about = "Worker processes that died and were replaced."
         yield family("tmem_worker_replacements_total", about, (), [((), counts.worker_replacements)])
-        yield family("tmem_sessions", "Sessions open.", (), [((), counts.sessions)])
+        yield family("tmem_sessions", "Open sessions.", (), [((), counts.sessions)])
         yield family(
-            "tmem_late_messages_total", "Mutations of an old epoch, dropped.", (), [((), counts.late_messages)]
+            "tmem_late_messages_total",
+            "Mutations dropped because their epoch is stale.",
+            (),
+            [((), counts.late_messages)],
         )
         for name, about, by_encoding in (
-            ("tmem_received_page_bytes_total", "Bytes of pages received, as they came.", counts.bytes_in),
-            ("tmem_sent_page_bytes_total", "Bytes of pages sent, as they went.", counts.bytes_out),
+            ("tmem_received_page_bytes_total", "Bytes of pages received, as encoded.", counts.bytes_in),
+            ("tmem_sent_page_bytes_total", "Bytes of pages sent, as encoded.", counts.bytes_out),
         ):
             yield family(name, about, ("encoding",), [((key,), by_encoding[key]) for key in ("raw", "lz4")])
         # Errors are counted from 0 on: a counter that begins at 1 shows no increase.
@@ -86,7 +89,7 @@ EXPORTS = (
     ),
     (
         "tmem_export_errors_total",
-        "NBD requests answered with an error, by cause: no_space and io are among all.",
+        "NBD requests answered with an error, by cause; all includes no_space and io.",
         "cause",
         {"all": "errors", "no_space": "no_space", "io": "io_errors"},
     ),
@@ -102,9 +105,9 @@ EXPORTS = (
 def _exports(counts: Counts) -> Iterator[Metric]:
     """Metrics per export, of which there are at most as many as pools."""
     names = sorted({name for name, _ in list(counts.exports)} | {*counts.export_sizes})
-    about = "Bytes of an NBD export's device."
+    about = "Size of an NBD export."
     yield family("tmem_export_size_bytes", about, ("export",), [((n,), counts.export_sizes[n]) for n in names])
-    about = "NBD clients that have an export open."
+    about = "NBD clients with the export open."
     yield family("tmem_export_clients", about, ("export",), [((n,), counts.export_clients[n]) for n in names])
     for family_name, about, label, keys in EXPORTS:
         samples = [((n, value), counts.exports[n, key]) for n in names for value, key in keys.items()]

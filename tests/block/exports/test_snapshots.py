@@ -153,7 +153,7 @@ def test_an_export_that_is_saved_is_neither_removed_nor_cut_off_nor_saved_twice(
         with pytest.raises(tmem.MismatchError, match="page 9999 was requested"):
             target.ask(lambda link: snapshot_ops.read(link, snapshot, [9999], 0))
         cli("export", "rm", "disk", "--force", "--yes")
-        with pytest.raises(tmem.MismatchError, match="no such snapshot"):
+        with pytest.raises(tmem.MismatchError, match="unknown snapshot"):
             target.ask(lambda link: snapshot_ops.read(link, snapshot, [0], 0))
         assert [pool.name for pool in store.pools()] == [".exports"]
 
