@@ -25,7 +25,7 @@ from tmem._model.settings import ExportOptions, ExportSpec, PoolOptions, PoolSet
 from tmem._model.sizes import Size, parse_size
 from tmem._pool import as_dict
 from tmem._protocol import admin_ops, export_ops
-from tmem._protocol.connection import ClientStats, Link, OnUnavailable, Options, parse_target
+from tmem._protocol.connection import ClientStats, OnUnavailable, Options, ServerState, parse_target
 from tmem._protocol.lanes import SMALL, Lanes
 from tmem._protocol.page_ops import RemotePool, RemoteStore
 from tmem._transport.aio_runner import Driver
@@ -60,8 +60,10 @@ def connect(
     """Connect to a server; the arguments are those of `tmem.connect`. No event loop need run yet."""
     if not isinstance(address, str):
         raise TypeError(f"address must be a str, not {type(address).__name__}")
-    link = Link(parse_target(address), Options(timeout=timeout, encoding=encoding, on_unavailable=on_unavailable))
-    return AsyncStore(Driver(link, security(address, tls, credentials)))
+    server = ServerState(
+        parse_target(address), Options(timeout=timeout, encoding=encoding, on_unavailable=on_unavailable)
+    )
+    return AsyncStore(Driver(server, security(address, tls, credentials)))
 
 
 class AsyncPool:
@@ -199,7 +201,7 @@ class AsyncStore:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._run = driver.run
-        self._store = RemoteStore(driver.link)
+        self._store = RemoteStore(driver.server)
         self._lanes: dict[str, Lanes] = {}
 
     @takes(PoolOptions, PoolSettings)
@@ -224,7 +226,7 @@ class AsyncStore:
 
     def client_stats(self) -> ClientStats:
         """As `Store.client_stats`."""
-        return self._driver.link.counters.stats()
+        return self._driver.server.counters.stats()
 
     async def compact(self) -> Compaction:
         """As `Store.compact`."""
@@ -244,11 +246,11 @@ class AsyncStore:
 
     async def clients(self) -> list[admin_ops.Client]:
         """As `Store.clients`."""
-        return await self._run(admin_ops.clients(self._driver.link))
+        return await self._run(admin_ops.clients(self._driver.server))
 
     async def workers(self) -> list[admin_ops.Worker]:
         """As `Store.workers`."""
-        return await self._run(admin_ops.workers(self._driver.link))
+        return await self._run(admin_ops.workers(self._driver.server))
 
     async def events(self, pool: str | None = None) -> AsyncIterator[admin_ops.Event]:
         """As `Store.events`: `async for event in await store.events()`."""
@@ -256,30 +258,30 @@ class AsyncStore:
 
     async def exports(self) -> list[export_ops.Export]:
         """As `Store.exports`."""
-        return await self._run(export_ops.exports(self._driver.link))
+        return await self._run(export_ops.exports(self._driver.server))
 
     @takes(ExportOptions, ExportSpec)
     async def create_export(self, name: str, size: Size, **options: Unpack[ExportOptions]) -> export_ops.Export:
         """As `Store.create_export`."""
-        return await self._run(export_ops.create(self._driver.link, export_spec(name, size, **options)))
+        return await self._run(export_ops.create(self._driver.server, export_spec(name, size, **options)))
 
     async def remove_export(self, name: str, *, force: bool = False) -> int:
         """As `Store.remove_export`."""
-        return await self._run(export_ops.remove(self._driver.link, name, force))
+        return await self._run(export_ops.remove(self._driver.server, name, force))
 
     async def resize_export(self, name: str, size: Size) -> export_ops.Export:
         """As `Store.resize_export`."""
-        return await self._run(export_ops.resize(self._driver.link, name, size))
+        return await self._run(export_ops.resize(self._driver.server, name, size))
 
     async def drain_export(self, name: str, *, undo: bool = False) -> export_ops.Export:
         """As `Store.drain_export`."""
-        return await self._run(export_ops.drain(self._driver.link, name, undo))
+        return await self._run(export_ops.drain(self._driver.server, name, undo))
 
     async def allow_export(
         self, name: str, *clients: str, undo: bool = False, anyone: bool = False
     ) -> export_ops.Export:
         """As `Store.allow_export`."""
-        return await self._run(export_ops.allow(self._driver.link, name, clients, undo, anyone))
+        return await self._run(export_ops.allow(self._driver.server, name, clients, undo, anyone))
 
     async def memory(self) -> int:
         """The most memory the store may use, in bytes."""
@@ -294,7 +296,7 @@ class AsyncStore:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._driver.link.closed
+        return self._driver.server.closed
 
     def _pool(self, pool: RemotePool) -> AsyncPool:
         """All handles of a pool have the same lanes."""
@@ -316,4 +318,4 @@ class AsyncStore:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"<tmem.aio.AsyncStore {'closed' if self.closed else self._driver.link.address}>"
+        return f"<tmem.aio.AsyncStore {'closed' if self.closed else self._driver.server.address}>"

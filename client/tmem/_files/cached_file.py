@@ -16,7 +16,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from tmem._files.cache_health import CacheHealth
-from tmem._files.identity import Settled
+from tmem._files.identity import SettledRule
 from tmem._files.pages import FileStore
 from tmem._files.reader import DEFAULT_PAGE_SIZE, FileReader
 from tmem._files.source import FileSource, Source
@@ -209,7 +209,7 @@ def open_cached(
             counters=counters,
             health=CacheHealth(),
         )
-        settled = Settled(rest, source.origin.local)
+        settled = SettledRule(rest, source.origin.local)
         reader = FileReader(source, cache, settled=settled, readahead=ahead, counters=counters)
     except BaseException:
         source.close()

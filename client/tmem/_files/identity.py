@@ -76,7 +76,7 @@ class Origin:
         return hashlib.blake2b(content, digest_size=24, person=b"tmem file 1").digest()
 
 
-class Settled:
+class SettledRule:
     """Whether identities of one file are settled. Safe to use from many threads."""
 
     def __init__(

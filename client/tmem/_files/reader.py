@@ -15,9 +15,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tmem._files.identity import Identity, Settled
+from tmem._files.identity import Identity, SettledRule
+from tmem._files.page_cache import Content, Fetch, PageCache
 from tmem._files.readahead import Streams
-from tmem._files.window import Content, Flight, Window
 from tmem._model.checks import MAX_INDEX
 from tmem._runtime.background import Workers
 
@@ -37,14 +37,14 @@ class FileReader:
     """Reads by position. Safe to use from many threads."""
 
     def __init__(
-        self, source: Source, store: FileStore, *, settled: Settled, readahead: int, counters: FileCounters
+        self, source: Source, store: FileStore, *, settled: SettledRule, readahead: int, counters: FileCounters
     ) -> None:
         self._source = source
         self._store = store
         self._settled = settled
         self._counters = counters
         self._streams = Streams(readahead // (store.page_size or DEFAULT_PAGE_SIZE))
-        self._window = Window(2 * readahead + 2 * _PIECE, counters, self._streams)
+        self._cache = PageCache(2 * readahead + 2 * _PIECE, counters, self._streams)
         self._known: tuple[Identity, bytes] | None = None
 
     def fill(self, view: memoryview, offset: int) -> int:
@@ -65,9 +65,9 @@ class FileReader:
         return self._source.identify().size
 
     def close(self) -> None:
-        """Let go of the pages at hand."""
+        """Drop the cached pages."""
         self._store.close()
-        self._window.drop()
+        self._cache.drop()
 
     def _piece(self, view: memoryview, offset: int) -> int:
         identity = self._source.identify()
@@ -100,9 +100,9 @@ class FileReader:
         """Fill `view` from pages of this content. False where the file turned out to have another one."""
         size = content.page_size
         wanted = range(offset // size, (offset + len(view) - 1) // size + 1)
-        mine, fetched = Flight(content, [], ahead=False), dict[int, bytes]()
+        mine, fetched = Fetch(content, [], ahead=False), dict[int, bytes]()
         try:
-            pages, coming = self._window.claim(mine, wanted)
+            pages, pending = self._cache.claim(mine, wanted)
             hits = len(pages)
             self._read_ahead(wanted, content, identity)
             if mine.indices:
@@ -110,11 +110,11 @@ class FileReader:
                 hits += from_store
         finally:
             if mine.indices:
-                self._window.land(mine, fetched)
+                self._cache.finish(mine, fetched)
         pages |= fetched
-        for flight in coming:
-            flight.done.wait()
-            pages.update((index, flight.pages[index]) for index in wanted if index in flight.pages)
+        for fetch in pending:
+            fetch.done.wait()
+            pages.update((index, fetch.pages[index]) for index in wanted if index in fetch.pages)
         self._counters.add(pages_hit=hits, pages_missed=len(wanted) - hits)
         if not all(index in pages for index in wanted):
             return False
@@ -171,17 +171,17 @@ class FileReader:
             _READERS.submit(lambda: self._fetch_ahead(sorted(advised), content, identity))
 
     def _fetch_ahead(self, indices: Sequence[int], content: Content, identity: Identity) -> None:
-        flight = self._window.claim_ahead(content, indices)
-        if flight is None:
+        fetch = self._cache.claim_ahead(content, indices)
+        if fetch is None:
             return
         pages: Mapping[int, bytes] = {}
         try:
-            pages, _ = self._fetch(content, identity, flight.indices, waited_for=False)
+            pages, _ = self._fetch(content, identity, fetch.indices, waited_for=False)
         except (OSError, ValueError):
             # Whoever needs these bytes will read them, and see the error that concerns them.
             return
         finally:
-            self._window.land(flight, pages)
+            self._cache.finish(fetch, pages)
 
 
 def _runs(indices: Sequence[int]) -> Iterator[list[int]]:

@@ -15,7 +15,7 @@ from tmem_proto.v1 import admin_pb2 as admin
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tmem._protocol.connection import Link
+    from tmem._protocol.connection import ServerState
     from tmem_proto.v1 import tmem_pb2 as pb
 
 _EVENT_KIND = "EVENT_KIND_"
@@ -98,67 +98,67 @@ class Scanned:
     stamps: Sequence[int]
 
 
-def clients(link: Link) -> Steps[list[Client]]:
+def clients(server: ServerState) -> Steps[list[Client]]:
     """All clients."""
-    reply = yield from call(link, "ListClients", admin.ListClientsRequest())
+    reply = yield from call(server, "ListClients", admin.ListClientsRequest())
     names = Client.__slots__
     return [Client(**{name: getattr(client, name) for name in names}) for client in reply.clients]
 
 
-def workers(link: Link) -> Steps[list[Worker]]:
+def workers(server: ServerState) -> Steps[list[Worker]]:
     """All processes that serve."""
-    reply = yield from call(link, "ListWorkers", admin.ListWorkersRequest())
+    reply = yield from call(server, "ListWorkers", admin.ListWorkersRequest())
     return [
         Worker(worker.number, worker.port, worker.process, worker.replaced, worker.port == reply.suggested_port)
         for worker in reply.workers
     ]
 
 
-def status(link: Link) -> Steps[admin.StatsResponse]:
+def status(server: ServerState) -> Steps[admin.StatsResponse]:
     """The store's numbers and the server's own, its version, and who it takes this client for."""
-    reply: admin.StatsResponse = yield from call(link, "Stats", admin.StatsRequest())
+    reply: admin.StatsResponse = yield from call(server, "Stats", admin.StatsRequest())
     return reply
 
 
-def pools(link: Link) -> Steps[list[admin.Pool]]:
+def pools(server: ServerState) -> Steps[list[admin.Pool]]:
     """All pools with their settings and numbers, by one call and without sessions."""
-    return list((yield from call(link, "ListPools", admin.ListPoolsRequest())).pools)
+    return list((yield from call(server, "ListPools", admin.ListPoolsRequest())).pools)
 
 
-def pool(link: Link, name: str) -> Steps[admin.Pool]:
+def pool(server: ServerState, name: str) -> Steps[admin.Pool]:
     """One pool with its settings and numbers."""
     try:
-        found: admin.Pool = (yield from call(link, "GetPool", admin.GetPoolRequest(name=name))).pool
+        found: admin.Pool = (yield from call(server, "GetPool", admin.GetPoolRequest(name=name))).pool
     except errors.UnknownPoolError:
         raise errors.UnknownPoolError(name) from None
     return found
 
 
-def create_pool(link: Link, name: str, settings: pb.PoolSettings) -> Steps[admin.Pool]:
+def create_pool(server: ServerState, name: str, settings: pb.PoolSettings) -> Steps[admin.Pool]:
     """A new pool; `MismatchError` where there is one of the name, whatever its settings."""
     request = admin.CreatePoolRequest(name=name, settings=settings)
-    made: admin.Pool = (yield from call(link, "CreatePool", request)).pool
+    made: admin.Pool = (yield from call(server, "CreatePool", request)).pool
     return made
 
 
-def freeze_client(link: Link, name: str, frozen: bool) -> Steps[None]:
+def freeze_client(server: ServerState, name: str, frozen: bool) -> Steps[None]:
     """Freeze or thaw all pools of a client."""
     request = (admin.FreezeRequest if frozen else admin.ThawRequest)(client=name)
-    yield from call(link, "Freeze" if frozen else "Thaw", request)
+    yield from call(server, "Freeze" if frozen else "Thaw", request)
 
 
-def scan(link: Link, name: str, cursor: bytes) -> Steps[tuple[list[Scanned], bytes]]:
+def scan(server: ServerState, name: str, cursor: bytes) -> Steps[tuple[list[Scanned], bytes]]:
     """Some pages that a pool holds, and the cursor for more: empty at the end, as it is to begin with."""
-    reply = yield from call(link, "Scan", admin.ScanRequest(pool=name, cursor=cursor))
+    reply = yield from call(server, "Scan", admin.ScanRequest(pool=name, cursor=cursor))
     for part in reply.objects:
         if len(part.indices) != len(part.stamps):
             raise errors.InternalError(f"the server sent {len(part.stamps)} stamps for {len(part.indices)} pages")
     return [Scanned(part.oid, part.indices, part.stamps) for part in reply.objects], reply.cursor
 
 
-def inject(link: Link, injections: Iterable[admin.Injection]) -> Steps[list[admin.Injection]]:
+def inject(server: ServerState, injections: Iterable[admin.Injection]) -> Steps[list[admin.Injection]]:
     """Delay or fail calls in place of what was done to them before, which is returned."""
-    return list((yield from call(link, "Inject", admin.InjectRequest(injections=injections))).before)
+    return list((yield from call(server, "Inject", admin.InjectRequest(injections=injections))).before)
 
 
 def watch_request(pool: str | None) -> admin.WatchRequest:

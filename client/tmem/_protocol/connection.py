@@ -91,8 +91,8 @@ class Counters:
             return ClientStats(**self._counts)
 
 
-class Link:
-    """One connection to a server, without the connection itself."""
+class ServerState:
+    """What this client knows of a server, without a connection: options, counters, and whether it answers."""
 
     def __init__(self, address: str, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
         self.address = address

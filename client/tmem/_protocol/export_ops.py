@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tmem._model.settings import ExportSpec
     from tmem._model.sizes import Size
-    from tmem._protocol.connection import Link
+    from tmem._protocol.connection import ServerState
 
 
 _PAGE = 4096
@@ -73,18 +73,18 @@ class Export:
     damaged: str = ""
 
 
-def exports(link: Link) -> Steps[list[Export]]:
+def exports(server: ServerState) -> Steps[list[Export]]:
     """All exports."""
-    return (yield from listing(link))[0]
+    return (yield from listing(server))[0]
 
 
-def listing(link: Link) -> Steps[tuple[list[Export], list[str]]]:
+def listing(server: ServerState) -> Steps[tuple[list[Export], list[str]]]:
     """All exports, and where they are served: nowhere, if the server has no NBD."""
-    reply = yield from call(link, "ListExports", admin.ListExportsRequest())
+    reply = yield from call(server, "ListExports", admin.ListExportsRequest())
     return [_export(one) for one in reply.exports], list(reply.addresses)
 
 
-def create(link: Link, spec: ExportSpec) -> Steps[Export]:
+def create(server: ServerState, spec: ExportSpec) -> Steps[Export]:
     """A new export."""
     request = admin.CreateExportRequest(
         name=spec.name,
@@ -95,32 +95,32 @@ def create(link: Link, spec: ExportSpec) -> Steps[Export]:
         allowed=None if spec.allow is None else admin.Allowed(clients=names(spec.allow)),
         block_size=_block_size(spec.block_size),
     )
-    return _export((yield from _of(link, spec.name, "CreateExport", request)).export)
+    return _export((yield from _of(server, spec.name, "CreateExport", request)).export)
 
 
-def remove(link: Link, name: str, force: bool) -> Steps[int]:
+def remove(server: ServerState, name: str, force: bool) -> Steps[int]:
     """Remove an export and what it holds; the pages it had."""
     request = admin.RemoveExportRequest(name=name, force=force)
-    dropped: int = (yield from _of(link, name, "RemoveExport", request)).dropped
+    dropped: int = (yield from _of(server, name, "RemoveExport", request)).dropped
     return dropped
 
 
-def resize(link: Link, name: str, size: Size) -> Steps[Export]:
+def resize(server: ServerState, name: str, size: Size) -> Steps[Export]:
     """Another size for an export."""
     request = admin.ResizeExportRequest(name=name, size=parse_size(size, "size"))
-    return _export((yield from _of(link, name, "ResizeExport", request)).export)
+    return _export((yield from _of(server, name, "ResizeExport", request)).export)
 
 
-def drain(link: Link, name: str, undo: bool) -> Steps[Export]:
+def drain(server: ServerState, name: str, undo: bool) -> Steps[Export]:
     """Let no new client of an export in, or let them in again."""
     request = admin.DrainExportRequest(name=name, undo=undo)
-    return _export((yield from _of(link, name, "DrainExport", request)).export)
+    return _export((yield from _of(server, name, "DrainExport", request)).export)
 
 
-def allow(link: Link, name: str, clients: Sequence[str], undo: bool, anyone: bool) -> Steps[Export]:
+def allow(server: ServerState, name: str, clients: Sequence[str], undo: bool, anyone: bool) -> Steps[Export]:
     """Say who may open an export."""
     request = admin.AllowExportRequest(name=name, clients=names(clients), undo=undo, anyone=anyone)
-    return _export((yield from _of(link, name, "AllowExport", request)).export)
+    return _export((yield from _of(server, name, "AllowExport", request)).export)
 
 
 def names(clients: Sequence[str]) -> list[str]:
@@ -130,9 +130,9 @@ def names(clients: Sequence[str]) -> list[str]:
     return list(clients)
 
 
-def _of(link: Link, name: str, method: str, request: Any) -> Steps[Any]:
+def _of(server: ServerState, name: str, method: str, request: Any) -> Steps[Any]:
     try:
-        return (yield from call(link, method, request))
+        return (yield from call(server, method, request))
     except errors.UnknownPoolError:
         raise errors.UnknownExportError(name) from None
 

@@ -15,7 +15,7 @@ from tmem._protocol.messages import DEADLINE_EXCEEDED, UNAVAILABLE, Failure
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from tmem._protocol.connection import Link
+    from tmem._protocol.connection import ServerState
 
 _T = TypeVar("_T")
 
@@ -47,24 +47,24 @@ Replies: TypeAlias = list[Any]
 Steps: TypeAlias = Generator[Send | Wait, Replies, _T]
 
 
-def call(link: Link, method: str, request: Message) -> Steps[Any]:
+def call(server: ServerState, method: str, request: Message) -> Steps[Any]:
     """One call that is not repeated; an error of the server is raised."""
-    link.admit()
+    server.admit()
     reply = (yield Send(method, (request,), single=True))[0]
-    note(link, [reply])
+    note(server, [reply])
     if not isinstance(reply, Failure):
         return reply
     if reply.code in (UNAVAILABLE, DEADLINE_EXCEEDED):
-        raise link.lost(reply.details)
+        raise server.lost(reply.details)
     raise reply.exception()
 
 
-def note(link: Link, replies: Replies) -> None:
+def note(server: ServerState, replies: Replies) -> None:
     """Count calls, and close the breaker where the server answered any."""
     failures = [reply for reply in replies if isinstance(reply, Failure)]
     away = sum(failure.code in (UNAVAILABLE, DEADLINE_EXCEEDED) for failure in failures)
-    link.counters.add("calls", len(replies))
+    server.counters.add("calls", len(replies))
     if failures:
-        link.counters.add("failed_calls", len(failures))
+        server.counters.add("failed_calls", len(failures))
     if away < len(replies):
-        link.breaker.reset()
+        server.breaker.reset()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tmem._model.checks import Page
     from tmem._model.oid import Oid
     from tmem._model.settings import PoolSettings
-    from tmem._protocol.connection import Link
+    from tmem._protocol.connection import ServerState
     from tmem._protocol.messages import Got
 
 _PERSISTENT = "persistent"
@@ -31,8 +31,8 @@ _PERSISTENT = "persistent"
 class RemotePool:
     """The operations of one pool."""
 
-    def __init__(self, link: Link, session: Session) -> None:
-        self.link = link
+    def __init__(self, server: ServerState, session: Session) -> None:
+        self.server = server
         self.session = session
 
     @property
@@ -166,10 +166,10 @@ class RemotePool:
                 "Put", [partial(request, key, *part) for part in parts], mutation=True, in_order=self._light
             )
         except UnavailableError:
-            if not self.link.forgiving:
+            if not self.server.forgiving:
                 raise
             self.session.owe(key, indices)
-            self.link.counters.add("refused_unavailable", len(indices))
+            self.server.counters.add("refused_unavailable", len(indices))
             return bytes([UNAVAILABLE]) * len(indices)
         return b"".join(messages.put_codes(reply, len(part)) for reply, (part, _) in zip(replies, parts, strict=True))
 
@@ -177,15 +177,15 @@ class RemotePool:
     def _light(self) -> bool:
         """Whether the server has so little to do for a batch that it does it at once: it compresses nothing."""
         codec = self.session.settings.codec
-        return self.link.options.encoding == "lz4" and not codec.startswith(("lz4hc", "zstd"))
+        return self.server.options.encoding == "lz4" and not codec.startswith(("lz4hc", "zstd"))
 
     def _pack(self, oid: bytes, indices: Sequence[int], views: Sequence[Page]) -> pb.PutRequest:
-        return messages.put_request(oid, indices, views, self.link.options.encoding)
+        return messages.put_request(oid, indices, views, self.server.options.encoding)
 
     def _get(self, oid: bytes, wanted: Sequence[int], exclusive: bool) -> Steps[list[tuple[Sequence[int], Got]]]:
         """What came of each batch. Pages taken out are acknowledged once they are here and sound."""
         parts = batches(wanted, self.session.batch)
-        accept = self.link.options.encoding
+        accept = self.server.options.encoding
         try:
             makers = [partial(messages.get_request, oid, part, accept, exclusive) for part in parts]
             replies = yield from self.session.run("Get", makers, in_order=self._light and not exclusive)
@@ -210,7 +210,7 @@ class RemotePool:
         try:
             yield from self.session.run("Acknowledge", makers, mutation=True)
         except (UnavailableError, UnknownPoolError, ClosedError):
-            self.link.counters.add("acknowledgements_lost", len(numbers))
+            self.server.counters.add("acknowledgements_lost", len(numbers))
 
     def _flush(
         self, method: str, makers: Sequence[Callable[[], Any]], oid: bytes, indices: list[int] | None
@@ -218,7 +218,7 @@ class RemotePool:
         try:
             replies = yield from self.session.run(method, makers, mutation=True)
         except UnavailableError:
-            if not self.link.forgiving:
+            if not self.server.forgiving:
                 raise
             self.session.owe(oid, indices)
             return 0
@@ -226,13 +226,13 @@ class RemotePool:
 
     def _answer_misses(self, count: int, error: UnavailableError) -> None:
         """Answer for a server that is away; raise where a miss would be a lie, as it is of a persistent page."""
-        if not self.link.forgiving or self.session.settings.kind == _PERSISTENT:
+        if not self.server.forgiving or self.session.settings.kind == _PERSISTENT:
             raise error
-        self.link.counters.add("missed_unavailable", count)
+        self.server.counters.add("missed_unavailable", count)
 
     def _complain(self, pages: dict[int, bytes], corrupt: list[int]) -> None:
         if corrupt:
-            self.link.counters.add("corrupt_pages", len(corrupt))
+            self.server.counters.add("corrupt_pages", len(corrupt))
             if self.session.settings.kind == _PERSISTENT:
                 raise CorruptPageError(pages, corrupt)
 
@@ -244,10 +244,10 @@ class RemotePool:
         return pool
 
     def _admin(self, method: str, request: Any) -> Steps[Any]:
-        if self.session.gone and not self.link.closed:
+        if self.session.gone and not self.server.closed:
             raise UnknownPoolError(self.name)
         try:
-            return (yield from call(self.link, method, request))
+            return (yield from call(self.server, method, request))
         except UnknownPoolError:
             self.session.gone = True
             raise UnknownPoolError(self.name) from None
@@ -256,21 +256,21 @@ class RemotePool:
 class RemoteStore:
     """The operations of one server. Handles of one pool share its session."""
 
-    def __init__(self, link: Link) -> None:
-        self.link = link
+    def __init__(self, server: ServerState) -> None:
+        self.server = server
         self._sessions: dict[str, Session] = {}
 
     def pool(self, name: str, settings: PoolSettings) -> Steps[RemotePool]:
-        session = Session(self.link, _name(name), messages.settings_message(settings))
+        session = Session(self.server, _name(name), messages.settings_message(settings))
         try:
             yield from session.open()
         except UnavailableError:
-            if not self.link.forgiving:
+            if not self.server.forgiving:
                 raise
         return self._adopt(session)
 
     def find_pool(self, name: str) -> Steps[RemotePool | None]:
-        session = Session(self.link, _name(name), None)
+        session = Session(self.server, _name(name), None)
         try:
             yield from session.open()
         except UnknownPoolError:
@@ -278,7 +278,7 @@ class RemoteStore:
         return self._adopt(session)
 
     def pools(self) -> Steps[list[RemotePool]]:
-        listed = yield from call(self.link, "ListPools", admin.ListPoolsRequest())
+        listed = yield from call(self.server, "ListPools", admin.ListPoolsRequest())
         found = []
         for pool in listed.pools:
             one = yield from self.find_pool(pool.name)
@@ -299,24 +299,24 @@ class RemoteStore:
         return dict((yield from self._stats()).store)
 
     def compact(self) -> Steps[dict[str, int]]:
-        reply = yield from call(self.link, "Compact", admin.CompactRequest())
+        reply = yield from call(self.server, "Compact", admin.CompactRequest())
         return {"moved_pages": reply.moved_pages, "freed_bytes": reply.freed_bytes}
 
     def relinquish(self, size: int) -> Steps[int]:
         request = admin.RelinquishRequest(size=checks.number(size, "size", high=2**64 - 1))
-        given_back: int = (yield from call(self.link, "Relinquish", request)).given_back
+        given_back: int = (yield from call(self.server, "Relinquish", request)).given_back
         return given_back
 
     def resize(self, memory: int) -> Steps[None]:
         request = admin.ResizeRequest(memory=checks.number(memory, "memory", high=2**64 - 1))
-        yield from call(self.link, "Resize", request)
+        yield from call(self.server, "Resize", request)
 
     def check(self) -> Steps[list[str]]:
-        return list((yield from call(self.link, "Check", admin.CheckRequest())).violations)
+        return list((yield from call(self.server, "Check", admin.CheckRequest())).violations)
 
     def _stats(self) -> Steps[admin.StatsResponse]:
         """Numbers of the whole store, which a server has for administrators only."""
-        stats: admin.StatsResponse = yield from call(self.link, "Stats", admin.StatsRequest())
+        stats: admin.StatsResponse = yield from call(self.server, "Stats", admin.StatsRequest())
         if not stats.store:
             raise DeniedError(f"client {stats.client!r} is not an administrator")
         return stats
@@ -326,7 +326,7 @@ class RemoteStore:
         held = self._sessions.get(session.name)
         if held is None or held.gone or held.is_other(session.pool_id):
             held = self._sessions[session.name] = session
-        return RemotePool(self.link, held)
+        return RemotePool(self.server, held)
 
 
 def _clear_misses(view: memoryview, mask: bytearray, size: int) -> None:

@@ -39,7 +39,7 @@ from tmem_proto.v1 import tmem_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from tmem._protocol.connection import Link
+    from tmem._protocol.connection import ServerState
 
 _T = TypeVar("_T")
 
@@ -104,9 +104,9 @@ class Debt:
 class Session:
     """The session of one pool."""
 
-    def __init__(self, link: Link, name: str, settings: pb.PoolSettings | None) -> None:
+    def __init__(self, server: ServerState, name: str, settings: pb.PoolSettings | None) -> None:
         """Without settings the pool must exist; with them the first opening may create it."""
-        self.link = link
+        self.server = server
         self.name = name
         self.settings = settings or pb.PoolSettings()
         self.batch = self.flush_batch = batch_pages(self.settings.page_size or 4096)
@@ -120,9 +120,9 @@ class Session:
         self._settler: _Operation | None = None
         self._debt = Debt()
         self._lock = forks.lock()
-        forks.renew(self)
+        forks.register(self)
 
-    def begin_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a child that was forked. It owes what the parent does, except pages that may have been put since."""
         self._id, self._settler = 0, None
         self._doubts = set()
@@ -137,7 +137,7 @@ class Session:
         with self._lock:
             if self._id and not (self.gone or self._doubtful or self._debt):
                 return
-        operation = _Operation(self.link.clock() + self.link.options.timeout)
+        operation = _Operation(self.server.clock() + self.server.options.timeout)
         while True:
             try:
                 yield from self._ready(operation)
@@ -150,7 +150,7 @@ class Session:
         """Deliver this flush before anything else; None is the whole object."""
         with self._lock:
             grown = self._debt.add(oid, indices)
-        self.link.counters.add("owed_flushes", grown)
+        self.server.counters.add("owed_flushes", grown)
 
     @property
     def gives_away(self) -> bool:
@@ -166,10 +166,10 @@ class Session:
         self, method: str, makers: Sequence[Callable[[], Any]], *, mutation: bool = False, in_order: bool = False
     ) -> Steps[list[Any]]:
         """Make the calls whose requests `makers` make; the replies, in their order. For `in_order` see `Send`."""
-        link = self.link
+        server = self.server
         replies: list[Any] = [None] * len(makers)
         todo = list(range(len(makers)))
-        operation = _Operation(link.clock() + link.options.timeout)
+        operation = _Operation(server.clock() + server.options.timeout)
         while todo:
             before = len(todo)
             try:
@@ -177,15 +177,17 @@ class Session:
                 left = yield from self._round(method, makers, replies, todo, session, mutation, in_order)
             except _Failed as failed:
                 if len(todo) < before:
-                    operation.give_up_at = link.clock() + link.options.timeout
+                    operation.give_up_at = server.clock() + server.options.timeout
                 yield from self._recover(failed.failure, operation)
             else:
                 if left:
-                    link.counters.add("retries")
+                    server.counters.add("retries")
                 if len(left) < len(todo):
-                    operation.give_up_at = link.clock() + link.options.timeout
-                elif link.clock() > operation.give_up_at:
-                    raise UnavailableError(f"{link.address}: other calls of pool {self.name!r} leave no time for this")
+                    operation.give_up_at = server.clock() + server.options.timeout
+                elif server.clock() > operation.give_up_at:
+                    raise UnavailableError(
+                        f"{server.address}: other calls of pool {self.name!r} leave no time for this"
+                    )
                 todo = left
         return replies
 
@@ -209,7 +211,7 @@ class Session:
 
         try:
             answers = yield Send(method, requests(), len(todo) == 1, in_order)
-            note(self.link, answers)
+            note(self.server, answers)
             failures = [answer for answer in answers if isinstance(answer, Failure)]
             stale = [at for at, answer in zip(todo, answers, strict=True) if is_stale(answer)]
             if mutation and (stale or any(failure.code in AMBIGUOUS for failure in failures)):
@@ -237,7 +239,7 @@ class Session:
     def _ready(self, operation: _Operation) -> Steps[pb.Session]:
         """The session to send under, with nothing left to settle."""
         while True:
-            self.link.admit()
+            self.server.admit()
             try:
                 with self._lock:
                     if self.gone:
@@ -252,8 +254,8 @@ class Session:
             finally:
                 if self._settler is operation:
                     self._settler = None
-            if self.link.clock() > operation.give_up_at:
-                raise UnavailableError(f"{self.link.address}: the session of pool {self.name!r} cannot be settled")
+            if self.server.clock() > operation.give_up_at:
+                raise UnavailableError(f"{self.server.address}: the session of pool {self.name!r} cannot be settled")
             yield Wait(_SETTLE_POLL)
 
     def _settle(self) -> Steps[None]:
@@ -261,7 +263,7 @@ class Session:
             yield from self._open()
         if self._doubtful:
             reply = yield from self._one("NewEpoch", pb.NewEpochRequest(session_id=self._id))
-            self.link.counters.add("new_epochs")
+            self.server.counters.add("new_epochs")
             with self._lock:
                 self._epoch = reply.epoch
                 self._doubts.intersection_update({(self._id, self._epoch)})
@@ -290,7 +292,7 @@ class Session:
             self.flush_batch = opened.flush_limit or self.batch
             self._id, self._epoch = opened.session.id, opened.session.epoch
         if known:
-            self.link.counters.add("reopened")
+            self.server.counters.add("reopened")
 
     def _pay(self, oid: bytes, indices: set[int] | None) -> Steps[None]:
         session = pb.Session(id=self._id, epoch=self._epoch)
@@ -304,7 +306,7 @@ class Session:
         """One call of those that settle the session; all of them can be made again."""
         try:
             reply = (yield Send(method, (request,), single=True))[0]
-            note(self.link, [reply])
+            note(self.server, [reply])
         except BaseException:
             self._doubts.add((self._id, self._epoch))
             raise
@@ -321,23 +323,23 @@ class Session:
 
     def _recover(self, failure: Failure, operation: _Operation) -> Steps[None]:
         """Wait where the operation may go on; raise where it may not."""
-        link = self.link
+        server = self.server
         operation.attempts += 1
         if failure.code == NOT_FOUND:
             # A session may end again as soon as it is open. Whether the pool is there, only opening it tells.
-            if link.clock() > operation.give_up_at:
-                raise link.lost(f"the sessions of pool {self.name!r} end before they can be used")
+            if server.clock() > operation.give_up_at:
+                raise server.lost(f"the sessions of pool {self.name!r} end before they can be used")
         elif failure.code == DEADLINE_EXCEEDED:
-            raise link.lost(f"no answer within {link.options.timeout:g} s")
+            raise server.lost(f"no answer within {server.options.timeout:g} s")
         elif failure.code != UNAVAILABLE:
             raise failure.exception()
         else:
             wait = backoff(operation.attempts)
             # A client that was told to go on tries once more, for a connection that was merely old.
-            if link.clock() + wait > operation.give_up_at or (link.forgiving and operation.attempts > 1):
-                raise link.lost(failure.details)
+            if server.clock() + wait > operation.give_up_at or (server.forgiving and operation.attempts > 1):
+                raise server.lost(failure.details)
             yield Wait(wait)
-        link.counters.add("retries")
+        server.counters.add("retries")
 
     def _forget(self, session: pb.Session) -> None:
         with self._lock:

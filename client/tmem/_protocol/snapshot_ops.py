@@ -12,7 +12,7 @@ from tmem_proto.v1 import admin_pb2 as admin
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tmem._protocol.connection import Link
+    from tmem._protocol.connection import ServerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +30,25 @@ class Snapshot:
     paused: float
 
 
-def begin(link: Link, export: str) -> Steps[Snapshot]:
+def begin(server: ServerState, export: str) -> Steps[Snapshot]:
     """A snapshot of an export, as it is now."""
-    reply = yield from call(link, "OpenSnapshot", admin.OpenSnapshotRequest(export=export))
+    reply = yield from call(server, "OpenSnapshot", admin.OpenSnapshotRequest(export=export))
     return Snapshot(reply.id, reply.export.block_size, reply.paused)
 
 
-def scan(link: Link, snapshot: Snapshot, first: int) -> Steps[tuple[Sequence[int], int]]:
+def scan(server: ServerState, snapshot: Snapshot, first: int) -> Steps[tuple[Sequence[int], int]]:
     """Some of the pages that it has, from `first` on, and where to go on: 0 at the end."""
-    reply = yield from call(link, "ScanSnapshot", admin.ScanSnapshotRequest(id=snapshot.id, first=first))
+    reply = yield from call(server, "ScanSnapshot", admin.ScanSnapshotRequest(id=snapshot.id, first=first))
     return reply.indices, reply.next
 
 
-def read(link: Link, snapshot: Snapshot, indices: Sequence[int], done: int) -> Steps[messages.Got]:
+def read(server: ServerState, snapshot: Snapshot, indices: Sequence[int], done: int) -> Steps[messages.Got]:
     """Pages of it, by their position in `indices`. Those below `done` are no more asked for."""
     request = admin.ReadSnapshotRequest(id=snapshot.id, indices=indices, done=done)
-    reply = yield from call(link, "ReadSnapshot", request)
+    reply = yield from call(server, "ReadSnapshot", request)
     return messages.got(reply.pages, len(indices), snapshot.page_size)
 
 
-def close(link: Link, snapshot: Snapshot) -> Steps[None]:
+def close(server: ServerState, snapshot: Snapshot) -> Steps[None]:
     """End it; an error where it had ended before, and is no image of one instant."""
-    yield from call(link, "CloseSnapshot", admin.CloseSnapshotRequest(id=snapshot.id))
+    yield from call(server, "CloseSnapshot", admin.CloseSnapshotRequest(id=snapshot.id))

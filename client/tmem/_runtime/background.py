@@ -27,8 +27,8 @@ class Workers:
         self._name = name
         self._most = threads
         self._backlog = backlog
-        self.begin_anew()
-        forks.renew(self)
+        self.reset_after_fork()
+        forks.register(self)
         atexit.register(self._stop)
 
     def submit(self, job: Callable[[], object]) -> bool:
@@ -44,7 +44,7 @@ class Workers:
             self._changed.notify()
         return True
 
-    def begin_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         """No threads, nothing to do: at first, and in a child that was forked."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)

@@ -2,7 +2,7 @@
 
 A forked child has one thread, whatever its parent had: a lock that another thread held is never let go of, a socket is
 its parent's too, and gRPC works only where no thread was in a call of it. So a fork waits a moment for the calls of
-other threads, locks made by `lock` are free in the child, and who was given to `renew` begins anew. Where gRPC cannot
+other threads, locks made by `lock` are free in the child, and who was given to `register` is reset. Where gRPC cannot
 work, `check` says so.
 """
 
@@ -17,10 +17,10 @@ from typing import Any, Protocol
 from tmem._model.errors import TmemError
 
 
-class Renewable(Protocol):
-    """What has something that a child cannot share."""
+class Forkable(Protocol):
+    """Has something that a child cannot share."""
 
-    def begin_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         """Called in the child. It takes no lock and uses no connection."""
 
 
@@ -30,17 +30,17 @@ PATIENCE = 1.0
 CALLS: set[object] = set()
 """A token of each call under way. Discarding one is a single step, which no signal can come between."""
 
-LASTING: set[object] = set()
+LONG_LIVED: set[object] = set()
 """A token of each thing that keeps gRPC at work and that waiting does not end: watches, asynchronous connections."""
 
 _SWEEP = 64
 _gate = threading.Lock()
 # No WeakSet: its callbacks would swallow what a signal handler raises in them.
 _locks: list[weakref.ref[Any]] = []
-_renewables: list[weakref.ref[Renewable]] = []
+_registered: list[weakref.ref[Forkable]] = []
 _held = False
 _quiet = True
-_spoilt = False
+_unusable = False
 
 
 def lock() -> threading.Lock:
@@ -50,12 +50,12 @@ def lock() -> threading.Lock:
     return made
 
 
-def renew(thing: Renewable) -> None:
-    """Have this begin anew in a child, if it is there by then."""
-    _remember(_renewables, thing)
+def register(thing: Forkable) -> None:
+    """Reset this in a forked child, if it still exists by then."""
+    _remember(_registered, thing)
 
 
-def leave(thing: object) -> None:
+def leak(thing: object) -> None:
     """Keep something of the parent's that must not even be let go of in the child, at its end neither.
 
     What gRPC does then may wait for a lock that a thread of the parent held.
@@ -74,7 +74,7 @@ def begin(token: object) -> None:
 
 def check() -> None:
     """Raise where gRPC cannot work in this process."""
-    if _spoilt:
+    if _unusable:
         raise TmemError(
             "this process was forked from one that was in a call to a server, watched its events or was connected by "
             "tmem.aio, and gRPC cannot work in such a child: start it by multiprocessing's 'spawn' or 'forkserver'"
@@ -85,9 +85,9 @@ def _before() -> None:
     global _held, _quiet
     _held = _gate.acquire(timeout=PATIENCE)
     end = time.monotonic() + PATIENCE
-    while CALLS and not LASTING and time.monotonic() < end:
+    while CALLS and not LONG_LIVED and time.monotonic() < end:
         time.sleep(0.0005)
-    _quiet = _held and not (CALLS or LASTING)
+    _quiet = _held and not (CALLS or LONG_LIVED)
 
 
 def _in_parent() -> None:
@@ -98,16 +98,16 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
-    global _gate, _held, _spoilt
+    global _gate, _held, _unusable
     _gate, _held = threading.Lock(), False
-    _spoilt = _spoilt or not _quiet
+    _unusable = _unusable or not _quiet
     CALLS.clear()
-    while LASTING:
-        leave(LASTING.pop())
+    while LONG_LIVED:
+        leak(LONG_LIVED.pop())
     for held in _alive(_locks):
         held._at_fork_reinit()
-    for thing in _alive(_renewables):
-        thing.begin_anew()
+    for thing in _alive(_registered):
+        thing.reset_after_fork()
 
 
 def _remember(known: list[weakref.ref[Any]], thing: Any) -> None:

@@ -20,8 +20,8 @@ from tmem._protocol.routing import Placement
 from tmem._runtime import forks
 from tmem._transport.aio_exchange import Exchange
 from tmem._transport.channel import OPTIONS, calls, failure, read, watch
-from tmem._transport.current import Present, Used
-from tmem._transport.pacing import Pace
+from tmem._transport.connections import Connections, Counted
+from tmem._transport.in_flight import InFlightLimit
 from tmem_proto.v1 import admin_pb2 as admin
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from tmem._protocol.connection import Link
+    from tmem._protocol.connection import ServerState
     from tmem._transport.tls import Security
 
 _T = TypeVar("_T")
 
 
-class _Connection(Used):
+class _Connection(Counted):
     """A channel to one process of a server, and what is called on it."""
 
     def __init__(self, address: str, security: Security, timeout: float) -> None:
@@ -52,36 +52,36 @@ class _Connection(Used):
 class Driver:
     """Carries out steps, for any number of tasks."""
 
-    def __init__(self, link: Link, security: Security) -> None:
-        self.link = link
-        self._timeout = link.options.timeout
+    def __init__(self, server: ServerState, security: Security) -> None:
+        self.server = server
+        self._timeout = server.options.timeout
         self._security = security
         self._doubted = False
-        self._placement = Placement(link.address)
+        self._placement = Placement(server.address)
         self._placing = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._made: Present[_Connection] | None = None
+        self._opened: Connections[_Connection] | None = None
         self._lasting = object()
-        weakref.finalize(self, forks.LASTING.discard, self._lasting)
-        forks.renew(self)
+        weakref.finalize(self, forks.LONG_LIVED.discard, self._lasting)
+        forks.register(self)
 
     @property
-    def _present(self) -> Present[_Connection]:
+    def _connections(self) -> Connections[_Connection]:
         """Made in the event loop that is the first to use it, and for no other."""
         running = asyncio.get_running_loop()
         if self._loop is None:
             forks.check()
-            forks.LASTING.add(self._lasting)
-            self._made = Present(self._connect(self._placement.address))
+            forks.LONG_LIVED.add(self._lasting)
+            self._opened = Connections(self._connect(self._placement.address))
             self._loop = running
-        elif self._loop is not running or self._made is None:
+        elif self._loop is not running or self._opened is None:
             raise RuntimeError(OTHER_LOOP)
-        return self._made
+        return self._opened
 
-    def begin_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a child that was forked: gRPC's event loop is the parent's."""
-        forks.leave(self._made)
-        self._made = None
+        forks.leak(self._opened)
+        self._opened = None
 
     async def run(self, steps: Steps[_T]) -> _T:
         try:
@@ -96,9 +96,9 @@ class Driver:
 
     async def watch(self, pool: str | None) -> AsyncIterator[admin_ops.Event]:
         request = admin_ops.watch_request(pool).SerializeToString()
-        self.link.admit()
+        self.server.admit()
         await self._place()
-        connection = self._present.begin()
+        connection = self._connections.acquire()
         stream: Any = watch(connection.channel)(request)
         with suppress(grpc.RpcError):  # which reading tells
             await stream.initial_metadata()
@@ -115,13 +115,13 @@ class Driver:
             raise
         finally:
             stream.cancel()
-            await self._close(self._present.done(connection))
+            await self._close(self._connections.release(connection))
 
     async def close(self) -> None:
-        self.link.closed = True
-        forks.LASTING.discard(self._lasting)
-        if self._made is not None:
-            await self._close(self._made.all())
+        self.server.closed = True
+        forks.LONG_LIVED.discard(self._lasting)
+        if self._opened is not None:
+            await self._close(self._opened.all())
 
     async def _close(self, connections: list[_Connection]) -> None:
         for connection in connections:
@@ -138,13 +138,13 @@ class Driver:
             nobody = await self._place()
             if nobody:
                 return [nobody for _ in step.requests]
-            connection = self._present.begin()
+            connection = self._connections.acquire()
             try:
                 if step.single:
                     return [await self._one(connection, step)]
                 return await self._many(connection, step)
             finally:
-                await self._close(self._present.done(connection))
+                await self._close(self._connections.release(connection))
         except grpc.aio.UsageError:
             raise ClosedError("the store is closed") from None
 
@@ -161,20 +161,20 @@ class Driver:
         """A connection cannot be had, perhaps because of its certificates: take another if those on disk are new."""
         self._doubted = False
         self._security.renew()
-        if self._present.connection.credentials is not self._security.credentials:
-            await self._close(self._present.move(self._connect(self._placement.address)))
+        if self._connections.current.credentials is not self._security.credentials:
+            await self._close(self._connections.replace(self._connect(self._placement.address)))
 
     async def _ask_for_place(self) -> Failure | None:
-        placement, present = self._placement, self._present.connection
+        placement, current = self._placement, self._connections.current
         before = placement.address
-        home = present if before == placement.home else self._connect(placement.home)
+        home = current if before == placement.home else self._connect(placement.home)
         nobody = placement.answered(await self._unary(home, "ListWorkers", admin.ListWorkersRequest()))
-        now = present
+        now = current
         if placement.address != before:
             now = home if placement.address == placement.home else self._connect(placement.address)
-        if home not in (present, now):
+        if home not in (current, now):
             await home.channel.close()
-        await self._close(self._present.move(now))
+        await self._close(self._connections.replace(now))
         return nobody
 
     async def _one(self, connection: _Connection, step: Send) -> Any:
@@ -186,31 +186,31 @@ class Driver:
         return await self._unary(connection, step.method, request)
 
     async def _unary(self, connection: _Connection, method: str, request: Message) -> Any:
-        flight = connection.calls[method](request.SerializeToString(), timeout=self._timeout)
-        return await self._landed(method, flight)
+        pending = connection.calls[method](request.SerializeToString(), timeout=self._timeout)
+        return await self._result(method, pending)
 
     async def _many(self, connection: _Connection, step: Send) -> Replies:
         """Several calls on their way at once, their requests made meanwhile."""
         call = connection.calls[step.method]
-        pace = Pace(self._timeout)
+        limit = InFlightLimit(self._timeout)
         replies: Replies = []
-        flying: deque[Any] = deque()
+        in_flight: deque[Any] = deque()
         try:
             for request in step.requests:
-                while len(flying) >= pace.window:
-                    replies.append(await self._landed(step.method, flying.popleft(), pace))
-                flying.append(call(request.SerializeToString(), timeout=pace.longest(len(flying))))
-            while flying:
-                replies.append(await self._landed(step.method, flying.popleft(), pace))
+                while len(in_flight) >= limit.window:
+                    replies.append(await self._result(step.method, in_flight.popleft(), limit))
+                in_flight.append(call(request.SerializeToString(), timeout=limit.deadline(len(in_flight))))
+            while in_flight:
+                replies.append(await self._result(step.method, in_flight.popleft(), limit))
         finally:
-            for flight in flying:
-                flight.cancel()
+            for pending in in_flight:
+                pending.cancel()
         return replies
 
-    async def _landed(self, method: str, flight: Any, pace: Pace | None = None) -> Any:
+    async def _result(self, method: str, pending: Any, limit: InFlightLimit | None = None) -> Any:
         try:
-            async with asyncio.timeout(pace.left() if pace else None):
-                message = await flight
+            async with asyncio.timeout(limit.remaining() if limit else None):
+                message = await pending
         except grpc.RpcError as error:
             return self._failed(failure(error))
         except TimeoutError:
@@ -219,13 +219,13 @@ class Driver:
             self._unless_cancelled()
             raise
         finally:
-            flight.cancel()
-        if pace:
-            pace.answered()
+            pending.cancel()
+        if limit:
+            limit.answered()
         return read(method, message)
 
     def _failed(self, found: Failure) -> Failure:
-        if self.link.closed:
+        if self.server.closed:
             raise ClosedError("the store is closed") from None
         self._placement.failed(found)
         self._doubted |= found.code == UNAVAILABLE
@@ -234,5 +234,5 @@ class Driver:
     def _unless_cancelled(self) -> None:
         """Closing the channel cancels its calls; cancelling the task cancels the task."""
         task = asyncio.current_task()
-        if self.link.closed and not (task and task.cancelling()):
+        if self.server.closed and not (task and task.cancelling()):
             raise ClosedError("the store is closed") from None

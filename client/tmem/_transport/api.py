@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tmem._model.settings import ExportSpec, PoolSettings
     from tmem._model.sizes import Size
     from tmem._protocol.admin_ops import Client, Event, Worker
-    from tmem._protocol.connection import ClientStats, Link
+    from tmem._protocol.connection import ClientStats, ServerState
     from tmem._protocol.export_ops import Export
     from tmem._protocol.operations import Steps
 
@@ -89,5 +89,5 @@ class ServerOps(Protocol):
     def resize_export(self, name: str, size: Size) -> Export: ...
     def drain_export(self, name: str, undo: bool) -> Export: ...
     def allow_export(self, name: str, clients: Sequence[str], undo: bool, anyone: bool) -> Export: ...
-    def ask(self, operation: Callable[[Link], Steps[_T]]) -> _T:
+    def ask(self, operation: Callable[[ServerState], Steps[_T]]) -> _T:
         """Carry out any other operation of `_protocol`, as the command does."""

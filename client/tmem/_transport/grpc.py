@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Concatenate, Generic, ParamSpec, TypeVar
 
 from tmem._protocol import admin_ops, export_ops
-from tmem._protocol.connection import ClientStats, Link, Options
+from tmem._protocol.connection import ClientStats, Options, ServerState
 from tmem._protocol.page_ops import RemotePool, RemoteStore
 from tmem._transport.runner import Driver
 from tmem._transport.tls import Security
@@ -74,13 +74,13 @@ class GrpcStore(_Driven[RemoteStore]):
     """A `StoreTransport`, connected when it is first used."""
 
     def __init__(self, target: str, options: Options, security: Security | None = None) -> None:
-        link = Link(target, options)
-        super().__init__(RemoteStore(link), Driver(link, security or Security()))
-        self.server = GrpcServer(link, self._driver)
+        server = ServerState(target, options)
+        super().__init__(RemoteStore(server), Driver(server, security or Security()))
+        self.server = GrpcServer(server, self._driver)
 
     @property
     def closed(self) -> bool:
-        return self._remote.link.closed
+        return self._remote.server.closed
 
     def pool(self, name: str, settings: PoolSettings) -> GrpcPool:
         return GrpcPool(self._driver.run(self._remote.pool(name, settings)), self._driver)
@@ -103,7 +103,7 @@ class GrpcStore(_Driven[RemoteStore]):
     check = _driven(RemoteStore.check)
 
 
-class GrpcServer(_Driven[Link]):
+class GrpcServer(_Driven[ServerState]):
     """The `ServerOps`."""
 
     @property
@@ -116,7 +116,7 @@ class GrpcServer(_Driven[Link]):
     def events(self, pool: str | None) -> Iterator[admin_ops.Event]:
         return self._driver.watch(pool)
 
-    def ask(self, operation: Callable[[Link], Steps[_T]]) -> _T:
+    def ask(self, operation: Callable[[ServerState], Steps[_T]]) -> _T:
         return self._driver.run(operation(self._remote))
 
     clients = _driven(admin_ops.clients)

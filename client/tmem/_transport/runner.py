@@ -21,9 +21,9 @@ from tmem._protocol.operations import Replies, Send, Steps, Wait
 from tmem._protocol.routing import Placement
 from tmem._runtime import forks
 from tmem._transport.channel import OPTIONS, calls, failure, read, watch
-from tmem._transport.current import Present, Used
+from tmem._transport.connections import Connections, Counted
 from tmem._transport.h2 import direct
-from tmem._transport.pacing import Pace
+from tmem._transport.in_flight import InFlightLimit
 from tmem_proto.v1 import admin_pb2 as admin
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from tmem._protocol.connection import Link
+    from tmem._protocol.connection import ServerState
     from tmem._transport.tls import Security
 
 _T = TypeVar("_T")
 
 
-class _Connection(Used):
+class _Connection(Counted):
     """A channel to one process of a server, and what is called on it."""
 
     def __init__(self, address: str, security: Security, timeout: float) -> None:
@@ -64,17 +64,17 @@ class _Connection(Used):
 class Driver:
     """Carries out steps. Safe to use from many threads."""
 
-    def __init__(self, link: Link, security: Security) -> None:
-        self._link = link
-        self._timeout = link.options.timeout
+    def __init__(self, server: ServerState, security: Security) -> None:
+        self._server = server
+        self._timeout = server.options.timeout
         self._security = security
         self._doubted = False
         self._interrupted = False
-        self._placement = Placement(link.address)
+        self._placement = Placement(server.address)
         self._placing = forks.lock()
-        self._made: Present[_Connection] | None = None
+        self._opened: Connections[_Connection] | None = None
         self._closed = threading.Event()
-        forks.renew(self)
+        forks.register(self)
 
     def run(self, steps: Steps[_T]) -> _T:
         try:
@@ -90,17 +90,19 @@ class Driver:
     def watch(self, pool: str | None) -> Iterator[admin_ops.Event]:
         """Events from now on, as they come. No deadline: it ends with the iterator, the connection or the store."""
         request = admin_ops.watch_request(pool).SerializeToString()
-        self._link.admit()
+        self._server.admit()
         forks.check()
-        present = self._present
+        connections = self._connections
         self._place()
-        connection = present.begin()
+        connection = connections.acquire()
         stream = watch(connection.channel)(request)
-        forks.LASTING.add(stream)
+        forks.LONG_LIVED.add(stream)
         stream.initial_metadata()  # waits until the watch has begun, or failed
-        return self._events(stream, present, connection)
+        return self._events(stream, connections, connection)
 
-    def _events(self, stream: Any, present: Present[_Connection], connection: _Connection) -> Iterator[admin_ops.Event]:
+    def _events(
+        self, stream: Any, connections: Connections[_Connection], connection: _Connection
+    ) -> Iterator[admin_ops.Event]:
         try:
             for message in stream:
                 yield admin_ops.event(admin.Event.FromString(message))
@@ -108,35 +110,35 @@ class Driver:
             raise self._failed(failure(error)).exception() from None
         finally:
             # In a forked child it is not there, and the parent's.
-            if stream in forks.LASTING:
-                forks.LASTING.discard(stream)
+            if stream in forks.LONG_LIVED:
+                forks.LONG_LIVED.discard(stream)
                 stream.cancel()
-                self._close(present.done(connection))
+                self._close(connections.release(connection))
 
     def close(self) -> None:
-        self._link.closed = True
+        self._server.closed = True
         self._closed.set()
-        for connection in self._made.all() if self._made else ():
+        for connection in self._opened.all() if self._opened else ():
             connection.close()
 
     @property
-    def _present(self) -> Present[_Connection]:
-        if self._made is None:
+    def _connections(self) -> Connections[_Connection]:
+        if self._opened is None:
             with self._placing:
-                if self._made is None:
-                    self._made = Present(self._connect(self._placement.address))
-        return self._made
+                if self._opened is None:
+                    self._opened = Connections(self._connect(self._placement.address))
+        return self._opened
 
-    def begin_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a child that was forked: the connections are the parent's."""
-        made, self._made = self._made, None
+        opened, self._opened = self._opened, None
         self._interrupted = False
-        if made is not None:
-            forks.leave(made)
-            for connection in made.all():
+        if opened is not None:
+            forks.leak(opened)
+            for connection in opened.all():
                 if connection.exchange is not None:
                     connection.exchange.leave()
-        if not self._link.closed:
+        if not self._server.closed:
             self._closed = threading.Event()
 
     def _close(self, connections: list[_Connection]) -> None:
@@ -168,13 +170,13 @@ class Driver:
 
     def _send(self, step: Send) -> Replies:
         try:
-            present = self._present
+            connections = self._connections
             if self._interrupted:
-                self._replace(present)
+                self._replace(connections)
             nobody = self._place()
             if nobody:
                 return [nobody for _ in step.requests]
-            connection = present.begin()
+            connection = connections.acquire()
             try:
                 if step.single:
                     return [self._one(connection, step)]
@@ -185,20 +187,20 @@ class Driver:
                     return self._many_aside(connection, step)
                 return self._many(connection, step, [])
             finally:
-                self._close(present.done(connection))
+                self._close(connections.release(connection))
         except ValueError:
             # gRPC's own word for a channel that was closed meanwhile.
-            if self._link.closed:
+            if self._server.closed:
                 raise ClosedError("the store is closed") from None
             raise
 
-    def _replace(self, present: Present[_Connection]) -> None:
+    def _replace(self, connections: Connections[_Connection]) -> None:
         """Take another connection for one that was interrupted."""
         with self._placing:
             if self._interrupted:
-                left = present.move(self._connect(self._placement.address))
+                retired = connections.replace(self._connect(self._placement.address))
                 self._interrupted = False
-                for connection in left:
+                for connection in retired:
                     connection.abandon()
 
     def _place(self) -> Failure | None:
@@ -214,20 +216,20 @@ class Driver:
         """A connection cannot be had, perhaps because of its certificates: take another if those on disk are new."""
         self._doubted = False
         self._security.renew()
-        if self._present.connection.credentials is not self._security.credentials:
-            self._close(self._present.move(self._connect(self._placement.address)))
+        if self._connections.current.credentials is not self._security.credentials:
+            self._close(self._connections.replace(self._connect(self._placement.address)))
 
     def _ask_for_place(self) -> Failure | None:
-        placement, present = self._placement, self._present.connection
+        placement, current = self._placement, self._connections.current
         before = placement.address
-        home = present if before == placement.home else self._connect(placement.home)
+        home = current if before == placement.home else self._connect(placement.home)
         nobody = placement.answered(self._unary(home, "ListWorkers", admin.ListWorkersRequest()))
-        now = present
+        now = current
         if placement.address != before:
             now = home if placement.address == placement.home else self._connect(placement.address)
-        if home not in (present, now):
+        if home not in (current, now):
             home.close()
-        self._close(self._present.move(now))
+        self._close(self._connections.replace(now))
         return nobody
 
     def _one(self, connection: _Connection, step: Send) -> Any:
@@ -280,26 +282,26 @@ class Driver:
     def _many(self, connection: _Connection, step: Send, ended: list[None]) -> Replies:
         """Several calls on their way at once, their requests made meanwhile, until `ended` has something in it."""
         call = connection.calls[step.method]
-        pace = Pace(self._timeout)
+        limit = InFlightLimit(self._timeout)
         replies: Replies = []
-        flying: deque[Any] = deque()
+        in_flight: deque[Any] = deque()
         try:
             for request in step.requests:
                 if ended:
                     break
-                while len(flying) >= pace.window:
-                    replies.append(self._landed(step.method, flying.popleft(), pace))
-                flying.append(call.future(request.SerializeToString(), timeout=pace.longest(len(flying))))
-            while flying:
-                replies.append(self._landed(step.method, flying.popleft(), pace))
+                while len(in_flight) >= limit.window:
+                    replies.append(self._result(step.method, in_flight.popleft(), limit))
+                in_flight.append(call.future(request.SerializeToString(), timeout=limit.deadline(len(in_flight))))
+            while in_flight:
+                replies.append(self._result(step.method, in_flight.popleft(), limit))
         finally:
-            for flight in flying:
-                flight.cancel()
+            for pending in in_flight:
+                pending.cancel()
         return replies
 
-    def _landed(self, method: str, flight: Any, pace: Pace) -> Any:
+    def _result(self, method: str, pending: Any, limit: InFlightLimit) -> Any:
         try:
-            message = flight.result(timeout=pace.left())
+            message = pending.result(timeout=limit.remaining())
         except grpc.FutureTimeoutError:
             return self._failed(Failure(DEADLINE_EXCEEDED, "deadline exceeded"))
         except grpc.FutureCancelledError:
@@ -307,12 +309,12 @@ class Driver:
         except grpc.RpcError as error:
             return self._failed(failure(error))
         finally:
-            flight.cancel()
-        pace.answered()
+            pending.cancel()
+        limit.answered()
         return read(method, message)
 
     def _failed(self, found: Failure) -> Failure:
-        if self._link.closed:
+        if self._server.closed:
             raise ClosedError("the store is closed") from None
         self._placement.failed(found)
         self._doubted |= found.code == UNAVAILABLE

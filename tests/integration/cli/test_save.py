@@ -23,7 +23,7 @@ from tests.lib.support import PAGE, PATIENCE, noise, page, run
 from tmem.cli.archive.format import BATCH_BYTES, Pages, Reader, Writer
 from tmem.cli.archive.restore import LANES, restore
 from tmem.cli.archive.save import save
-from tmem.cli.base.pipeline import AHEAD
+from tmem.cli.base.prefetch import AHEAD
 from tmem.cli.base.target import Target
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from tests.lib.retry import eventually
 from tests.lib.support import PATIENCE, run
 from tmem._files.cache_health import CacheHealth
 from tmem._files.cached_file import CachedFile
-from tmem._files.identity import Settled
+from tmem._files.identity import SettledRule
 from tmem._files.pages import FileStore
 from tmem._files.reader import FileReader
 from tmem._files.source import FileSource
@@ -262,7 +262,7 @@ def test_a_daemon_that_is_killed_and_comes_back(path: Path, slow: type[SlowSourc
             while file.stats().puts == pages:
                 assert time.monotonic() < end, "the store was not taken up again"
                 assert file.read_at(5 * SIZE, 100 * SIZE) == CONTENT[5 * SIZE :]
-                file._reader._window.drop()
+                file._reader._cache.drop()
 
 
 @pytest.mark.usefixtures("slow")
@@ -343,7 +343,7 @@ def test_a_store_too_slow_for_the_file_is_gone_around(path: Path, server: Daemon
         end = time.monotonic() + PATIENCE
         while not file.stats().bypassed:
             assert time.monotonic() < end
-            file._reader._window.drop()
+            file._reader._cache.drop()
             # Without its pages in the store each read is a miss there and one of the file: both are timed.
             store.find_pool("cache0").flush_object(file._source.origin.oid(file._source.identify()))
             assert file.read_at(0, SIZE) == CONTENT[:SIZE]
@@ -357,7 +357,7 @@ def test_a_source_that_is_not_local_waits_for_the_file_to_be_watched(path: Path)
         source = FileSource(path, "san7")
         pool = store.pool("cache0", kind="ephemeral", shared=True, page_size=SIZE)
         cache = FileStore(lambda: pool, patience=1, direct=True, counters=counters, health=CacheHealth())
-        reader = FileReader(source, cache, settled=Settled(0.2, False), readahead=0, counters=counters)
+        reader = FileReader(source, cache, settled=SettledRule(0.2, False), readahead=0, counters=counters)
         with CachedFile(source, reader, counters) as file:
             assert file.read() == CONTENT
             assert file.stats().bypassed > 0

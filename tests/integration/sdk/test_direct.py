@@ -288,7 +288,7 @@ def test_closing_breaks_off_a_command(serve: Any) -> None:
 
 def exchange_of(store: tmem.Store) -> Any:
     transport: Any = store._transport
-    return transport._driver._present.connection.exchange
+    return transport._driver._connections.current.exchange
 
 
 def test_grpc_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,7 @@ def test_the_command_prints_events_as_they_come(server: str, store: tmem.Store) 
 
 def test_a_quiet_server_has_no_events(server: str, store: tmem.Store) -> None:
     pool = store.pool("quiet")
-    assert "nothing happened" in Command(server)("events", "--seconds", "0.3", "--pool", pool.name)
+    assert "no events" in Command(server)("events", "--seconds", "0.3", "--pool", pool.name)
 
 
 def test_the_command_lists_clients_and_freezes_their_pools(server: str, store: tmem.Store) -> None:
@@ -170,7 +170,7 @@ def test_a_client_that_is_no_administrator_sees_its_own(tmp_path: Path) -> None:
     with daemon("--memory", "32MiB", "--admins", "root", *authority.flags(authority.server())) as running:
         cli = Command(running.address)
         tls = {"TMEM_CA": str(authority.file), "TMEM_CERT": str(alice.cert), "TMEM_KEY": str(alice.key)}
-        assert "does it want TLS?" in cli.fails("pool", "ls")
+        assert "does it use TLS?" in cli.fails("pool", "ls")
         cli("pool", "create", "mine", **tls)
         assert "mine" in cli("pool", "ls", **tls)
         assert "mine" in cli("top", "--once", "--interval", "0.05", **tls)
@@ -190,6 +190,6 @@ def test_a_pool_is_restored_for_whoever_asks(server: str, store: tmem.Store, tmp
     with daemon("--memory", "32MiB", "--admins", "root", *authority.flags(authority.server())) as running:
         cli = Command(running.address)
         tls = {"TMEM_CA": str(authority.file), "TMEM_CERT": str(alice.cert), "TMEM_KEY": str(alice.key)}
-        assert "put 1 page" in cli("restore", tmp_path / "saved", **tls)
+        assert "restored 1 page" in cli("restore", tmp_path / "saved", **tls)
         shown = json.loads(cli("pool", "show", "swap", "--json", **tls))
         assert (shown["settings"]["owner"], shown["stats"]["pages"]) == ("alice", 1)

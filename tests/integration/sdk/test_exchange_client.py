@@ -262,11 +262,11 @@ def test_a_connection_to_a_worker_that_is_no_more_is_closed(tmp_path: Path) -> N
             store.pool("swap").put(1, {7: page(7)})
         transports: list[Any] = [store._transport for store in stores]
         drivers: list[Any] = [transport._driver for transport in transports]
-        before = [driver._present.connection for driver in drivers]
+        before = [driver._connections.current for driver in drivers]
         running.stop()
         running.flags = arena
         running.start()
         for store in stores:
             assert store.pool("swap").get(1, [7]) == {7: page(7)}
-        assert any(driver._present.connection is not was for driver, was in zip(drivers, before, strict=True))
-        assert all(len(driver._present.all()) == 1 for driver in drivers)
+        assert any(driver._connections.current is not was for driver, was in zip(drivers, before, strict=True))
+        assert all(len(driver._connections.all()) == 1 for driver in drivers)

@@ -11,7 +11,7 @@ import tmem
 from tests.lib.support import PATIENCE, page
 from tmem._files.cache_health import CacheHealth
 from tmem._files.cached_file import CachedFile
-from tmem._files.identity import Identity, Origin, Settled
+from tmem._files.identity import Identity, Origin, SettledRule
 from tmem._files.pages import FileStore
 from tmem._files.reader import FileReader
 from tmem._files.stats import FileCounters
@@ -78,7 +78,7 @@ def opened(disk: Disk, pool: tmem.Pool) -> Iterator[Callable[[], CachedFile]]:
     def open_anew(readahead: int = 0) -> CachedFile:
         counters = FileCounters()
         cache = FileStore(lambda: pool, patience=10, direct=True, counters=counters, health=CacheHealth())
-        settled = Settled(TICK, True, lambda: disk.clock)
+        settled = SettledRule(TICK, True, lambda: disk.clock)
         reader = FileReader(disk, cache, settled=settled, readahead=readahead, counters=counters)
         files.append(CachedFile(disk, reader, counters))
         return files[-1]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tmem._files.identity import SKEW, Identity, Origin, Settled, identify, origin
+from tmem._files.identity import SKEW, Identity, Origin, SettledRule, identify, origin
 from tmem._files.source import FileSource
 
 NOW = 1_700_000_000.0
@@ -21,8 +21,8 @@ def clocks() -> Clocks:
     return Clocks()
 
 
-def settled(clocks: Clocks, *, local: bool) -> Settled:
-    return Settled(2.0, local, lambda: clocks.wall, lambda: clocks.monotonic)
+def settled(clocks: Clocks, *, local: bool) -> SettledRule:
+    return SettledRule(2.0, local, lambda: clocks.wall, lambda: clocks.monotonic)
 
 
 def changed(seconds_ago: float, size: int = 1) -> Identity:

@@ -9,7 +9,7 @@ import pytest
 import tmem
 from tests.lib.support import page
 from tmem._model.settings import Kind, pool_settings
-from tmem._protocol.connection import Link, OnUnavailable, Options, backoff, parse_target
+from tmem._protocol.connection import OnUnavailable, Options, ServerState, backoff, parse_target
 from tmem._protocol.messages import Failure
 from tmem._protocol.operations import Send, Steps
 from tmem._protocol.page_ops import RemotePool, RemoteStore
@@ -108,8 +108,10 @@ class Client:
     ) -> None:
         self.server = server
         self.now = 0.0
-        self.link = Link("ramhost:7717", Options(encoding="raw", on_unavailable=on_unavailable), lambda: self.now)
-        self.store = RemoteStore(self.link)
+        self.state = ServerState(
+            "ramhost:7717", Options(encoding="raw", on_unavailable=on_unavailable), lambda: self.now
+        )
+        self.store = RemoteStore(self.state)
         self.pool: RemotePool = self.run(self.store.pool("pool", pool_settings(kind=kind, **options)))
         server.log.clear()
 
@@ -137,7 +139,7 @@ class Client:
 
     @property
     def stats(self) -> tmem.ClientStats:
-        return self.link.counters.stats()
+        return self.state.counters.stats()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tmem._protocol.exchange import IDLE
 from tmem._protocol.messages import DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, Failure
 from tmem._transport.channel import KEEPALIVE, KEEPALIVE_TIMEOUT
 from tmem._transport.h2.framing import Http2Call
-from tmem._transport.pacing import WINDOW
+from tmem._transport.in_flight import WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -93,7 +93,7 @@ def restored(
     if held_back:
         remark(f"export {name!r} still admits no clients: `tmem export drain {name} --undo` changes that")
     else:
-        target.ask(lambda link: export_ops.drain(link, name, True))
+        target.ask(lambda server: export_ops.drain(server, name, True))
 
 
 def _description(reader: Reader) -> Description | None:
@@ -137,12 +137,12 @@ def _make(target: Target, reader: Reader, name: str, wanted: Description | None)
         allow=nobody,
         block_size=reader.page_size,
     )
-    target.ask(lambda link: export_ops.create(link, spec))
-    target.ask(lambda link: export_ops.drain(link, name, False))
+    target.ask(lambda server: export_ops.create(server, spec))
+    target.ask(lambda server: export_ops.drain(server, name, False))
     if wanted.allowed is None:
-        target.ask(lambda link: export_ops.allow(link, name, [], False, True))
+        target.ask(lambda server: export_ops.allow(server, name, [], False, True))
     elif wanted.allowed:
-        target.ask(lambda link: export_ops.allow(link, name, wanted.allowed or (), False, False))
+        target.ask(lambda server: export_ops.allow(server, name, wanted.allowed or (), False, False))
     if settings.get("quota"):
         target.store.find_pool(PREFIX + name).quota = settings["quota"]
 
@@ -169,11 +169,11 @@ def _must_fit(found: Export, reader: Reader, wanted: Description | None, merge: 
 
 def _close(target: Target, found: Export) -> None:
     """Let no client in; raise where one is there."""
-    now = target.ask(lambda link: export_ops.drain(link, found.name, False))
+    now = target.ask(lambda server: export_ops.drain(server, found.name, False))
     if not now.clients:
         return
     if not found.draining:
-        target.ask(lambda link: export_ops.drain(link, found.name, True))
+        target.ask(lambda server: export_ops.drain(server, found.name, True))
     who = ", ".join(text.printable(one.identity or one.address) for one in now.clients)
     raise tmem.MismatchError(
         f"export {found.name!r} is in use by {who}, so nothing was written: disconnect its clients, or "

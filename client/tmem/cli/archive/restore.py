@@ -87,14 +87,14 @@ def restore(reader: Reader, pool: Pool, made: bool, progress: Callable[[int], No
 def _in_lanes(reader: Reader, pool: Pool) -> Iterator[tuple[int, list[str]]]:
     """Carry the records out, several at once, those of one object in their order; the pages and refusals of each."""
     lanes = [ThreadPoolExecutor(1) for _ in range(LANES)]
-    flying: deque[Future[tuple[int, list[str]]]] = deque()
+    in_flight: deque[Future[tuple[int, list[str]]]] = deque()
     try:
         for record in reader.records():
-            flying.append(lanes[hash(record.oid) % LANES].submit(_apply, reader, pool, record))
-            if len(flying) == LANES:
-                yield flying.popleft().result()
-        while flying:
-            yield flying.popleft().result()
+            in_flight.append(lanes[hash(record.oid) % LANES].submit(_apply, reader, pool, record))
+            if len(in_flight) == LANES:
+                yield in_flight.popleft().result()
+        while in_flight:
+            yield in_flight.popleft().result()
     finally:
         for lane in lanes:
             lane.shutdown(cancel_futures=True)

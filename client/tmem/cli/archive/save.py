@@ -22,7 +22,7 @@ from tmem.cli.archive import snapshots
 from tmem.cli.archive.exports import described
 from tmem.cli.archive.format import BATCH_BYTES, Writer
 from tmem.cli.base.output_file import PRIVATE, writing
-from tmem.cli.base.pipeline import ahead
+from tmem.cli.base.prefetch import prefetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,7 +106,7 @@ class _Run:
         missed: dict[tuple[bytes, int], list[int]] = {}
         changed = 0
         calls = ((key, call) for key in seen for call in batches(self._wanted(key, seen), self._batch))
-        for (key, call), (pages, corrupt) in ahead(calls, self._fetch):
+        for (key, call), (pages, corrupt) in prefetch(calls, self._fetch):
             changed += len(call)
             gone = self._write(key[0], call, pages, corrupt)
             if gone:

@@ -14,7 +14,7 @@ from tmem._protocol import snapshot_ops
 from tmem._protocol.session import batches
 from tmem.cli.archive.exports import PREFIX
 from tmem.cli.archive.format import BATCH_BYTES
-from tmem.cli.base.pipeline import ahead
+from tmem.cli.base.prefetch import prefetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,16 +42,16 @@ def opened(target: Target, pool: str) -> Iterator[Snapshot | None]:
         yield snapshot
     except BaseException:
         with suppress(tmem.TmemError):
-            target.ask(lambda link: snapshot_ops.close(link, snapshot))
+            target.ask(lambda server: snapshot_ops.close(server, snapshot))
         raise
-    target.ask(lambda link: snapshot_ops.close(link, snapshot))
+    target.ask(lambda server: snapshot_ops.close(server, snapshot))
 
 
 def _begin(target: Target, pool: str) -> Snapshot | None:
     if not (pool.startswith(PREFIX) and target.served):
         return None
     try:
-        return target.ask(lambda link: snapshot_ops.begin(link, pool.removeprefix(PREFIX)))
+        return target.ask(lambda server: snapshot_ops.begin(server, pool.removeprefix(PREFIX)))
     except tmem.UnknownPoolError:
         return None  # pages that a daemon found without their export
     except tmem.TmemError as error:
@@ -65,10 +65,10 @@ def write(target: Target, snapshot: Snapshot, writer: Writer, progress: Callable
     pages = corrupt = done = 0
 
     def fetch(indices: Sequence[int]) -> Got:
-        return target.ask(lambda link: snapshot_ops.read(link, snapshot, indices, done))
+        return target.ask(lambda server: snapshot_ops.read(server, snapshot, indices, done))
 
     calls = _calls(target, snapshot)
-    for indices, got in ahead(calls, fetch):
+    for indices, got in prefetch(calls, fetch):
         if got.pages:
             writer.pages(_OID, {indices[at]: page for at, page in got.pages})
         pages += len(got.pages)
@@ -80,7 +80,7 @@ def write(target: Target, snapshot: Snapshot, writer: Writer, progress: Callable
 
 def _calls(target: Target, snapshot: Snapshot) -> Iterator[Sequence[int]]:
     def scan(first: int) -> tuple[Sequence[int], int]:
-        return target.ask(lambda link: snapshot_ops.scan(link, snapshot, first))
+        return target.ask(lambda server: snapshot_ops.scan(server, snapshot, first))
 
     following = 0
     while True:

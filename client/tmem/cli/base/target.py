@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tmem._model.settings import PoolSettings
-    from tmem._protocol.connection import Link
+    from tmem._protocol.connection import ServerState
     from tmem._protocol.operations import Steps
     from tmem_proto.v1 import admin_pb2 as admin
 
@@ -68,7 +68,7 @@ class Target:
         """Whether there is a server."""
         return self.store._server is not None
 
-    def ask(self, operation: Callable[[Link], Steps[T]]) -> T:
+    def ask(self, operation: Callable[[ServerState], Steps[T]]) -> T:
         """Carry out an operation that only a server has."""
         server = self.store._server
         if server is None:
@@ -93,14 +93,14 @@ class Target:
 
     def pool(self, name: str) -> PoolView:
         if self.served:
-            return _view(self.ask(lambda link: admin_ops.pool(link, name)))
+            return _view(self.ask(lambda server: admin_ops.pool(server, name)))
         return _opened(self.store.find_pool(name))
 
     def create(self, name: str, settings: PoolSettings) -> PoolView:
         """A new pool; `MismatchError` where there is one of the name."""
         if self.served:
             message = messages.settings_message(settings)
-            return _view(self.ask(lambda link: admin_ops.create_pool(link, name, message)))
+            return _view(self.ask(lambda server: admin_ops.create_pool(server, name, message)))
         if any(pool.name == name for pool in self.store.pools()):
             raise tmem.MismatchError(f"pool {name!r} already exists")
         return _opened(tmem.Pool(self.store._transport.pool(name, settings)))
@@ -133,7 +133,7 @@ class Target:
 
     def _scan(self, name: str, cursor: bytes) -> tuple[list[admin_ops.Scanned], bytes]:
         if self.served:
-            return self.ask(lambda link: admin_ops.scan(link, name, cursor))
+            return self.ask(lambda server: admin_ops.scan(server, name, cursor))
         engine_pool: Any = self.store.find_pool(name)._transport
         parts, cursor = engine_pool.scan(cursor, _SCAN_PAGES)
         return [admin_ops.Scanned(*part) for part in parts], cursor

@@ -96,7 +96,7 @@ def workers(session: Session) -> None:
 
 
 def _freeze(session: Session, name: str, frozen: bool) -> None:
-    session.target.ask(lambda link: admin_ops.freeze_client(link, name, frozen))
+    session.target.ask(lambda server: admin_ops.freeze_client(server, name, frozen))
     if session.output.as_json:
         session.output.document({"client": name, "frozen": frozen})
     session.output.say(f"the pools of {text.printable(name)!r} {'are frozen' if frozen else 'accept puts again'}")

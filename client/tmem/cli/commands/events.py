@@ -84,7 +84,7 @@ def inject(session: Session, faults: tuple[str, ...]) -> None:
     several faults, separated by semicolons.
     """
     wanted = [fault for given in faults for fault in parse(given)]
-    before = session.target.ask(lambda link: admin_ops.inject(link, wanted))
+    before = session.target.ask(lambda server: admin_ops.inject(server, wanted))
     if session.output.as_json:
         session.output.document(
             {"faults": [_as_dict(one) for one in wanted], "before": [_as_dict(one) for one in before]}

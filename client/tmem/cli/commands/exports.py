@@ -62,7 +62,7 @@ def export() -> None:
 def create(session: Session, /, allow: tuple[str, ...], **options: Any) -> None:
     """Create an empty block device."""
     spec = export_spec(**options, allow=allow or None)
-    made = session.patient().ask(lambda link: export_ops.create(link, spec))
+    made = session.patient().ask(lambda server: export_ops.create(server, spec))
     if session.output.as_json:
         session.output.document(asdict(made))
         return
@@ -108,7 +108,7 @@ def rm(session: Session, name: str, force: bool, yes: bool) -> None:
     held = _held(found)
     if not yes:
         click.confirm(f"Remove export {text.printable(name)!r}, which holds {held}?", abort=True, err=True)
-    dropped = session.patient().ask(lambda link: export_ops.remove(link, name, force))
+    dropped = session.patient().ask(lambda server: export_ops.remove(server, name, force))
     if session.output.as_json:
         session.output.document({"export": name, "dropped_pages": dropped})
     session.output.say(f"removed export {name!r} with {text.quantity(dropped, 'page')}")
@@ -120,7 +120,7 @@ def rm(session: Session, name: str, force: bool, yes: bool) -> None:
 @pass_session
 def resize(session: Session, name: str, size: int) -> None:
     """Resize an export. It shrinks only if the part cut off is empty. Clients see the size when they reconnect."""
-    made = session.patient().ask(lambda link: export_ops.resize(link, name, size))
+    made = session.patient().ask(lambda server: export_ops.resize(server, name, size))
     if session.output.as_json:
         session.output.document(asdict(made))
     session.output.say(f"export {name!r} is now {text.size(made.size)}")
@@ -139,7 +139,7 @@ def resize(session: Session, name: str, size: int) -> None:
 @pass_session
 def drain(session: Session, name: str, undo: bool, wait: float) -> None:
     """Admit no new clients, and list those still connected; exit status 1 while there are any."""
-    found = session.target.ask(lambda link: export_ops.drain(link, name, undo))
+    found = session.target.ask(lambda server: export_ops.drain(server, name, undo))
     until = time.monotonic() + wait
     while found.clients and not undo and time.monotonic() < until:
         time.sleep(min(_LOOK_EVERY, max(until - time.monotonic(), 0)))
@@ -161,7 +161,7 @@ def drain(session: Session, name: str, undo: bool, wait: float) -> None:
 @pass_session
 def allow(session: Session, name: str, clients: tuple[str, ...], undo: bool, anyone: bool) -> None:
     """Allow clients, by the names in their certificates, to open an export. An export open to anyone is so no more."""
-    found = session.patient().ask(lambda link: export_ops.allow(link, name, clients, undo, anyone))
+    found = session.patient().ask(lambda server: export_ops.allow(server, name, clients, undo, anyone))
     if session.output.as_json:
         session.output.document(asdict(found))
     session.output.say(f"export {name!r} may be opened by {_allowed(found)}")

@@ -16,19 +16,19 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def ahead(jobs: Iterable[Job], work: Callable[[Job], Result]) -> Iterator[tuple[Job, Result]]:
+def prefetch(jobs: Iterable[Job], work: Callable[[Job], Result]) -> Iterator[tuple[Job, Result]]:
     """The jobs with what became of them, in their order, while the next are under way: small calls wait for latency."""
     with ThreadPoolExecutor(AHEAD) as threads:
-        flying: deque[tuple[Job, Future[Result]]] = deque()
+        in_flight: deque[tuple[Job, Future[Result]]] = deque()
         try:
             for job in jobs:
-                flying.append((job, threads.submit(work, job)))
-                if len(flying) == AHEAD:
-                    first, future = flying.popleft()
+                in_flight.append((job, threads.submit(work, job)))
+                if len(in_flight) == AHEAD:
+                    first, future = in_flight.popleft()
                     yield first, future.result()
-            while flying:
-                first, future = flying.popleft()
+            while in_flight:
+                first, future = in_flight.popleft()
                 yield first, future.result()
         finally:
-            for _, future in flying:
+            for _, future in in_flight:
                 future.cancel()

@@ -1,7 +1,7 @@
-"""The pages of one file that this process has at hand, and those on their way to it: each is fetched once.
+"""The pages of one file that this process caches or is fetching: each is fetched once.
 
-Pages belong to one content of the file; when it changes, all of them go. A *flight* is the fetching of some pages by
-one thread; others that want them wait for it. Whoever begins a flight ends it before it waits for another one, so that
+Pages belong to one content of the file; when it changes, all of them go. A *fetch* brings some pages and is made by one
+thread; others that want them wait for it. Whoever begins a fetch ends it before it waits for another one, so that
 no two wait for each other.
 """
 
@@ -29,7 +29,7 @@ class Content:
 
 
 @dataclass(eq=False, slots=True)
-class Flight:
+class Fetch:
     """Pages being fetched. `pages` is what came of it, once it is `done`."""
 
     content: Content
@@ -47,7 +47,7 @@ class _Page:
     """Fetched ahead and not asked for yet."""
 
 
-class Window:
+class PageCache:
     """A bounded number of bytes of pages. Safe to use from many threads."""
 
     def __init__(self, capacity: int, counters: FileCounters, streams: Streams) -> None:
@@ -57,16 +57,16 @@ class Window:
         self._lock = threading.Lock()
         self._content: Content | None = None
         self._pages: OrderedDict[int, _Page] = OrderedDict()
-        self._flights: dict[int, Flight] = {}
+        self._fetches: dict[int, Fetch] = {}
 
-    def claim(self, mine: Flight, indices: Iterable[int]) -> tuple[dict[int, bytes], list[Flight]]:
-        """What is at hand of these pages, and the flights that bring some; the rest is for `mine`, which is to land."""
+    def claim(self, mine: Fetch, indices: Iterable[int]) -> tuple[dict[int, bytes], list[Fetch]]:
+        """Which of these pages are cached, and the fetches that bring some; `mine` is to get the rest."""
         content = mine.content
         ready: dict[int, bytes] = {}
-        coming: list[Flight] = []
+        pending: list[Fetch] = []
         used = 0
         with self._lock:
-            self._turn_to(content)
+            self._switch_to(content)
             for index in indices:
                 page = self._pages.get(index)
                 if page is not None:
@@ -74,60 +74,60 @@ class Window:
                     page.unused = False
                     self._pages.move_to_end(index)
                     ready[index] = page.data
-                elif (flight := self._flights.get(index)) is None:
+                elif (fetch := self._fetches.get(index)) is None:
                     mine.indices.append(index)
-                    self._flights[index] = mine
+                    self._fetches[index] = mine
                 else:
-                    flight.asked_for.add(index)
-                    if flight not in coming:
-                        coming.append(flight)
-        self._judge(used=used)
-        return ready, coming
+                    fetch.asked_for.add(index)
+                    if fetch not in pending:
+                        pending.append(fetch)
+        self._report(used=used)
+        return ready, pending
 
-    def claim_ahead(self, content: Content, indices: Iterable[int]) -> Flight | None:
-        """A flight for those of these pages that are neither at hand nor on their way."""
-        flight = Flight(content, [], ahead=True)
+    def claim_ahead(self, content: Content, indices: Iterable[int]) -> Fetch | None:
+        """A fetch for those of these pages that are neither cached nor being fetched."""
+        fetch = Fetch(content, [], ahead=True)
         with self._lock:
             if content != self._content:
                 return None
             for index in indices:
-                if index not in self._pages and index not in self._flights:
-                    flight.indices.append(index)
-                    self._flights[index] = flight
-        return flight if flight.indices else None
+                if index not in self._pages and index not in self._fetches:
+                    fetch.indices.append(index)
+                    self._fetches[index] = fetch
+        return fetch if fetch.indices else None
 
-    def land(self, flight: Flight, pages: Mapping[int, bytes]) -> None:
-        """End a flight with what it fetched, which is nothing where it failed."""
+    def finish(self, fetch: Fetch, pages: Mapping[int, bytes]) -> None:
+        """End a fetch with what it fetched, which is nothing where it failed."""
         wasted = 0
         with self._lock:
-            for index in flight.indices:
-                if self._flights.get(index) is flight:
-                    del self._flights[index]
-            if flight.content == self._content:
+            for index in fetch.indices:
+                if self._fetches.get(index) is fetch:
+                    del self._fetches[index]
+            if fetch.content == self._content:
                 for index, page in pages.items():
-                    self._pages[index] = _Page(page, flight.ahead and index not in flight.asked_for)
-                most = max(1, self._capacity // flight.content.page_size)
+                    self._pages[index] = _Page(page, fetch.ahead and index not in fetch.asked_for)
+                most = max(1, self._capacity // fetch.content.page_size)
                 while len(self._pages) > most:
                     wasted += self._pages.popitem(last=False)[1].unused
-            used = len(flight.asked_for & pages.keys()) if flight.ahead else 0
-            if flight.ahead and flight.content != self._content:
+            used = len(fetch.asked_for & pages.keys()) if fetch.ahead else 0
+            if fetch.ahead and fetch.content != self._content:
                 wasted += len(pages) - used
-        flight.pages = pages
-        flight.done.set()
-        if flight.ahead:
+        fetch.pages = pages
+        fetch.done.set()
+        if fetch.ahead:
             self._counters.add(readahead_pages=len(pages))
-        self._judge(used, wasted)
+        self._report(used, wasted)
 
     def drop(self) -> None:
         """Let go of every page."""
         with self._lock:
             wasted = self._clear()
-        self._judge(wasted=wasted)
+        self._report(wasted=wasted)
 
-    def _turn_to(self, content: Content) -> None:
+    def _switch_to(self, content: Content) -> None:
         if content != self._content:
             wasted = self._clear()
-            self._flights.clear()
+            self._fetches.clear()
             self._content = content
             self._counters.add(readahead_wasted=wasted)
 
@@ -136,7 +136,7 @@ class Window:
         self._pages.clear()
         return wasted
 
-    def _judge(self, used: int = 0, wasted: int = 0) -> None:
+    def _report(self, used: int = 0, wasted: int = 0) -> None:
         if used or wasted:
             self._counters.add(readahead_used=used, readahead_wasted=wasted)
             self._streams.judge(used, wasted)
