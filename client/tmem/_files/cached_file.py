@@ -2,7 +2,7 @@
 
 What holds, for every read:
 - Its bytes are bytes the file had at some moment between its beginning and its end; never older ones. The proof and the
-  rule behind it stand in `_file_reader` and `_file_identity`, and the exceptions with them.
+  rule behind it stand in `reader` and `identity`, with the exceptions.
 - As with any open file, the handle is of the file that was opened: what is renamed over it later is another file, and
   a file that was deleted goes on until it is closed. Truncated and appended files are read as they are now.
 - The store can only make a read faster: whatever it does or fails to do, the answer then comes from the file.

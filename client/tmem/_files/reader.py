@@ -1,7 +1,7 @@
 """Reads of one file through the store.
 
 The invariant: **a page is kept under an identity only if the file had these bytes whenever it had the identity.** It is
-read from the file while the identity is settled (see `_file_identity`), and kept only if the file still has the
+read from the file while the identity is settled (see `identity`), and kept only if the file still has the
 identity afterwards: what changed the file before the read was stamped otherwise, and so is whatever changes it later.
 So a page that was kept is right for ever, in the store, in this process, and in a put that comes late.
 

@@ -1,4 +1,4 @@
-"""What a server has beside its store: clients, workers, events, scans, injected faults. Sans-io, as `_remote` is.
+"""What a server has beside its store: clients, workers, events, scans, injected faults. Sans-io, as `page_ops` is.
 
 Store has `clients`, `workers` and `events`; the rest is for the command `tmem`.
 """

@@ -1,4 +1,4 @@
-"""Exports of a server: block devices over NBD, as its administrators see them. Sans-io, as `_remote` is."""
+"""Exports of a server: block devices over NBD, as its administrators see them. Sans-io, as `page_ops` is."""
 
 from __future__ import annotations
 

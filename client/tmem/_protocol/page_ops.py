@@ -1,4 +1,4 @@
-"""Store and pool of a server, sans-io: every operation as steps that a driver carries out (see `_steps`)."""
+"""Store and pool of a server, sans-io: every operation as steps that a driver carries out (see `operations`)."""
 
 from __future__ import annotations
 

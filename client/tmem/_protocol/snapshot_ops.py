@@ -1,4 +1,4 @@
-"""Snapshots of a server's exports: the pages of one as they were at one instant. Sans-io, as `_exports` is."""
+"""Snapshots of a server's exports: the pages of one as they were at one instant. Sans-io, as `export_ops` is."""
 
 from __future__ import annotations
 
