@@ -2,12 +2,12 @@
 
 import sys
 
-from tmemd.base.startup import hold, open_streams
+from tmemd.base.startup import handle_early_signals, open_streams
 
 
 def main() -> int:
     """Prepare for signals first, then import the rest."""
-    hold()
+    handle_early_signals()
     open_streams()
     from tmemd.app.cli import main
 

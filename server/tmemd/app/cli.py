@@ -17,7 +17,7 @@ import tmemd.process.grpc_polling  # noqa: F401 - before anything that imports g
 from tmemd import __version__
 from tmemd.base.errors import ConfigError, TmemdError, WorkerError
 from tmemd.base.log_streams import BackgroundWriter
-from tmemd.base.logs import end_with, log, log_to_stderr
+from tmemd.base.logs import log, log_fatal, log_to_stderr
 from tmemd.base.startup import ignore
 from tmemd.config.settings import OPTIONS, dump, load, service_links
 from tmemd.process.arena_lock import is_older
@@ -69,10 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise_limit(config)
         return _run(config, read)
     except WorkerError as error:
-        end_with(str(error))
+        log_fatal(str(error))
         return 2 if error.tries == 1 else 1
     except (ConfigError, TmemdError, ValueError, OSError) as error:
-        end_with(str(error))
+        log_fatal(str(error))
         return 2
 
 

@@ -13,16 +13,16 @@ from grpc_reflection.v1alpha import reflection
 from tmem_proto.v1 import admin_pb2, admin_pb2_grpc, tmem_pb2, tmem_pb2_grpc
 from tmemd.base.errors import ConfigError, TmemdError
 from tmemd.base.logs import log, log_to_stderr
-from tmemd.base.os_errors import unbound
+from tmemd.base.os_errors import why_unbound
 from tmemd.base.parsers import join_address, split_address
 from tmemd.base.signals import on_signals
 from tmemd.base.startup import unserved_status
 from tmemd.config.faults import Injections
-from tmemd.exports.manager import Exports
+from tmemd.exports.manager import ExportManager
 from tmemd.process.arena_lock import GRACE, arena_lock, is_older
 from tmemd.process.low_memory import be_io_flusher, lock_memory
 from tmemd.process.malloc import keep_freed_memory
-from tmemd.process.reload import Reload, resized
+from tmemd.process.reload import Reload, resize
 from tmemd.process.systemd import notify
 from tmemd.rpc.admin.service import AdminService
 from tmemd.rpc.channelz import SERVICE_NAME as CHANNELZ
@@ -79,7 +79,7 @@ class Daemon:
         self._monitor = ArenaMonitor(self._store, self._lost)
         self._events = EventBroadcaster(self._store, self.workers, config, self._counted_by_all)
         self._first = first
-        self.exports = Exports(self._store)
+        self.exports = ExportManager(self._store)
         self._health = health.aio.HealthServicer()
         self._server = _server(config)
         self._rights = PoolRights(self._store, config)
@@ -129,7 +129,7 @@ class Daemon:
             else:
                 self.port = self._server.add_secure_port(self._config.listen, credentials)
         except RuntimeError as error:
-            why = unbound(self._config.listen)
+            why = why_unbound(self._config.listen)
             raise ConfigError(f"cannot listen on {self._config.listen} (the setting listen): {why}") from error
         self.address = join_address(host, self.port)
         self.workers.alone(self.port)
@@ -165,7 +165,7 @@ class Daemon:
 
     async def reconfigure(self, config: Config) -> Config:
         """Apply new settings, which may differ in those of `reload.LIVE`; returns what is in force."""
-        config = await resized(self._store, self._config, config)
+        config = await resize(self._store, self._config, config)
         self.settle(config)
         return config
 

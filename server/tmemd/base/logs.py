@@ -130,7 +130,7 @@ def log_to_stderr(process: str = "tmemd", style: str = "text", level: str = "inf
     logging.getLogger().setLevel(level.upper())
 
 
-def end_with(why: str) -> None:
+def log_fatal(why: str) -> None:
     """Log why the daemon ends: as bare text, or as an object where the log is JSON."""
     if _handler is None:
         print(f"tmemd: {why}", file=sys.stderr)

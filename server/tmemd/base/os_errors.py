@@ -13,7 +13,7 @@ from pathlib import Path
 from tmemd.base.parsers import split_address
 
 
-def unreadable(path: str | Path, error: OSError) -> str:
+def why_unreadable(path: str | Path, error: OSError) -> str:
     """Why a file cannot be read; for missing permission, who owns it and who asked."""
     why = error.strerror or str(error)
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -21,7 +21,7 @@ def unreadable(path: str | Path, error: OSError) -> str:
     return f"{path}: {why}"
 
 
-def unbound(address: str) -> str:
+def why_unbound(address: str) -> str:
     """Why an address cannot be bound, found by trying."""
     host, port = split_address(address)
     try:

@@ -7,7 +7,7 @@ import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tmemd.base.startup import came
+from tmemd.base.startup import has_come
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ def on_signals(*signums: signal.Signals, reload: Callable[[], None] | None = Non
     before = signal.pthread_sigmask(signal.SIG_BLOCK, actions)
     for signum, action in actions.items():
         loop.add_signal_handler(signum, action)
-        if came(signum):
+        if has_come(signum):
             loop.call_soon(action)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return stopping

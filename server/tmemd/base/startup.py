@@ -21,7 +21,7 @@ IGNORED = (
 _early: set[int] = set()
 
 
-def hold() -> None:
+def handle_early_signals() -> None:
     """Until an event loop handles signals: stop at once, as nothing is served yet, and keep SIGHUP for later."""
     ignore(*IGNORED)
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -34,7 +34,7 @@ def ignore(*signums: signal.Signals) -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
-def came(signum: int) -> bool:
+def has_come(signum: int) -> bool:
     """Whether a kept signal has arrived; reported once."""
     known = signum in _early
     _early.discard(signum)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tmemd.base.errors import ConfigError
 from tmemd.base.logs import FORMATS, LEVELS
-from tmemd.base.os_errors import unreadable
+from tmemd.base.os_errors import why_unreadable
 from tmemd.base.parsers import (
     address,
     block_addresses,
@@ -284,7 +284,7 @@ def _read(path: Path) -> dict[str, object]:
             raise ConfigError(f"{path}: it is longer than {_MOST_TEXT >> 20} MiB")
         return tomllib.loads(text.decode())
     except OSError as error:
-        raise ConfigError(unreadable(path, error)) from error
+        raise ConfigError(why_unreadable(path, error)) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
 

@@ -8,8 +8,8 @@ the name. The order of steps matters:
   refused or interrupted leaves the export as it was.
 - remove: the pool, then the record. A record names its pool by id: once its pool is gone it is no longer an export.
 
-`mend` removes what a process that died left behind: records without pools, and empty pools without records (a pool that
-holds pages stays). Only one process at a time may use the catalogue.
+`clean_up` removes what a process that died left behind: records without pools, and empty pools without records (a pool
+that holds pages stays). Only one process at a time may use the catalogue.
 
 A record that cannot be read, for example after a memory fault, damages only its own export, until a resize writes the
 record anew or the export is removed. Its pool and pages stay.
@@ -161,7 +161,7 @@ class Catalogue:
         """A new export, empty."""
         if any(entry.name == spec.name for entry in self.entries()):
             raise ExportExistsError(spec.name)
-        self.mend()
+        self.clean_up()
         settings = PoolSettings(kind="persistent", codec=spec.codec, page_size=spec.block_size)
         pool = self._store.create_pool(EXPORTS + spec.name, settings)
         entry = Entry(spec.name, spec.size, False, spec.multi_conn, spec.allow, pool.id, pool, 0)
@@ -188,7 +188,7 @@ class Catalogue:
         self._records().flush_object(entry.oid)
         return dropped
 
-    def mend(self) -> None:
+    def clean_up(self) -> None:
         """Remove what an interrupted change left behind."""
         kept = set()
         for entry in self._newest():

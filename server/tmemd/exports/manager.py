@@ -31,7 +31,7 @@ EVERYBODY = "*"
 """Stands for anybody in a list of clients. No client has this name."""
 
 
-class Exports:
+class ExportManager:
     """All exports, and the block server if there is one."""
 
     def __init__(self, store: Store) -> None:
@@ -39,7 +39,7 @@ class Exports:
         self._catalogue = Catalogue(store)
         self._snapshots = Snapshots(store)
         self._server: BlockServer | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._calls: dict[str, tuple[Any, Callable[[Any], Any]]] = {
             "CreateExport": (pb.CreateExportRequest, self._create),
             "ListExports": (pb.ListExportsRequest, self._list),
@@ -55,7 +55,7 @@ class Exports:
             "ReadSnapshot": (pb.ReadSnapshotRequest, self._snapshots.read),
             "CheckUnused": (pb.RemoveExportRequest, self._check_unused),
         }
-        self._lapsing: set[asyncio.Task[None]] = set()
+        self._expiring: set[asyncio.Task[None]] = set()
 
     @property
     def addresses(self) -> Sequence[str]:
@@ -69,7 +69,7 @@ class Exports:
         refuse: GatewayRefusal | None = None,
     ) -> None:
         """Clean up after interrupted changes; serve on these addresses, if any."""
-        await self._store.call(self._catalogue.mend)
+        await self._store.call(self._catalogue.clean_up)
         await self._store.call(self._snapshots.clear)
         if listen:
             await self._store.call(lambda: self._serve(self._store.block_server(listen, poll, tls, refuse)))
@@ -80,12 +80,12 @@ class Exports:
             kind, carry_out = self._readings[method]
             return await self._store.call(lambda: carry_out(kind.FromString(request)).SerializeToString())
         kind, carry_out = self._calls[method]
-        async with self._one_at_a_time:
+        async with self._lock:
             answer = await self._store.call(lambda: carry_out(kind.FromString(request)))
         if isinstance(answer, pb.OpenSnapshotResponse):
-            lapsing = asyncio.create_task(self._snapshots.lapse(answer.id))
-            self._lapsing.add(lapsing)
-            lapsing.add_done_callback(self._lapsing.discard)
+            expiring = asyncio.create_task(self._snapshots.expire(answer.id))
+            self._expiring.add(expiring)
+            expiring.add_done_callback(self._expiring.discard)
         return bytes(answer.SerializeToString())
 
     def status(self) -> dict[str, ExportStatus]:
@@ -98,15 +98,15 @@ class Exports:
 
     async def stop(self, grace: float) -> bool:
         """Stop serving; returns whether every client's requests finished in time."""
-        for lapsing in self._lapsing:
-            lapsing.cancel()
-        await asyncio.to_thread(self._snapshots.end_of, "")
+        for expiring in self._expiring:
+            expiring.cancel()
+        await asyncio.to_thread(self._snapshots.end_all)
         server = self._server
         return server is None or await asyncio.to_thread(server.stop, grace)
 
     def close(self) -> None:
         """Stop at once, so that the arena can be closed."""
-        self._snapshots.end_of("")
+        self._snapshots.end_all()
         if self._server is not None:
             self._server.stop(0)
 
@@ -137,8 +137,8 @@ class Exports:
     def _remove(self, request: pb.RemoveExportRequest) -> pb.RemoveExportResponse:
         entry = self._catalogue.find(request.name)
         if not request.force:
-            self._snapshots.check_none(entry.name)
-        self._snapshots.end_of(entry.name)
+            self._snapshots.check_not_open(entry.name)
+        self._snapshots.end_all(entry.name)
         with self._changing():
             if self._server is not None and entry.name in self.status():
                 self._server.remove(entry.name, request.force)
@@ -166,7 +166,7 @@ class Exports:
 
     def _shrink(self, entry: Entry, size: int) -> Entry:
         """Shrink, if nothing is stored beyond the new end and no client is connected."""
-        self._snapshots.check_none(entry.name)
+        self._snapshots.check_not_open(entry.name)
         if self._server is not None:
             self._server.hold(entry.name)
             if self.status()[entry.name].clients:
@@ -206,7 +206,7 @@ class Exports:
             raise BusyError(
                 f"export {request.name!r} is in use by {clients} client{'s' * (clients > 1)}, who alone may change it"
             )
-        self._snapshots.check_none(request.name)
+        self._snapshots.check_not_open(request.name)
         return pb.RemoveExportResponse()
 
     def _show(self, entry: Entry) -> pb.Export:

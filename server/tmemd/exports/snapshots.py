@@ -41,7 +41,7 @@ class _Open:
 
 
 class Snapshots:
-    """All snapshots of a store's exports. Its methods may block, except for `lapse`; call them in a thread."""
+    """All snapshots of a store's exports. Its methods may block, except for `expire`; call them in a thread."""
 
     def __init__(self, store: Store, lease: float = LEASE) -> None:
         self._store = store
@@ -55,7 +55,7 @@ class Snapshots:
                 with suppress(UnknownPoolError):
                     pool.destroy()
 
-    def check_none(self, export: str) -> None:
+    def check_not_open(self, export: str) -> None:
         """Raise if this export has an open snapshot."""
         if any(one.export == export for one in list(self._open.values())):
             raise BusyError(f"export {export!r} is being saved")
@@ -63,7 +63,7 @@ class Snapshots:
     def begin(self, entry: Entry, server: BlockServer | None) -> tuple[int, float]:
         """Open a snapshot; returns its id, and for how many seconds requests were paused."""
         entry.must_be_sound()
-        self.check_none(entry.name)
+        self.check_not_open(entry.name)
         assert entry.pool is not None
         held = entry.pool.settings()
         settings = PoolSettings(kind="persistent", codec=held.codec, page_size=held.page_size)
@@ -88,12 +88,12 @@ class Snapshots:
 
     def scan(self, request: pb.ScanSnapshotRequest) -> pb.ScanSnapshotResponse:
         """List some of its pages."""
-        indices, following = self._used(request.id).snapshot.held(request.first)
+        indices, following = self._renew_lease(request.id).snapshot.held(request.first)
         return pb.ScanSnapshotResponse(indices=indices, next=following or 0)
 
     def read(self, request: pb.ReadSnapshotRequest) -> pb.ReadSnapshotResponse:
         """Read pages."""
-        found = self._used(request.id)
+        found = self._renew_lease(request.id)
         indices = messages.indices(request, messages.batch_limit(found.page_size, _BATCH_PAGES))
         found.snapshot.release(request.done)
         pages = messages.pages(found.snapshot.fetch(indices), True, 0)
@@ -101,19 +101,19 @@ class Snapshots:
 
     def close(self, request: pb.CloseSnapshotRequest) -> pb.CloseSnapshotResponse:
         """End a snapshot. Raises if it had ended already."""
-        self._used(request.id)
+        self._renew_lease(request.id)
         before = self._end(request.id)
         if before:
             raise SnapshotError(f"the snapshot has ended: {before}")
         return pb.CloseSnapshotResponse()
 
-    def end_of(self, export: str) -> None:
+    def end_all(self, export: str | None = None) -> None:
         """End the snapshots of an export, or all."""
         for number, one in list(self._open.items()):
-            if export in ("", one.export):
+            if export in (None, one.export):
                 self._end(number)
 
-    async def lapse(self, number: int) -> None:
+    async def expire(self, number: int) -> None:
         """End a snapshot when its lease runs out."""
         while (one := self._open.get(number)) is not None:
             left = one.until - time.monotonic()
@@ -122,7 +122,7 @@ class Snapshots:
                 return
             await asyncio.sleep(left)
 
-    def _used(self, number: int) -> _Open:
+    def _renew_lease(self, number: int) -> _Open:
         one = self._open.get(number)
         if one is None:
             raise SnapshotError(_UNKNOWN.format(self._lease))

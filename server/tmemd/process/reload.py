@@ -38,7 +38,7 @@ LIVE = frozenset(
 """Settings that change without a restart. Certificates are checked at each handshake anyway."""
 
 
-async def resized(store: Store, old: Config, new: Config) -> Config:
+async def resize(store: Store, old: Config, new: Config) -> Config:
     """Resize the store; returns the new configuration, with the old memory if resizing failed."""
     if new.memory == old.memory:
         return new

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import grpc
 
 from tmemd.base.errors import ConfigError
-from tmemd.base.os_errors import unreadable
+from tmemd.base.os_errors import why_unreadable
 from tmemd.base.trusted_files import check_writers, readable_by_anyone
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _bytes(path: str) -> bytes:
             check_writers(file, path)
             return file.read()
     except OSError as error:
-        raise ValueError(unreadable(path, error)) from error
+        raise ValueError(why_unreadable(path, error)) from error
 
 
 def _why(error: Exception) -> str:

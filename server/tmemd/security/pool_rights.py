@@ -84,17 +84,17 @@ class PoolRights:
         if settings is None:
             return self.find(client, name)
         _check_free(name)
-        with self._alone():
+        with self._exclusively():
             try:
                 held = self.find(client, name).settings()
             except UnknownPoolError:
                 return self._make(client, name, settings)
-            return self._store.open_pool(name, self._as_held(settings, held))
+            return self._store.open_pool(name, self._as_the_pool_has_them(settings, held))
 
     def create(self, client: Client, name: str, settings: PoolSettings) -> StorePool:
         """Create a pool."""
         _check_free(name)
-        with self._alone():
+        with self._exclusively():
             try:
                 self._store.find_pool(name)
             except UnknownPoolError:
@@ -138,9 +138,9 @@ class PoolRights:
 
     def set_quota(self, client: Client, name: str, quota: int, number: int = 0) -> None:
         """Limit a pool; 0 is all that is left of its owner's quota."""
-        with self._alone():
+        with self._exclusively():
             pool = self.own(client, name, number)
-            pool.set_quota(self._part(pool.settings().owner, quota, but=name))
+            pool.set_quota(self._quota_of_one(pool.settings().owner, quota, but=name))
 
     def set_weight(self, client: Client, name: str, weight: int, number: int = 0) -> None:
         pool = self.own(client, name, number)
@@ -157,10 +157,10 @@ class PoolRights:
             raise DeniedError(f"client {client.name!r} may not create pools for {owner!r}")
         weight = settings.weight or self._rules.clients.get(owner, UNNAMED).weight
         self._check_weight(client, weight)
-        quota = self._part(owner, settings.quota)
+        quota = self._quota_of_one(owner, settings.quota)
         return self._store.create_pool(name, replace(settings, owner=owner, weight=weight, quota=quota))
 
-    def _as_held(self, settings: PoolSettings, held: PoolSettings) -> PoolSettings:
+    def _as_the_pool_has_them(self, settings: PoolSettings, held: PoolSettings) -> PoolSettings:
         """Settings to open an existing pool with: what is left to the daemon is as the pool has it."""
         limited = held.owner in self._rules.clients
         return replace(
@@ -170,7 +170,7 @@ class PoolRights:
             quota=settings.quota or (held.quota if limited else 0),
         )
 
-    def _part(self, owner: str, quota: int, but: str | None = None) -> int:
+    def _quota_of_one(self, owner: str, quota: int, but: str | None = None) -> int:
         """The quota of one pool: as asked for, if the owner's quota has that much left."""
         whole = self._rules.clients.get(owner, UNNAMED).quota
         if not whole:
@@ -201,7 +201,7 @@ class PoolRights:
                 yield pool, pool.settings()
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusively(self) -> Iterator[None]:
         """Exclude others from creating pools and changing quotas, also in other processes of the arena."""
         if self._file is None:
             yield

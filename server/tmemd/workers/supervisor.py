@@ -19,7 +19,7 @@ from tmemd.base.signals import on_signals
 from tmemd.base.startup import unserved_status
 from tmemd.config.settings import dump
 from tmemd.process.arena_lock import GRACE, arena_lock, is_older
-from tmemd.process.reload import Reload, resized
+from tmemd.process.reload import Reload, resize
 from tmemd.process.shared_arena import shared_arena
 from tmemd.process.systemd import notify
 from tmemd.store.engine_store import EngineStore, client_name
@@ -147,7 +147,7 @@ class Supervisor:
 
     async def _reconfigure(self, store: Store, config: Config) -> Config:
         """Go on with these settings, and have the workers do so."""
-        self._config = config = await resized(store, self._config, config)
+        self._config = config = await resize(store, self._config, config)
         log_to_stderr(style=config.log_format, level=config.log_level)
         if self._exposition is not None:
             from tmemd.telemetry.collector import readers

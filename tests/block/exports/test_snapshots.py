@@ -314,7 +314,7 @@ def test_a_snapshot_that_nobody_reads_ends_by_itself() -> None:
         with pytest.raises(BusyError, match="is being saved"):
             snapshots.begin(entry, None)
         assert snapshots.scan(pb.ScanSnapshotRequest(id=number)).next == 0
-        await snapshots.lapse(number)
+        await snapshots.expire(number)
         with pytest.raises(SnapshotError, match="not used for"):
             snapshots.read(pb.ReadSnapshotRequest(id=number))
         assert sorted(pool.name for pool in store.pools()) == [".exports", "export/disk"]

@@ -73,7 +73,7 @@ def cut_short(store: EngineStore, work: Callable[[Catalogue], object], prepare: 
             work(Catalogue(Mortal(store, [steps])))
         except CutShort:
             restarted = Catalogue(store)
-            restarted.mend()
+            restarted.clean_up()
             assert_whole(store, restarted)
         else:
             return steps
@@ -144,7 +144,7 @@ def test_a_pool_with_pages_that_belongs_to_no_export_is_left_alone(store: Engine
     entry.pool.put(Batch(OID, [1], None, b"\7" * 4096))
     (records,) = (pool for pool in store.pools() if pool.name == CATALOGUE)
     records.destroy()
-    catalogue.mend()
+    catalogue.clean_up()
     assert catalogue.entries() == []
     assert [pool.name for pool in store.pools()] == ["export/old"]
 
@@ -199,7 +199,7 @@ def test_a_record_that_makes_no_sense_costs_its_export_alone(
     catalogue.create(ExportSpec(name="bad", size=4 * MIB))
     spoil(store, "bad", page)
     for _ in range(3):
-        catalogue.mend()
+        catalogue.clean_up()
         bad, old = catalogue.entries()
     assert (old.name, old.size, old.damaged) == ("old", 8 * MIB, "")
     assert (bad.name, bad.allow, bool(bad.damaged)) == ("bad", (), True)

@@ -11,7 +11,7 @@ from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.base.errors import UnavailableError
 from tmemd.config.settings import Config
 from tmemd.exports.catalogue import Catalogue, ExportSpec
-from tmemd.exports.manager import Exports
+from tmemd.exports.manager import ExportManager
 from tmemd.exports.reconcile import reconcile
 from tmemd.store.api import Batch
 from tmemd.store.engine_store import EngineStore
@@ -40,7 +40,7 @@ def server(store: EngineStore) -> Iterator[BlockServer]:
     started.stop(0)
 
 
-def served(server: BlockServer | Exports) -> dict[str, tuple[int, bool]]:
+def served(server: BlockServer | ExportManager) -> dict[str, tuple[int, bool]]:
     return {name: (each.size, each.draining) for name, each in server.status().items()}
 
 
@@ -104,7 +104,7 @@ def test_a_change_that_fails_leaves_the_export_served_as_it_was(
         raise UnavailableError("a lock is held")
 
     async def scenario() -> None:
-        exports = Exports(store)
+        exports = ExportManager(store)
         await exports.start([f"unix:{tmp_path}/sock"], 0)
         await exports.answer("CreateExport", pb.CreateExportRequest(name="disk", size=2 * MIB).SerializeToString())
         monkeypatch.setattr(Catalogue, "change", fail)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tmemd.base.errors import ConfigError
-from tmemd.base.os_errors import unreadable
+from tmemd.base.os_errors import why_unreadable
 from tmemd.base.parsers import address, block_addresses, seconds, size
 from tmemd.config.settings import load, service_links
 
@@ -77,7 +77,7 @@ def test_a_file_that_may_not_be_read_says_whose_it_is(tmp_path: Path) -> None:
     key = tmp_path / "key.pem"
     key.write_text("")
     key.chmod(0o600)
-    said = unreadable(key, PermissionError(13, "Permission denied"))
+    said = why_unreadable(key, PermissionError(13, "Permission denied"))
     assert said.startswith(f"{key}: Permission denied (mode 0600, owner ")
     assert "tmemd runs as " in said
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from grpc.aio import ServicerContext
 
     from tmemd.config.settings import Config
-    from tmemd.exports.manager import Exports
+    from tmemd.exports.manager import ExportManager
     from tmemd.rpc.service_context import ServiceContext
     from tmemd.security.identity import Client
     from tmemd.store.api import StorePool
@@ -40,7 +40,9 @@ SCAN_PAGES = 8192
 class AdminService(TmemAdminServicer):
     """Serves administrative calls. Long ones run in a thread."""
 
-    def __init__(self, service: ServiceContext, workers: Workers, events: EventBroadcaster, exports: Exports) -> None:
+    def __init__(
+        self, service: ServiceContext, workers: Workers, events: EventBroadcaster, exports: ExportManager
+    ) -> None:
         self.counts = service.counts
         self.identities = service.identities
         self.injections = service.injections
