@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 FOLDERS = ("bench", "client", "deploy", "docs", "proto", "server", "tests")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # A file of the sources by as much of its path as it takes, or a path from the root.
 NAMED = re.compile(rf"(?<![\w/.:-])((?:[\w.-]+/)*\w[\w.-]*\.(?:py|rs|proto)\b|(?:{'|'.join(FOLDERS)})/[\w./-]*\w)")
 NOT_OURS = {"deploy/tls", "server.py"}
