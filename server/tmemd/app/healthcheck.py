@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Ask once; the exit status."""
     given = _parser().parse_args(arguments)
     try:
-        address, why = _asked(given)
+        address, why = _check(given)
     except OSError as error:
         print(f"tmemd.probe: {_why(error)}", file=sys.stderr)
         return 1
@@ -44,18 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tmemd.probe", description="Ask a daemon whether it serves.")
-    parser.add_argument("address", nargs="?", help="HOST:PORT; as the daemon's settings say, unless given")
-    parser.add_argument("--config", metavar="FILE", help="the daemon's file of settings (TMEMD_CONFIG)")
-    parser.add_argument("--service", help=f"the service asked about ({SERVICE})")
-    parser.add_argument("--timeout", type=float, default=2.0, metavar="SECONDS", help="to wait at most (%(default)s)")
-    parser.add_argument("--ca", metavar="FILE", help="certificates that vouch for the daemon: use TLS")
-    parser.add_argument("--cert", metavar="FILE", help="own certificate, where the daemon asks for one")
+    parser.add_argument("address", nargs="?", help="HOST:PORT; by default from the daemon's settings")
+    parser.add_argument("--config", metavar="FILE", help="the daemon's settings file (TMEMD_CONFIG)")
+    parser.add_argument("--service", help=f"the service to check ({SERVICE})")
+    parser.add_argument("--timeout", type=float, default=2.0, metavar="SECONDS", help="how long to wait (%(default)s)")
+    parser.add_argument("--ca", metavar="FILE", help="authorities for the daemon's certificate; enables TLS")
+    parser.add_argument("--cert", metavar="FILE", help="own certificate, if the daemon asks for one")
     parser.add_argument("--key", metavar="FILE", help="key of the own certificate")
-    parser.add_argument("--name", metavar="HOST", help="name in the daemon's certificate, if not the address's")
+    parser.add_argument(
+        "--name", metavar="HOST", help="name in the daemon's certificate, if it differs from the address"
+    )
     return parser
 
 
-def _asked(given: argparse.Namespace) -> tuple[str, str]:
+def _check(given: argparse.Namespace) -> tuple[str, str]:
     """Who was asked, and why it does not serve; empty if it does."""
     settings = {} if given.address else _settings(given.config, os.environ)
     metrics = str(settings.get("metrics", ""))

@@ -37,7 +37,7 @@ class BackgroundWriter:
         self._bytes = 0
         self._dropped = 0
         self._written = 0
-        threading.Thread(target=self._go_on, name="tmemd-outlet", daemon=True).start()
+        threading.Thread(target=self._run, name="tmemd-writer", daemon=True).start()
 
     def write(self, line: bytes) -> None:
         with self._news:
@@ -57,7 +57,7 @@ class BackgroundWriter:
                 if self._written == before:
                     return
 
-    def _go_on(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._news:
                 self._news.wait_for(lambda: self._queue)
@@ -91,7 +91,7 @@ class CapturedStderr:
         os.set_blocking(write, False)
         os.dup2(write, 2)
         os.close(write)
-        self._thread = threading.Thread(target=self._go_on, name="tmemd-stderr", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="tmemd-stderr", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class CapturedStderr:
         self._thread.join(_GIVE_UP)
         self.outlet.flush()
 
-    def _go_on(self) -> None:
+    def _run(self) -> None:
         rest = b""
         while came := os.read(self._read, _LONGEST):
             *lines, rest = (rest + came).split(b"\n")

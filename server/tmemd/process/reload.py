@@ -60,25 +60,25 @@ class Reload:
         """The configuration in force."""
         self._read = read
         self._apply: Callable[[Config], Awaitable[Config]] | None = None
-        self._asked = asyncio.Event()
+        self._requested = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def __call__(self) -> None:
-        self._asked.set()
+        self._requested.set()
 
     def begin(self, apply: Callable[[Config], Awaitable[Config]]) -> None:
         """`apply` receives the new configuration and returns what is in force."""
         self._apply = apply
-        self._task = asyncio.create_task(self._go_on())
+        self._task = asyncio.create_task(self._run())
 
     def end(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
-    async def _go_on(self) -> None:
+    async def _run(self) -> None:
         while True:
-            await self._asked.wait()
-            self._asked.clear()
+            await self._requested.wait()
+            self._requested.clear()
             notify_reloading()
             try:
                 await self._once()

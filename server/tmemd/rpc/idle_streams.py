@@ -19,7 +19,7 @@ class IdleTimer:
         self._task = task
         self._loop = asyncio.get_running_loop()
         self._heard_at = self._loop.time()
-        self._timer = self._loop.call_later(seconds, self._look)
+        self._timer = self._loop.call_later(seconds, self._check)
 
     def begin(self) -> None:
         """A command has arrived."""
@@ -44,11 +44,11 @@ class IdleTimer:
     def close(self) -> None:
         self._timer.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = self._loop.time()
         left = self._seconds if self._busy else self._heard_at + self._seconds - now
         if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
+            self._timer = self._loop.call_later(left, self._check)
         else:
             self.ended = True
             self._task.cancel()
