@@ -65,8 +65,8 @@ def draw() -> str:
 
 def _machine() -> str:
     machine = lines("block")[0]["machine"]
-    gib = machine["memory_mib"] // 1024
-    where = f"{machine['cpu']}, {machine['cores']} virtual cores, {gib} GiB, Linux {machine['kernel']}"
+    gigabytes = machine["memory_mib"] // 1024
+    where = f"{machine['cpu']}, {machine['cores']} virtual cores, {gigabytes} GB, Linux {machine['kernel']}"
     return f"Ratios of runs in turn on one machine: {where}. Below 1x the peer is better."
 
 
