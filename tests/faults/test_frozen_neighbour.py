@@ -104,7 +104,7 @@ def test_calls_are_unavailable_in_bounded_time_and_other_shards_are_served(scene
             assert time.monotonic() < deadline
     scene.daemon.process.terminate()
     _, log = scene.daemon.process.communicate(timeout=PATIENCE)
-    assert log.count(f"process {scene.neighbour.pid} is holding the lock of shard") == 1
+    assert log.count(f"process {scene.neighbour.pid} holds the lock of shard") == 1
     assert "Traceback" not in log
 
 

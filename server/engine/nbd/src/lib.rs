@@ -27,6 +27,6 @@ pub use backends::pool_device::{PoolExport, PoolExportSettings};
 pub use exports::{Access, ExportError, ExportStatus, Exports};
 pub use protocol::Errno;
 pub use server::{
-    Limits, Listen, Renewal, Reporter, Scrapes, Server, ServerCounters, Settings, is_loopback,
+    Limits, Listen, MetricsServer, Renewal, Reporter, Server, ServerCounters, Settings, is_loopback,
 };
 pub use tls::{Tls, TlsFiles, of_certificate as client_name};

@@ -79,7 +79,7 @@ fn many_commands_are_under_way_at_once_and_each_is_answered() {
         let done = Box::new(move |answer| sender.send(answer).unwrap());
         client.send(read, begun + LONG, done);
     }
-    assert_eq!(client.under_way(), 16);
+    assert_eq!(client.in_flight(), 16);
     for _ in 0..16 {
         assert_eq!(receiver.recv().unwrap().unwrap().data.len(), 4096);
     }
@@ -103,7 +103,7 @@ fn a_deadline_is_kept_and_the_late_answer_is_dropped() {
         client.call(read, Duration::from_millis(20)),
         Err(Failure::TimedOut)
     );
-    assert_eq!(client.under_way(), 1);
+    assert_eq!(client.in_flight(), 1);
     assert_eq!(client.call(read, LONG).unwrap().data.len(), 4096);
 }
 

@@ -14,7 +14,8 @@ use tmem_nbd::san::{
 };
 use tmem_nbd::stdio::{self, Stream};
 use tmem_nbd::{
-    Access, Budget, Exports, Listen, Renewal, Scrapes, Server, Settings as Serving, Tls, TlsFiles,
+    Access, Budget, Exports, Listen, MetricsServer, Renewal, Server, Settings as Serving, Tls,
+    TlsFiles,
 };
 
 /// For connecting to the cache, and for its answers to puts and flushes.
@@ -38,18 +39,21 @@ pub struct SanGateway {
 
 struct Running {
     servers: Vec<Server>,
-    scrapes: Option<Scrapes>,
+    metrics_server: Option<MetricsServer>,
     gateway: Arc<Gateway>,
 }
 
 /// Where it is served, and to whom.
-struct Doors {
+struct Listeners {
     listen: Vec<Listen>,
     metrics: Option<Listen>,
     tls: Option<TlsFiles>,
     insecure: bool,
     buffers: usize,
 }
+
+/// Who vouches for the server, and this client's certificate and key.
+type ServerTls = (PathBuf, Option<(PathBuf, PathBuf)>);
 
 /// Certificate, key, and who vouches for clients.
 type OwnTls = (PathBuf, PathBuf, Option<PathBuf>);
@@ -75,7 +79,7 @@ impl SanGateway {
         readahead: u64,
         readahead_memory: u64,
         threads: usize,
-        tls: Option<(PathBuf, Option<(PathBuf, PathBuf)>)>,
+        tls: Option<ServerTls>,
         san_timeout: f64,
         own_tls: Option<OwnTls>,
         insecure: bool,
@@ -84,79 +88,35 @@ impl SanGateway {
     ) -> PyResult<SanGateway> {
         stdio::open_standard();
         let value = |why: String| PyValueError::new_err(why);
-        let endpoint = Endpoint::parse(server).map_err(value)?;
-        let listen = listen.iter().map(|address| address.parse());
-        let listen: Vec<Listen> = listen.collect::<Result<_, _>>().map_err(value)?;
-        let metrics = metrics.map(|address| {
-            let parsed = format!("tcp:{address}").parse();
-            parsed.map_err(|_| value(format!("{address:?} is not HOST:PORT")))
-        });
-        let doors = Doors {
-            listen,
-            metrics: metrics.transpose()?,
-            tls: own_tls.map(|(cert, key, client_ca)| TlsFiles {
-                cert,
-                key,
-                client_ca,
-            }),
-            insecure,
-            buffers,
-        };
-        let own = doors.admit().map_err(value)?;
-        let max_delay = Duration::try_from_secs_f64(max_delay)
-            .map_err(|_| value(format!("max_delay is {max_delay}; it is seconds")))?;
-        let san_timeout = Duration::try_from_secs_f64(san_timeout)
-            .map_err(|_| value(format!("san_timeout is {san_timeout}; it is seconds")))?;
-        if !matches!(page_size, 4096 | 8192 | 16384 | 32768 | 65536) {
-            return Err(value(format!(
-                "page_size is {page_size}; a gateway's must be 4096, 8192, 16384, 32768 or 65536"
-            )));
-        }
-        let state = match state.or_else(default_state) {
-            Some(state) => state,
-            None => {
-                return Err(value(
-                    "there is no folder to keep the state in: name one with --state".into(),
-                ));
-            }
-        };
-        let register = Register::of_user(&state);
-        let tokens = Some(Tokens {
-            directory: state,
-            key,
-            trust,
-        });
-        let tls = tls.map(|(ca, own)| ClientTls { ca, own });
-        if let Some(tls) = &tls {
-            tls.load().map_err(value)?; // at the start what is wrong is said, later it is waited for
-            if matches!(endpoint, Endpoint::Unix(_)) {
-                return Err(value(format!(
-                    "{server} is a Unix socket, and TLS is for TCP"
-                )));
-            }
-        }
+        let listeners = Listeners::parse(&listen, metrics, own_tls, insecure, buffers);
+        let listeners = listeners.map_err(value)?;
+        let own = listeners.admit().map_err(value)?;
+        let san_timeout = seconds("san_timeout", san_timeout).map_err(value)?;
+        let state = state.or_else(default_state);
+        let state = state.ok_or_else(|| {
+            value("there is no folder to keep the state in: name one with --state".into())
+        })?;
         let settings = Settings {
-            cache: CacheAddress {
-                endpoint,
-                tls,
-                pool: pool.into(),
-                page: page_size,
-                connect: CONNECT,
-                patience: PATIENCE,
-            },
+            cache: cache_address(server, pool, page_size, tls).map_err(value)?,
+            register: Some(Register::of_user(&state)),
             volume: match shared_object {
                 Some(object) => Volume::Shared { object },
-                None => Volume::Exclusive { tokens },
+                None => Volume::Exclusive {
+                    tokens: Some(Tokens {
+                        directory: state,
+                        key,
+                        trust,
+                    }),
+                },
             },
-            register: Some(register),
-            max_delay,
+            max_delay: seconds("max_delay", max_delay).map_err(value)?,
             scan,
             readahead,
             readahead_memory,
         };
         let read_only = shared_object.is_some();
         let opened = py.detach(|| open(backing, read_only, threads, san_timeout))?;
-        let started = py.detach(|| start(opened, doors, own, settings));
+        let started = py.detach(|| start(opened, listeners, own, settings));
         started.map_err(|error| match error.kind() {
             io::ErrorKind::ResourceBusy => PyOSError::new_err(format!("{backing}: {error}")),
             io::ErrorKind::InvalidInput => PyValueError::new_err(error.to_string()),
@@ -216,7 +176,7 @@ impl SanGateway {
         };
         let grace = Duration::from_secs_f64(grace.clamp(0.0, 1e6));
         let stopped = py.detach(move || {
-            drop(running.scrapes);
+            drop(running.metrics_server);
             for server in running.servers {
                 server.stop(if detach { grace } else { Duration::ZERO });
             }
@@ -246,7 +206,32 @@ impl SanGateway {
     }
 }
 
-impl Doors {
+impl Listeners {
+    fn parse(
+        listen: &[String],
+        metrics: Option<&str>,
+        tls: Option<OwnTls>,
+        insecure: bool,
+        buffers: usize,
+    ) -> Result<Listeners, String> {
+        let metrics = metrics.map(|address| {
+            let parsed = format!("tcp:{address}").parse();
+            parsed.map_err(|_| format!("{address:?} is not HOST:PORT"))
+        });
+        let listen = listen.iter().map(|address| address.parse());
+        Ok(Listeners {
+            listen: listen.collect::<Result<_, _>>()?,
+            metrics: metrics.transpose()?,
+            tls: tls.map(|(cert, key, client_ca)| TlsFiles {
+                cert,
+                key,
+                client_ca,
+            }),
+            insecure,
+            buffers,
+        })
+    }
+
     /// The certificates, if there are any and every door may be opened.
     fn admit(&self) -> Result<Option<Tls>, String> {
         if self.insecure && self.tls.is_some() {
@@ -283,7 +268,11 @@ impl Doors {
         Ok(servers)
     }
 
-    fn measure(&self, gateway: &Arc<Gateway>, own: Option<Tls>) -> io::Result<Option<Scrapes>> {
+    fn measure(
+        &self,
+        gateway: &Arc<Gateway>,
+        own: Option<Tls>,
+    ) -> io::Result<Option<MetricsServer>> {
         let Some(listen) = &self.metrics else {
             return Ok(None);
         };
@@ -293,8 +282,42 @@ impl Doors {
             None => String::new(),
         };
         let secured = own.zip(self.renewal());
-        Scrapes::start(listen, Box::new(page), secured, self.insecure).map(Some)
+        MetricsServer::start(listen, Box::new(page), secured, self.insecure).map(Some)
     }
+}
+
+/// Where the cache is, checked as far as that can be at the start; what goes wrong later is waited for.
+fn cache_address(
+    server: &str,
+    pool: &str,
+    page_size: u32,
+    tls: Option<ServerTls>,
+) -> Result<CacheAddress, String> {
+    let endpoint = Endpoint::parse(server)?;
+    if !matches!(page_size, 4096 | 8192 | 16384 | 32768 | 65536) {
+        return Err(format!(
+            "page_size is {page_size}; a gateway's must be 4096, 8192, 16384, 32768 or 65536"
+        ));
+    }
+    let tls = tls.map(|(ca, own)| ClientTls { ca, own });
+    if let Some(tls) = &tls {
+        tls.load()?;
+        if matches!(endpoint, Endpoint::Unix(_)) {
+            return Err(format!("{server} is a Unix socket, and TLS is for TCP"));
+        }
+    }
+    Ok(CacheAddress {
+        endpoint,
+        tls,
+        pool: pool.into(),
+        page: page_size,
+        connect: CONNECT,
+        patience: PATIENCE,
+    })
+}
+
+fn seconds(name: &str, number: f64) -> Result<Duration, String> {
+    Duration::try_from_secs_f64(number).map_err(|_| format!("{name} is {number}; it is seconds"))
 }
 
 fn complain(line: &str) {
@@ -303,7 +326,7 @@ fn complain(line: &str) {
 
 fn start(
     backing: Arc<dyn Backing>,
-    doors: Doors,
+    listeners: Listeners,
     own: Option<Tls>,
     settings: Settings,
 ) -> io::Result<SanGateway> {
@@ -314,14 +337,14 @@ fn start(
     exports
         .add("", gateway.backend(), Access::Everybody)
         .map_err(io::Error::other)?;
-    let scrapes = doors.measure(&gateway, own.clone())?;
-    let servers = doors.serve(&exports, own)?;
+    let metrics_server = listeners.measure(&gateway, own.clone())?;
+    let servers = listeners.serve(&exports, own)?;
     let addresses = servers
         .iter()
         .flat_map(|server| server.addresses().to_vec());
-    let metrics = scrapes
+    let metrics = metrics_server
         .as_ref()
-        .and_then(|scrapes| scrapes.addresses().first());
+        .and_then(|metrics_server| metrics_server.addresses().first());
     Ok(SanGateway {
         addresses: addresses.collect(),
         metrics: metrics.map(|address| address.trim_start_matches("tcp:").into()),
@@ -329,7 +352,7 @@ fn start(
         warm: gateway.is_warm(),
         running: Mutex::new(Some(Running {
             servers,
-            scrapes,
+            metrics_server,
             gateway,
         })),
     })

@@ -17,7 +17,7 @@ use super::layout::*;
 use super::locks::file_lock::{self, ATTACHED, ATTACHING};
 use super::locks::lock::{Acquired, Level, LockWord, Missed};
 use super::locks::owner::{self, Owner};
-use super::locks::wait_limit::Patience;
+use super::locks::wait_limits::WaitLimits;
 use super::mapping::map::Map;
 use super::trust::{self, io_error, refusal};
 use crate::error::{Error, Lock, Result};
@@ -26,7 +26,7 @@ use crate::types::{FRAME, MAX_POOLS, StoreOptions};
 /// An attached arena.
 pub struct Arena {
     owner: Owner, // gone before what it is mapped in
-    patience: Patience,
+    wait_limits: WaitLimits,
     map: Map,
     path: Option<PathBuf>,
     geometry: Geometry,
@@ -118,7 +118,7 @@ impl Arena {
     ) -> Arena {
         Arena {
             owner,
-            patience: Patience::new(limit, geometry.shards as usize + 1),
+            wait_limits: WaitLimits::new(limit, geometry.shards as usize + 1),
             map,
             path,
             geometry,
@@ -273,11 +273,11 @@ impl Arena {
     pub fn take(&self, lock: Lock) -> Result<Acquired> {
         self.whole()?;
         let (word, level, number) = self.lock(lock);
-        let limit = || self.patience.limit(number);
+        let limit = || self.wait_limits.limit(number);
         match word.acquire(&self.owner, level, limit) {
             Ok(acquired) => {
                 if acquired.waited {
-                    self.patience.got(number);
+                    self.wait_limits.got(number);
                 }
                 Ok(acquired)
             }
@@ -298,7 +298,7 @@ impl Arena {
             Missed::Held(holder) => Error::Busy {
                 lock,
                 holder: owner::process_of(&self.map, holder),
-                waited: self.patience.missed(self.lock(lock).2, holder),
+                waited: self.wait_limits.missed(self.lock(lock).2, holder),
             },
             Missed::Nobody => Error::Arena {
                 path: self.name(),
@@ -313,9 +313,9 @@ impl Arena {
         let shards = (0..self.geometry.shards).map(Lock::Shard);
         let stuck = |lock: &Lock| {
             let (word, _, number) = self.lock(*lock);
-            let holder = self.patience.stuck(number)?;
+            let holder = self.wait_limits.stuck(number)?;
             if word.holder() != holder || !self.owner.is_alive(holder) {
-                self.patience.got(number);
+                self.wait_limits.got(number);
                 return None;
             }
             Some((*lock, owner::process_of(&self.map, holder)))

@@ -18,12 +18,12 @@ pub use budget::{Budget, Full};
 pub use file::{Arena, Attach};
 pub use layout::*;
 pub use locks::lock::{Acquired, Level};
-pub use locks::wait_limit::{waiting_at_least, waiting_at_most};
+pub use locks::wait_limits::{waiting_at_least, waiting_at_most};
 #[cfg(feature = "crash-points")]
 pub use mapping::cell::{Crash, arm, disarm};
 pub use mapping::cell::{W32, W64};
 pub use promise::{
-    heap_at, heap_head, is_backed, is_over_by, kept, owed, owed_after, pool_frames, promised,
-    promised_beyond, promised_to, with_index,
+    heap_at, heap_head, held_backing, is_backed, is_over_by, pool_frames, promised,
+    promised_beyond, promised_to, required_backing, required_backing_after, with_index,
 };
 pub use table::Table;

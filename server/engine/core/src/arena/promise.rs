@@ -67,12 +67,12 @@ pub fn is_backed(arena: &Arena) -> bool {
 }
 
 /// Bytes of free frames that must be committed: what of all reserves is not used. 0 where promises are not backed.
-pub fn owed(arena: &Arena) -> u64 {
-    owed_after(arena, None, 0)
+pub fn required_backing(arena: &Arena) -> u64 {
+    required_backing_after(arena, None, 0)
 }
 
 /// The same once `pool` uses `more` bytes more.
-pub fn owed_after(arena: &Arena, pool: Option<u32>, more: u64) -> u64 {
+pub fn required_backing_after(arena: &Arena, pool: Option<u32>, more: u64) -> u64 {
     if !is_backed(arena) {
         return 0;
     }
@@ -84,7 +84,7 @@ pub fn owed_after(arena: &Arena, pool: Option<u32>, more: u64) -> u64 {
 }
 
 /// Bytes of free frames that are committed.
-pub fn kept(arena: &Arena) -> u64 {
+pub fn held_backing(arena: &Arena) -> u64 {
     let frames = |shard| u64::from(arena.shard(shard).reserve_frames.get());
     (0..arena.shards()).map(frames).sum::<u64>() * PAGE
 }
@@ -105,7 +105,7 @@ pub fn promised_beyond(arena: &Arena, except: Option<u32>) -> u64 {
         return promised;
     }
     let own = except.map_or(0, |pool| promised_to(arena, pool));
-    promised.saturating_sub(kept(arena).saturating_sub(own))
+    promised.saturating_sub(held_backing(arena).saturating_sub(own))
 }
 
 /// Whether more is used, or promised to others than `pool`, than there may be.

@@ -7,7 +7,7 @@ use super::{Target, most_of};
 use crate::codec::{Encoded, Form};
 use crate::error::{Error, Result};
 use crate::outcome::Outcome;
-use crate::shard::{Law, ObjectKey};
+use crate::shard::{ObjectKey, PutMode};
 use crate::types::CLUSTER;
 
 impl Target<'_> {
@@ -32,7 +32,7 @@ impl Target<'_> {
                 if scratch.encoded.is_empty() {
                     return Ok(());
                 }
-                into.store(there, scratch, Law::Copy, &mut outcomes)
+                into.store(there, scratch, PutMode::Copy, &mut outcomes)
             })?;
         }
         let refused = |outcome: &Outcome| matches!(outcome, Outcome::Refused { .. });

@@ -6,17 +6,17 @@
 mod copy;
 mod fetch;
 mod get;
-mod last;
+mod last_page;
 mod pages;
 mod put;
-mod relief;
+mod reclaim;
 mod scan;
 mod scratch;
 
 pub use fetch::{Fetched, FetchedPage};
-pub use last::LastPage;
+pub use last_page::LastPage;
 pub use pages::Neighbours;
-pub use relief::shrink;
+pub use reclaim::shrink;
 pub use scan::{ScanCursor, ScannedCluster};
 
 use crate::alloc::slot::HEADER;

@@ -1,14 +1,14 @@
 //! Put of a batch: a stretch is compressed, then its shard's lock is taken once and its pages are stored.
 
 use super::pages::Source;
-use super::relief::{relieve, settle};
+use super::reclaim::{reclaim, settle};
 use super::scratch::{Ready, SCRATCH, Scratch};
 use super::{Input, STRETCH, Target, stretches};
 use crate::arena::Full;
 use crate::codec::{Compressor, Encoded, Form, checksum, same_filled};
 use crate::error::{Error, Result};
 use crate::outcome::Outcome;
-use crate::shard::{Law, ObjectKey};
+use crate::shard::{ObjectKey, PutMode};
 use crate::types::{CLUSTER, Codec};
 
 impl Target<'_> {
@@ -19,7 +19,7 @@ impl Target<'_> {
         key: &ObjectKey,
         pages: &impl Source,
         input: Input,
-        law: Law,
+        mode: PutMode,
         outcomes: &mut [Outcome],
     ) -> Result<()> {
         self.view()?;
@@ -36,7 +36,7 @@ impl Target<'_> {
                 index,
                 |scratch, stretch| {
                     self.encode(scratch, pages, stretch, input)?;
-                    self.store(key, scratch, law, outcomes)
+                    self.store(key, scratch, mode, outcomes)
                 },
             )
         })
@@ -150,7 +150,7 @@ impl Target<'_> {
         &self,
         key: &ObjectKey,
         scratch: &Scratch,
-        law: Law,
+        mode: PutMode,
         outcomes: &mut [Outcome],
     ) -> Result<()> {
         let mut todo = &scratch.encoded[..];
@@ -160,7 +160,7 @@ impl Target<'_> {
             let mut full = Full::Memory;
             let done = self.with(home, |shard, view| {
                 let stored = todo.iter().map_while(|ready| {
-                    let put = shard.put(view, key, &ready.item(&scratch.blocks, law), last);
+                    let put = shard.put(view, key, &ready.item(&scratch.blocks, mode), last);
                     outcomes[ready.position] = put.map_err(|why| full = why).ok()?;
                     Some(())
                 });
@@ -171,7 +171,7 @@ impl Target<'_> {
                 break;
             }
             let bytes = todo.iter().map(|ready| u64::from(ready.encoded.len)).sum();
-            relieve(self.arena, home, bytes, self.id.slot, full == Full::Quota)?;
+            reclaim(self.arena, home, bytes, self.id.slot, full == Full::Quota)?;
             relieved = true;
         }
         debug_assert!(todo.is_empty());

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use crate::alloc::slot::Header;
 use crate::codec::{Compressor, Encoded};
-use crate::shard::{Item, Law};
+use crate::shard::{Item, PutMode};
 
 /// One thread's buffers, kept from call to call.
 #[derive(Default)]
@@ -35,13 +35,13 @@ pub struct Ready {
 }
 
 impl Ready {
-    pub fn item<'b>(&self, blocks: &'b [u8], law: Law) -> Item<'b> {
+    pub fn item<'b>(&self, blocks: &'b [u8], mode: PutMode) -> Item<'b> {
         Item {
             index: self.index,
             form: self.encoded.form,
             checksum: self.encoded.checksum,
             bytes: &blocks[self.start..self.start + self.encoded.len as usize],
-            law,
+            mode,
         }
     }
 }

@@ -54,12 +54,12 @@ pub struct Item<'b> {
     pub form: Form,
     pub checksum: u32,
     pub bytes: &'b [u8],
-    pub law: Law,
+    pub mode: PutMode,
 }
 
 /// What a page that is refused leaves behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Law {
+pub enum PutMode {
     /// No older page: it would be stale.
     Put,
     /// The older page as it was: to a block device a failed write has changed nothing.

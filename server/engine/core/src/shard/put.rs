@@ -14,7 +14,7 @@ use crate::index::NodeId;
 use crate::outcome::{Counter, Outcome, Reason};
 use crate::pool_table::{self, PoolView};
 use crate::shard::evict::TRIES;
-use crate::shard::{Item, Law, ObjectKey, Shard};
+use crate::shard::{Item, ObjectKey, PutMode, Shard};
 use crate::types::{CLUSTER, FRAME, MAX_PAGE};
 
 /// Bytes by which the limit may be passed while a page and the one that replaces it both stand: what the largest takes, twice, as
@@ -45,18 +45,18 @@ impl<'a> Shard<'a> {
             self.frames.prefetch_entry(place);
         }
         let replaced = older.is_some();
-        if item.law == Law::Copy && self.is_crowded(pool.slot) {
+        if item.mode == PutMode::Copy && self.is_crowded(pool.slot) {
             return Ok(NOT_COPIED);
         }
         if let Some(reason) = self.admission(pool, item, !replaced) {
-            let old_flushed = item.law == Law::Put && self.remove(key, item.index);
+            let old_flushed = item.mode == PutMode::Put && self.remove(key, item.index);
             return Ok(self.refused(pool, reason, old_flushed));
         }
         match self.store_with_room(pool, key, item, last && pool.persistent) {
             Ok(()) => Ok(Outcome::Stored { replaced }),
             Err(full) if !last && (full != Full::Quota || !pool.persistent) => Err(full),
-            Err(_) if item.law == Law::Copy => Ok(NOT_COPIED),
-            Err(full) if item.law == Law::ReplaceOrKeep => {
+            Err(_) if item.mode == PutMode::Copy => Ok(NOT_COPIED),
+            Err(full) if item.mode == PutMode::ReplaceOrKeep => {
                 Ok(self.pass_or_keep(pool, key, item, full, replaced))
             }
             Err(full) => Ok(self.give_way(pool, key, item, full)),
@@ -70,7 +70,7 @@ impl<'a> Shard<'a> {
         if pool.max_zpage != 0 && item.bytes.len() > pool.max_zpage as usize {
             return Some(Reason::PoorCompression);
         }
-        let asks = new && pool.persistent && item.law != Law::Copy;
+        let asks = new && pool.persistent && item.mode != PutMode::Copy;
         (asks && self.is_full(pool.slot)).then_some(Reason::Memory)
     }
 

@@ -6,11 +6,11 @@
 //! runs, by all shards in turn.
 //! Locking: takes one shard's lock at a time, for a bounded piece of work.
 
-use crate::alloc::frames::{Frames, KEPT_RUN};
-use crate::arena::{Arena, Budget, is_backed, kept, owed, with_index};
+use crate::alloc::frames::{Frames, RESERVE_RUN};
+use crate::arena::{Arena, Budget, held_backing, is_backed, required_backing, with_index};
 use crate::error::{Error, Result};
 use crate::shard::with_shard;
-use crate::store::machine;
+use crate::store::available_memory;
 use crate::types::FRAME;
 
 /// Most runs committed under one lock: 8 MiB.
@@ -19,7 +19,7 @@ const RUNS_AT_ONCE: u64 = 64;
 const LOOKS: u32 = 1000;
 
 fn missing(arena: &Arena) -> u64 {
-    with_index(owed(arena)).saturating_sub(kept(arena))
+    with_index(required_backing(arena)).saturating_sub(held_backing(arena))
 }
 
 /// Commit what is promised; or say what the machine lacks.
@@ -28,14 +28,14 @@ pub fn stock(arena: &Arena) -> Result<()> {
     if wanted == 0 {
         return Ok(());
     }
-    if let Some(free) = machine::available().filter(|&free| free < wanted) {
+    if let Some(free) = available_memory::bytes().filter(|&free| free < wanted) {
         return Err(lacking(wanted, &format!("the machine has {free} free")));
     }
     let mut more = true;
     while more {
         more = false;
         // All shards have the same share, as they will be used.
-        let runs = missing(arena) / (u64::from(KEPT_RUN) * FRAME as u64);
+        let runs = missing(arena) / (u64::from(RESERVE_RUN) * FRAME as u64);
         let share = (runs / u64::from(arena.shards())).clamp(1, RUNS_AT_ONCE) as u32;
         for id in 0..arena.shards() {
             let stocked = with_shard(arena, id, |shard| {
@@ -85,13 +85,13 @@ pub fn map_all(arena: &Arena) -> Result<()> {
 pub fn check(arena: &Arena) -> Option<String> {
     let short = || {
         std::thread::yield_now();
-        kept(arena) < owed(arena)
+        held_backing(arena) < required_backing(arena)
     };
     (0..LOOKS).all(|_| short()).then(|| {
         format!(
             "{} bytes of free frames are committed, and {} are promised",
-            kept(arena),
-            owed(arena)
+            held_backing(arena),
+            required_backing(arena)
         )
     })
 }

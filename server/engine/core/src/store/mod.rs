@@ -1,7 +1,7 @@
 //! The store as its users see it: an arena, its pools, and its upkeep.
 
+mod available_memory;
 mod backing;
-mod machine;
 pub mod pool;
 mod reserve;
 pub mod stats;

@@ -6,8 +6,8 @@
 
 use crate::alloc::heap::Heap;
 use crate::arena::{
-    HEAP_FRAMES, heap_head, is_backed, kept, pool_frames, promised, promised_beyond, promised_to,
-    with_index,
+    HEAP_FRAMES, heap_head, held_backing, is_backed, pool_frames, promised, promised_beyond,
+    promised_to, with_index,
 };
 use crate::batch::shrink;
 use crate::error::{Error, Result, unless_busy};
@@ -91,7 +91,11 @@ impl Pool {
         let arena = &self.arena;
         let unused = bytes.saturating_sub(pool_frames(arena, self.slot()) * PAGE);
         let needed = with_index(unused).saturating_add(self.heaps_to_make());
-        let kept = if is_backed(arena) { kept(arena) } else { 0 };
+        let kept = if is_backed(arena) {
+            held_backing(arena)
+        } else {
+            0
+        };
         let held = arena
             .used()
             .saturating_sub(pool_table::ephemeral_frames(arena) * PAGE + kept);

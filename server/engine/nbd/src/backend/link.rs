@@ -14,7 +14,7 @@ use super::budget::{Budget, Hold, Peer};
 use super::counts::Counts;
 use super::reply::{Head, Reply};
 use crate::protocol::Errno;
-use crate::wire::{Out, Socket};
+use crate::wire::{SendBuffer, Socket};
 
 /// Buffers kept for replies of tickets, and the bytes of them.
 const SPARE: usize = 32;
@@ -35,19 +35,19 @@ pub struct Link {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Parcel>,
-    spare: Vec<Out>,
+    spare: Vec<SendBuffer>,
 }
 
 /// Replies to be sent: one that a ticket answered, or others without.
 struct Parcel {
-    out: Out,
+    out: SendBuffer,
     ticket: Option<Hold>,
 }
 
 impl Queue {
-    fn keep(&mut self, mut out: Out) {
+    fn keep(&mut self, mut out: SendBuffer) {
         out.clear();
-        let kept: usize = self.spare.iter().map(Out::capacity).sum();
+        let kept: usize = self.spare.iter().map(SendBuffer::capacity).sum();
         if self.spare.len() < SPARE && kept + out.capacity() <= SPARE_BYTES {
             self.spare.push(out);
         }
@@ -73,12 +73,12 @@ impl Link {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn spare(&self) -> Out {
+    pub fn spare(&self) -> SendBuffer {
         self.queue().spare.pop().unwrap_or_default()
     }
 
     /// Send what is queued and then `out` as far as that goes without waiting; false if some is left.
-    pub fn send(&self, out: Option<Out>) -> bool {
+    pub fn send(&self, out: Option<SendBuffer>) -> bool {
         self.send_parcel(out.map(|out| Parcel { out, ticket: None }))
     }
 

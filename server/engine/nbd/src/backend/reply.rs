@@ -5,7 +5,7 @@
 
 use super::request::{Context, Contexts};
 use crate::protocol::{Chunk, Errno, SimpleReply, chunk, command};
-use crate::wire::{Mark, Out};
+use crate::wire::{Mark, SendBuffer};
 
 /// Bytes before a data chunk's data.
 const DATA_HEADER: usize = Chunk::SIZE + 8;
@@ -42,7 +42,7 @@ impl Head {
 
 /// Where a read's data, or the extents of block status, go.
 pub struct Reply<'o> {
-    out: &'o mut Out,
+    out: &'o mut SendBuffer,
     head: Head,
     start: Mark,
     /// Where the last chunk's head is.
@@ -71,7 +71,7 @@ enum Body {
 }
 
 impl<'o> Reply<'o> {
-    pub(crate) fn new(out: &'o mut Out, head: Head) -> Reply<'o> {
+    pub(crate) fn new(out: &'o mut SendBuffer, head: Head) -> Reply<'o> {
         Reply {
             start: out.mark(),
             out,

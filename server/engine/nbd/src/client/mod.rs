@@ -15,8 +15,8 @@ mod channel;
 mod command;
 mod endpoint;
 mod handshake;
+mod in_flight;
 mod receive;
-mod table;
 
 pub use crate::tls::ClientTls;
 pub use command::{Answer, Command, Done, Failure};
@@ -33,7 +33,7 @@ use crate::protocol::{self, RequestHeader};
 use channel::Channel;
 use command::head;
 use handshake::Secure;
-use table::Table;
+use in_flight::InFlight;
 
 /// Parts of what is sent that are handed to the system at once.
 const MOST_PARTS: usize = 512;
@@ -75,7 +75,7 @@ struct Wire {
     stream: Channel,
     structured: bool,
     sending: Mutex<()>,
-    table: Table,
+    in_flight: InFlight,
     broken: AtomicBool,
     end: Mutex<End>,
 }
@@ -105,14 +105,14 @@ impl Client {
             structured: opened.structured,
             stream,
             sending: Mutex::new(()),
-            table: Table::default(),
+            in_flight: InFlight::default(),
             broken: AtomicBool::new(false),
             end: Mutex::default(),
         });
         let (reader, watcher, tick) = (wire.clone(), wire.clone(), options.tick);
         let spawn = |name: &str| thread::Builder::new().name(name.into());
         spawn("nbd-read").spawn(move || reader.receive())?;
-        spawn("nbd-watch").spawn(move || watcher.table.watch(tick))?;
+        spawn("nbd-watch").spawn(move || watcher.in_flight.watch(tick))?;
         Ok(Client { opened, wire })
     }
 
@@ -136,8 +136,8 @@ impl Client {
     }
 
     /// Commands that are not answered yet; those whose deadline has passed count until the server answers.
-    pub fn under_way(&self) -> usize {
-        self.wire.table.len()
+    pub fn in_flight(&self) -> usize {
+        self.wire.in_flight.len()
     }
 
     /// Send a command; `done` is called once.
@@ -262,7 +262,7 @@ impl Wire {
             Command::Read { offset, length } => (offset, length),
             _ => (0, 0),
         };
-        let cookie = self.table.enter(expected, offset, deadline, done)?;
+        let cookie = self.in_flight.enter(expected, offset, deadline, done)?;
         Ok(command.header(cookie).bytes())
     }
 
@@ -282,7 +282,7 @@ impl Wire {
     fn give_up(&self) {
         self.broken.store(true, Ordering::Release);
         self.stream.socket.shut();
-        self.table.fail_all();
+        self.in_flight.fail_all();
     }
 }
 

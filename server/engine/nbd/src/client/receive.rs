@@ -7,7 +7,7 @@ use std::io::{self, BufReader, Read};
 use super::Wire;
 use super::channel::Channel;
 use super::command::Failure;
-use super::table::Gathered;
+use super::in_flight::Gathered;
 use crate::protocol::{Chunk, Errno, SimpleReply, chunk};
 
 /// Longest text of an error, in bytes.
@@ -52,7 +52,7 @@ impl Wire {
     }
 
     fn simple(&self, reader: &mut Reader<'_>, reply: SimpleReply) -> io::Result<()> {
-        let mut gathered = self.table.take(reply.cookie).ok_or_else(malformed)?;
+        let mut gathered = self.in_flight.take(reply.cookie).ok_or_else(malformed)?;
         gathered.failure = Errno::from_number(reply.error).map(Failure::Errno);
         if gathered.failure.is_none() && gathered.length > 0 {
             if self.structured {
@@ -61,17 +61,17 @@ impl Wire {
             let length = gathered.length;
             data(reader, &mut gathered, 0, length)?;
         }
-        self.table.finish(reply.cookie, gathered);
+        self.in_flight.finish(reply.cookie, gathered);
         Ok(())
     }
 
     fn chunk(&self, reader: &mut Reader<'_>, head: Chunk) -> io::Result<()> {
-        let mut gathered = self.table.take(head.cookie).ok_or_else(malformed)?;
+        let mut gathered = self.in_flight.take(head.cookie).ok_or_else(malformed)?;
         fill(reader, &mut gathered, head)?;
         if head.flags & chunk::DONE == 0 {
-            self.table.put_back(head.cookie, gathered);
+            self.in_flight.put_back(head.cookie, gathered);
         } else if gathered.complete() {
-            self.table.finish(head.cookie, gathered);
+            self.in_flight.finish(head.cookie, gathered);
         } else {
             return Err(malformed());
         }

@@ -23,8 +23,8 @@ impl Access {
 /// What an export that a client opens means for the others.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Claim {
-    /// The export names its clients, and this one takes one of the seats that are kept for them.
+    /// The export names its clients, and this one takes one of the connections reserved for them.
     pub own: bool,
-    /// Seats that are kept for the clients of others.
+    /// Connections reserved for clients of other exports.
     pub others: usize,
 }

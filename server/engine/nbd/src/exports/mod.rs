@@ -1,7 +1,7 @@
 //! The table of exports: what is served under which name, and to whom.
 //!
-//! An export without multi-conn has one connection at a time. Its seat is free once the old connection's thread is done with
-//! all that came over it, so that nothing of it lands after what a new connection writes.
+//! An export without multi-conn has one connection at a time. The next one gets in once the old connection's thread has
+//! finished all that came over it, so nothing of it lands after what the new connection writes.
 //!
 //! A client with several connections, one of which breaks, sends what was not answered again over another. So before a
 //! connection changes anything, those that were closed by then are cut off: what they began is done, the rest is dropped.
@@ -23,9 +23,9 @@ use crate::backend::{
 };
 use crate::protocol::{MAX_DATA, MAX_STRING};
 use crate::wire::Socket;
-use table::{Entry, Key, Prefix, Seat, Table, clients, status};
+use table::{Connection, Entry, Key, Prefix, Table, clients, status};
 
-/// How long a client waits for the seat of a connection whose other end is gone.
+/// How long a client waits for a connection whose other end is gone to make way.
 pub(crate) const HANDOVER: Duration = Duration::from_secs(2);
 
 /// Why a change of the table was refused.
@@ -45,7 +45,7 @@ pub enum ExportError {
 #[derive(Default)]
 pub struct Exports {
     table: Mutex<Table>,
-    /// A seat became free.
+    /// A connection ended.
     freed: Condvar,
 }
 
@@ -57,15 +57,15 @@ pub struct Opened {
     key: Key,
     client: Client,
     attached: bool,
-    /// Where several connections may change the export: how often one was seated.
-    seated: Option<Arc<AtomicU64>>,
+    /// Where several connections may change the export: how often it was opened.
+    openings: Option<Arc<AtomicU64>>,
 }
 
 impl Opened {
     /// The other connections, as the one of `own` sees them.
     pub fn others(&self, own: &Arc<Link>) -> Others {
-        let watched = match (&self.key, &self.seated) {
-            (Key::Named(name), Some(seated)) => Some((name.clone(), seated.clone())),
+        let watched = match (&self.key, &self.openings) {
+            (Key::Named(name), Some(openings)) => Some((name.clone(), openings.clone())),
             _ => None,
         };
         Others {
@@ -91,10 +91,10 @@ pub struct Others {
 impl Others {
     /// Wait until nothing more is done that came over connections that are closed by now; false if one's own is cut off.
     pub fn settle(&mut self) -> bool {
-        let Some((name, seated)) = &self.watched else {
+        let Some((name, openings)) = &self.watched else {
             return true;
         };
-        let now = seated.load(Ordering::SeqCst);
+        let now = openings.load(Ordering::SeqCst);
         if self.seen != now {
             self.seen = now;
             self.links = self.exports.links(name, &self.own);
@@ -143,8 +143,8 @@ impl Exports {
             access,
             draining: false,
             counts: Arc::default(),
-            seats: Vec::new(),
-            seated: Arc::default(),
+            connections: Vec::new(),
+            openings: Arc::default(),
         };
         table.named.insert(name.into(), entry);
         Ok(())
@@ -156,7 +156,7 @@ impl Exports {
         let entry = Prefix {
             resolver,
             counts: Arc::default(),
-            seats: Vec::new(),
+            connections: Vec::new(),
         };
         match self.table().prefixes.insert(prefix.into(), entry) {
             None => Ok(()),
@@ -173,7 +173,7 @@ impl Exports {
                 .get_mut(name)
                 .ok_or_else(|| ExportError::Unknown(name.into()))?;
             entry.draining |= force;
-            let clients = entry.seats.len();
+            let clients = entry.connections.len();
             if clients == 0 {
                 let entry = table.named.remove(name).expect("found just now");
                 return Ok(entry.backend);
@@ -183,9 +183,9 @@ impl Exports {
                 return Err(ExportError::InUse { name, clients });
             }
             entry
-                .seats
+                .connections
                 .iter()
-                .for_each(|seat| seat.link.socket().close());
+                .for_each(|connection| connection.link.socket().close());
             table = self.wait(table, Duration::from_millis(100));
         }
     }
@@ -223,7 +223,7 @@ impl Exports {
             if strangers.peek().is_none() {
                 break;
             }
-            strangers.for_each(|seat| seat.link.socket().close());
+            strangers.for_each(|connection| connection.link.socket().close());
             table = self.wait(table, Duration::from_millis(100));
         }
         Ok(())
@@ -236,7 +236,7 @@ impl Exports {
         loop {
             let entry = table.named.get(name);
             let entry = entry.ok_or_else(|| ExportError::Unknown(name.into()))?;
-            if entry.seats.is_empty() {
+            if entry.connections.is_empty() {
                 return Ok(true);
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -273,7 +273,7 @@ impl Exports {
     pub fn prefix_status(&self, prefix: &str) -> Option<(Vec<Client>, ExportCounters)> {
         let table = self.table();
         let found = table.prefixes.get(prefix)?;
-        Some((clients(&found.seats), found.counts.read()))
+        Some((clients(&found.connections), found.counts.read()))
     }
 
     /// The names a client may see.
@@ -314,7 +314,7 @@ impl Exports {
         let name = self.table().full_name(name, client);
         let known = self.table().named.contains_key(&name);
         let mut opened = if known {
-            self.take_seat(name, client, link)?
+            self.open_within_limits(name, client, link)?
         } else {
             self.resolve(&name, client, link)?
         };
@@ -339,7 +339,7 @@ impl Exports {
         Claim { own, others }
     }
 
-    fn take_seat(
+    fn open_within_limits(
         self: &Arc<Exports>,
         name: String,
         client: &Client,
@@ -355,29 +355,29 @@ impl Exports {
             let closed = entry.cut_off_closed();
             let free = match info.multi_conn {
                 true => closed == 0 || info.read_only,
-                false => entry.seats.is_empty(),
+                false => entry.connections.is_empty(),
             };
             if free {
-                entry.seats.push(Seat {
+                entry.connections.push(Connection {
                     client: client.clone(),
                     link: link.clone(),
                 });
-                entry.seated.fetch_add(1, Ordering::SeqCst);
+                entry.openings.fetch_add(1, Ordering::SeqCst);
                 let watch = info.multi_conn && !info.read_only;
                 return Ok(Opened {
                     backend: entry.backend.clone(),
                     counts: entry.counts.clone(),
                     exports: self.clone(),
-                    seated: watch.then(|| entry.seated.clone()),
+                    openings: watch.then(|| entry.openings.clone()),
                     key: Key::Named(name),
                     client: client.clone(),
                     attached: false,
                 });
             }
-            let in_use = !info.multi_conn && closed < entry.seats.len();
+            let in_use = !info.multi_conn && closed < entry.connections.len();
             if in_use || Instant::now() >= deadline {
                 entry.counts.refused.fetch_add(1, Ordering::Relaxed);
-                return Err(entry.no_seat(&name, client, info.multi_conn));
+                return Err(entry.busy(&name, client, info.multi_conn));
             }
             table = self.wait(table, Duration::from_millis(100));
         }
@@ -394,7 +394,7 @@ impl Exports {
         let mut table = self.table();
         let entry = table.prefixes.get_mut(&prefix);
         let entry = entry.ok_or_else(|| Refusal::Unknown(name.into()))?;
-        entry.seats.push(Seat {
+        entry.connections.push(Connection {
             client: client.clone(),
             link: link.clone(),
         });
@@ -405,15 +405,22 @@ impl Exports {
             key: Key::Prefix(prefix),
             client: client.clone(),
             attached: false,
-            seated: None,
+            openings: None,
         })
     }
 
     fn links(&self, name: &str, own: &Arc<Link>) -> Vec<Weak<Link>> {
         let table = self.table();
-        let seats = table.named.get(name).map_or(&[][..], |entry| &entry.seats);
-        let others = seats.iter().filter(|seat| !Arc::ptr_eq(&seat.link, own));
-        others.map(|seat| Arc::downgrade(&seat.link)).collect()
+        let connections = table
+            .named
+            .get(name)
+            .map_or(&[][..], |entry| &entry.connections);
+        let others = connections
+            .iter()
+            .filter(|connection| !Arc::ptr_eq(&connection.link, own));
+        others
+            .map(|connection| Arc::downgrade(&connection.link))
+            .collect()
     }
 
     /// Wait until connections of an export that are closed have left it, or `own` is closed as well.
@@ -428,8 +435,8 @@ impl Exports {
     }
 
     fn leave(&self, key: &Key, client: u64) {
-        if let Some(seats) = self.table().seats(key) {
-            seats.retain(|seat| seat.client.id != client);
+        if let Some(connections) = self.table().connections(key) {
+            connections.retain(|connection| connection.client.id != client);
         }
         self.freed.notify_all();
     }

@@ -36,23 +36,23 @@ pub struct Entry {
     pub access: Access,
     pub draining: bool,
     pub counts: Arc<Counts>,
-    pub seats: Vec<Seat>,
-    /// How often somebody was seated.
-    pub seated: Arc<AtomicU64>,
+    pub connections: Vec<Connection>,
+    /// How often it was opened.
+    pub openings: Arc<AtomicU64>,
 }
 
 pub struct Prefix {
     pub resolver: Arc<dyn Resolver>,
     pub counts: Arc<Counts>,
-    pub seats: Vec<Seat>,
+    pub connections: Vec<Connection>,
 }
 
-pub struct Seat {
+pub struct Connection {
     pub client: Client,
     pub link: Arc<Link>,
 }
 
-/// Where a seat is.
+/// Where a connection is listed.
 #[derive(Clone)]
 pub enum Key {
     Named(String),
@@ -60,10 +60,13 @@ pub enum Key {
 }
 
 impl Table {
-    pub fn seats(&mut self, key: &Key) -> Option<&mut Vec<Seat>> {
+    pub fn connections(&mut self, key: &Key) -> Option<&mut Vec<Connection>> {
         match key {
-            Key::Named(name) => self.named.get_mut(name).map(|entry| &mut entry.seats),
-            Key::Prefix(prefix) => self.prefixes.get_mut(prefix).map(|found| &mut found.seats),
+            Key::Named(name) => self.named.get_mut(name).map(|entry| &mut entry.connections),
+            Key::Prefix(prefix) => self
+                .prefixes
+                .get_mut(prefix)
+                .map(|found| &mut found.connections),
         }
     }
 
@@ -89,13 +92,18 @@ impl Table {
 impl Entry {
     /// Have nothing more begun of what came over connections that their clients closed; how many there are.
     pub fn cut_off_closed(&self) -> usize {
-        let closed = self.seats.iter().filter(|s| s.link.socket().is_hung_up());
-        closed.map(|seat| seat.link.socket().close()).count()
+        let closed = self
+            .connections
+            .iter()
+            .filter(|s| s.link.socket().is_hung_up());
+        closed
+            .map(|connection| connection.link.socket().close())
+            .count()
     }
 
-    pub fn no_seat(&self, name: &str, client: &Client, multi_conn: bool) -> Refusal {
+    pub fn busy(&self, name: &str, client: &Client, multi_conn: bool) -> Refusal {
         // Where others are is not told.
-        let holder = &self.seats[0].client;
+        let holder = &self.connections[0].client;
         let holder = match holder.name() == client.name() {
             true => &holder.address,
             false => "another client",
@@ -115,13 +123,13 @@ impl Entry {
             Access::Identities(_) if self.backend.info().multi_conn => KEPT_MULTI,
             Access::Identities(_) => 1,
         };
-        most.saturating_sub(self.seats.len())
+        most.saturating_sub(self.connections.len())
     }
 
     /// Who has it open and may not.
-    pub fn strangers(&self) -> impl Iterator<Item = &Seat> {
-        let seats = self.seats.iter();
-        seats.filter(|seat| !self.access.admits(&seat.client))
+    pub fn strangers(&self) -> impl Iterator<Item = &Connection> {
+        let connections = self.connections.iter();
+        connections.filter(|connection| !self.access.admits(&connection.client))
     }
 
     pub fn admit(&self, name: &str, client: &Client) -> Result<(), Refusal> {
@@ -137,8 +145,11 @@ impl Entry {
     }
 }
 
-pub fn clients(seats: &[Seat]) -> Vec<Client> {
-    seats.iter().map(|seat| seat.client.clone()).collect()
+pub fn clients(connections: &[Connection]) -> Vec<Client> {
+    connections
+        .iter()
+        .map(|connection| connection.client.clone())
+        .collect()
 }
 
 /// What the table knows of an export; its backend is asked for the rest with the table released.
@@ -148,7 +159,7 @@ pub fn status((name, entry): (&String, &Entry)) -> (ExportStatus, Arc<dyn Backen
         info: ExportInfo::default(),
         size: 0,
         draining: entry.draining,
-        clients: clients(&entry.seats),
+        clients: clients(&entry.connections),
         counters: entry.counts.read(),
     };
     (status, entry.backend.clone())

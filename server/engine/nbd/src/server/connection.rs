@@ -18,7 +18,7 @@ pub fn run(shared: &Arc<Shared>, link: &Arc<Link>, client: Client, origin: Strin
         Ok(Some(session)) => session,
         ended => {
             shared.not_opened.fetch_add(1, Ordering::Relaxed);
-            if shared.seats.was_dropped(id) {
+            if shared.connections.was_dropped(id) {
                 let why = "it had not finished its handshake and was closed to make room for a newer connection";
                 shared.report(&address, why);
             } else if matches!(ended, Err(error) if error.kind() == io::ErrorKind::TimedOut) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::input::{Input, agree, wait};
+use super::input::{Input, handshake_tls, wait};
 use super::options::{Query, parse_go, parse_query};
 use super::shared::Shared;
 use crate::backend::{Client, Context, Contexts, ExportInfo, Head, Link, Refusal};
@@ -18,7 +18,7 @@ use crate::protocol::{
     info, option, reply, transmission,
 };
 use crate::tls::{Tls, TlsSession};
-use crate::wire::Out;
+use crate::wire::SendBuffer;
 
 /// Most bytes of an option's data.
 const MOST: u32 = 64 << 10;
@@ -45,7 +45,7 @@ pub struct Handshake<'c> {
     /// Where it comes from, for limits.
     origin: String,
     input: &'c mut Input,
-    out: Out,
+    out: SendBuffer,
     deadline: Instant,
     /// How this connection may be encrypted.
     tls: Option<Tls>,
@@ -73,7 +73,7 @@ impl<'c> Handshake<'c> {
             client,
             origin,
             input,
-            out: Out::default(),
+            out: SendBuffer::default(),
             tls: shared.tls(),
             refused: None,
             kept_out: None,
@@ -223,7 +223,7 @@ impl<'c> Handshake<'c> {
         let early = self.input.peek(self.input.len()).map(<[u8]>::to_vec);
         let early = early.unwrap_or_default();
         self.input.consume(early.len());
-        let session = agree(self.link.socket(), session, early, self.deadline);
+        let session = handshake_tls(self.link.socket(), session, early, self.deadline);
         self.kept_out = match &session {
             Ok(Some(_)) => None,
             Ok(None) => Some(
@@ -348,7 +348,7 @@ impl<'c> Handshake<'c> {
                 "export {name:?} requires clients to ask for block sizes"
             )));
         }
-        let opened = self.take_seat(&name)?;
+        let opened = self.open_within_limits(&name)?;
         Ok(Session {
             info: opened.backend.info(),
             opened,
@@ -357,20 +357,20 @@ impl<'c> Handshake<'c> {
         })
     }
 
-    /// Open an export, as one of those whom the server has seats for.
-    fn take_seat(&mut self, name: &str) -> Result<Opened, Refusal> {
-        let (seats, exports) = (&self.shared.seats, &self.shared.exports);
+    /// Open an export within the server's limits.
+    fn open_within_limits(&mut self, name: &str) -> Result<Opened, Refusal> {
+        let (connections, exports) = (&self.shared.connections, &self.shared.exports);
         let who = self.client.identity.as_deref();
         let who = who.map_or_else(|| self.origin.clone(), |name| format!("{name:?}"));
         let claim = || exports.claim(name);
-        if let Err(full) = seats.sit(self.client.id, &who, &claim, HANDOVER) {
-            let why = seats.explain(full);
+        if let Err(full) = connections.admit(self.client.id, &who, &claim, HANDOVER) {
+            let why = connections.explain(full);
             self.shared.report(&self.client.address, &why);
             return Err(Refusal::Policy(why));
         }
         let opened = exports.open(name, &self.client, self.link);
         if opened.is_err() {
-            seats.stand(self.client.id);
+            connections.step_back(self.client.id);
         }
         opened
     }

@@ -97,7 +97,7 @@ pub fn wait(socket: &Socket, write: bool, deadline: Instant) -> io::Result<()> {
 }
 
 /// The handshake of TLS, of which the first bytes may be there; None at the end of the stream.
-pub fn agree(
+pub fn handshake_tls(
     socket: &Socket,
     mut session: TlsSession,
     mut records: Vec<u8>,

@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::input::{agree, wait};
+use super::input::{handshake_tls, wait};
 use super::listen::{Accepted, Listen, Listener, Waker};
 use super::shared::Renewal;
 use crate::tls::{Tls, TlsSession};
-use crate::wire::Out;
+use crate::wire::SendBuffer;
 use crate::wire::Socket;
 
 /// Connections at once.
@@ -26,7 +26,7 @@ const HEAD: usize = 8 << 10;
 pub type Page = dyn Fn() -> String + Send + Sync;
 
 /// Serves `/metrics` until it is dropped.
-pub struct Scrapes {
+pub struct MetricsServer {
     shared: Arc<Shared>,
     addresses: Vec<String>,
     acceptor: Option<JoinHandle<()>>,
@@ -45,14 +45,14 @@ struct Secured {
     renewal: Box<Renewal>,
 }
 
-impl Scrapes {
+impl MetricsServer {
     /// With TLS if there is any and other machines can reach it.
     pub fn start(
         listen: &Listen,
         page: Box<Page>,
         tls: Option<(Tls, Box<Renewal>)>,
         insecure: bool,
-    ) -> io::Result<Scrapes> {
+    ) -> io::Result<MetricsServer> {
         let private = listen.admit(false, false).is_ok();
         let secured = tls.filter(|_| !private);
         let admitted = listen.admit(secured.is_some(), insecure);
@@ -69,7 +69,7 @@ impl Scrapes {
         let its = shared.clone();
         let acceptor = thread::Builder::new().name("metrics".into());
         let acceptor = acceptor.spawn(move || its.accept(&listener))?;
-        Ok(Scrapes {
+        Ok(MetricsServer {
             shared,
             addresses,
             acceptor: Some(acceptor),
@@ -81,7 +81,7 @@ impl Scrapes {
     }
 }
 
-impl Drop for Scrapes {
+impl Drop for MetricsServer {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.shared.waker.wake();
@@ -135,7 +135,7 @@ impl Shared {
         let deadline = Instant::now() + PATIENCE;
         if let Some(secured) = &self.secured {
             let tls = newest(secured);
-            match agree(socket, TlsSession::new(&tls)?, Vec::new(), deadline)? {
+            match handshake_tls(socket, TlsSession::new(&tls)?, Vec::new(), deadline)? {
                 Some(session) => socket.encrypt(session),
                 None => return Ok(()),
             }
@@ -143,7 +143,7 @@ impl Shared {
         let Some(head) = receive(socket, deadline)? else {
             return Ok(());
         };
-        let mut out = Out::default();
+        let mut out = SendBuffer::default();
         out.push(self.answer(&head).as_bytes());
         while !socket.send_some(&mut out) {
             wait(socket, true, deadline)?;

@@ -1,21 +1,21 @@
 //! The NBD server: listeners, and a thread for each connection.
 //!
-//! Stopping: no new connections; those that are there finish what was received and are closed; what is not done within the
-//! grace is cut off.
+//! To stop, it accepts no new connections and finishes what the others have sent; what takes longer than the grace period is
+//! cut off.
 
 mod connection;
+mod connections;
 mod handshake;
 mod input;
 mod listen;
 mod metrics_http;
 mod options;
-mod seats;
 mod shared;
 mod transmission;
 
+pub use connections::Limits;
 pub use listen::{Listen, is_loopback};
-pub use metrics_http::Scrapes;
-pub use seats::Limits;
+pub use metrics_http::MetricsServer;
 pub use shared::{Renewal, Reporter, Settings};
 
 use std::io;
@@ -28,8 +28,8 @@ use crate::backend::{Client, Link};
 use crate::exports::Exports;
 use crate::tls::Tls;
 use crate::wire::Socket;
+use connections::Connections;
 use listen::{Accepted, Listener};
-use seats::Seats;
 use shared::Shared;
 
 /// The number of the last connection: servers may share exports, which tell connections apart by it.
@@ -45,18 +45,18 @@ pub struct ServerCounters {
     /// Connections that have an export open now, and those that have none yet.
     pub connected: u64,
     pub handshakes: u64,
-    /// Closed at once: there was no thread for them.
+    /// Closed at once, as no thread could be started for them.
     pub turned_away: u64,
     /// Closed in their handshake to make room for a newer one, by the handshake's deadline, and by TLS.
     pub dropped: u64,
     pub timed_out: u64,
     pub kept_out: u64,
-    /// That found all seats taken, and that had as many as one client may.
+    /// Refused by the server's limit, and by the limit of one client.
     pub full: u64,
     pub client_full: u64,
-    /// That ended in the handshake: time-outs, nonsense, clients that only asked.
+    /// Ended in the handshake: time-outs, malformed requests, clients that only asked.
     pub not_opened: u64,
-    /// That ended otherwise than by the client's farewell or a stop.
+    /// Ended otherwise than by the client's disconnect or a stop.
     pub broken: u64,
 }
 
@@ -85,7 +85,7 @@ impl Server {
             tls: RwLock::new(settings.tls.clone()),
             renewal: Mutex::default(),
             reporter: OnceLock::new(),
-            seats: Seats::new(settings.limits.clone()),
+            connections: Connections::new(settings.limits.clone()),
             settings,
             stopping: AtomicBool::new(false),
             not_opened: AtomicU64::new(0),
@@ -153,11 +153,11 @@ impl Server {
     pub fn counters(&self) -> ServerCounters {
         let shared = &self.shared;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let [dropped, full, client_full] = shared.seats.turned_away();
+        let [dropped, full, client_full] = shared.connections.turned_away();
         ServerCounters {
             connections: get(&shared.accepted),
-            connected: shared.seats.seated() as u64,
-            handshakes: shared.seats.handshakes() as u64,
+            connected: shared.connections.open() as u64,
+            handshakes: shared.connections.handshakes() as u64,
             turned_away: get(&shared.turned_away),
             dropped,
             timed_out: get(&shared.timed_out),
@@ -182,12 +182,12 @@ impl Server {
         self.shared.waker.wake();
         let _ = acceptor.join();
         self.shared
-            .seats
+            .connections
             .each(|link| link.socket().stop_receiving());
-        let graceful = self.shared.seats.wait_for_end(grace);
+        let graceful = self.shared.connections.wait_for_end(grace);
         if !graceful {
-            self.shared.seats.each(|link| link.socket().close());
-            self.shared.seats.wait_for_end(LAST_CALL);
+            self.shared.connections.each(|link| link.socket().close());
+            self.shared.connections.wait_for_end(LAST_CALL);
         }
         graceful
     }
@@ -227,7 +227,10 @@ impl Shared {
             client.address.clone(),
             self.settings.budget.clone(),
         ));
-        if !self.seats.enter(id, &link, &accepted.origin, LAST_CALL) {
+        if !self
+            .connections
+            .enter(id, &link, &accepted.origin, LAST_CALL)
+        {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let shared = self.clone();
@@ -252,6 +255,6 @@ struct Ended {
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.shared.seats.leave(self.id);
+        self.shared.connections.leave(self.id);
     }
 }

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
+use super::connections::{Connections, Limits};
 use super::listen::Waker;
-use super::seats::{Limits, Seats};
 use crate::backend::Budget;
 use crate::exports::Exports;
 use crate::tls::Tls;
@@ -62,7 +62,7 @@ pub struct Shared {
     pub broken: AtomicU64,
     pub timed_out: AtomicU64,
     pub kept_out: AtomicU64,
-    pub seats: Seats,
+    pub connections: Connections,
     pub tls: RwLock<Option<Tls>>,
     pub renewal: Mutex<Option<Box<Renewal>>>,
     pub reporter: OnceLock<Box<Reporter>>,

@@ -1,9 +1,9 @@
 //! Bytes on their way: sockets, and the buffers from which they are sent.
 
-mod out;
+mod send_buffer;
 mod socket;
 mod tcp;
 
-pub use out::{Mark, Out};
+pub use send_buffer::{Mark, SendBuffer};
 pub use socket::Socket;
 pub use tcp::tune;

@@ -15,7 +15,7 @@ use rustix::net::{
 };
 
 use crate::tls::TlsSession;
-use crate::wire::Out;
+use crate::wire::SendBuffer;
 
 /// Stretches of a buffer handed to the system at once.
 const SLICES: usize = 64;
@@ -104,7 +104,7 @@ impl Socket {
         }
     }
 
-    fn send_once(&self, out: &mut Out, flags: SendFlags) -> io::Result<()> {
+    fn send_once(&self, out: &mut SendBuffer, flags: SendFlags) -> io::Result<()> {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let count = out.slices(&mut slices);
         let flags = flags | SendFlags::NOSIGNAL;
@@ -157,12 +157,12 @@ impl Socket {
         Ok(true)
     }
 
-    fn is_sent(&self, out: &Out) -> bool {
+    fn is_sent(&self, out: &SendBuffer) -> bool {
         out.is_empty() && self.tls.get().is_none_or(|tls| !lock(tls).has_unsent())
     }
 
     /// Send what can be sent without waiting; false if some is left. What can never be sent counts as sent.
-    pub fn send_some(&self, out: &mut Out) -> bool {
+    pub fn send_some(&self, out: &mut SendBuffer) -> bool {
         while !self.is_sent(out) {
             match self.send_once(out, SendFlags::DONTWAIT) {
                 Ok(()) => {}
@@ -179,7 +179,7 @@ impl Socket {
     }
 
     /// Send everything, however long the other side takes.
-    pub fn send_all(&self, out: &mut Out) -> io::Result<()> {
+    pub fn send_all(&self, out: &mut SendBuffer) -> io::Result<()> {
         while !self.is_sent(out) {
             match self.send_once(out, SendFlags::empty()) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

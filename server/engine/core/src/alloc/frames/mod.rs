@@ -16,12 +16,12 @@
 //! Locking: runs under the shard lock; takes none of its own.
 
 mod check;
-mod kept;
 mod rebuild;
+mod reserve;
 mod runs;
 mod segments;
 
-pub use kept::KEPT_RUN;
+pub use reserve::RESERVE_RUN;
 
 use crate::alloc::slot::{HEADER, HEADER_WORDS, Slot, Zhandle};
 use crate::arena::{

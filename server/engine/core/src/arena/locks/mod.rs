@@ -3,4 +3,4 @@
 pub mod file_lock;
 pub mod lock;
 pub mod owner;
-pub mod wait_limit;
+pub mod wait_limits;

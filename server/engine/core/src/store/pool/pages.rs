@@ -4,13 +4,20 @@ use super::Pool;
 use crate::batch::{Fetched, Input, LastPage, Neighbours, ScanCursor, ScannedCluster};
 use crate::error::{Error, Result};
 use crate::outcome::{Fetch, Outcome};
-use crate::shard::Law;
+use crate::shard::PutMode;
 use crate::types::{MAX_PAGE, Oid};
 
 /// Most pages of one `has`.
 const MOST_ASKED: u32 = 1 << 24;
 /// What stands for an outcome until there is one.
 const UNDECIDED: Outcome = Outcome::Stored { replaced: false };
+
+fn beyond(first: u32, count: u64) -> Error {
+    Error::Invalid(format!(
+        "{count} pages from index {first} run beyond the last index, {}",
+        u32::MAX
+    ))
+}
 
 impl Pool {
     fn page_length(&self, index: u32, len: usize) -> Result<()> {
@@ -54,30 +61,19 @@ impl Pool {
     fn put_each(&self, oid: &Oid, pages: &[(u32, &[u8])], input: Input) -> Result<Vec<Outcome>> {
         let mut outcomes = vec![UNDECIDED; pages.len()];
         self.target()
-            .put(&self.key(oid), &pages, input, Law::Put, &mut outcomes)?;
+            .put(&self.key(oid), &pages, input, PutMode::Put, &mut outcomes)?;
         Ok(outcomes)
     }
 
     /// Store neighbouring pages from `first` on.
     pub fn put_range(&self, oid: &Oid, first: u32, data: &[u8]) -> Result<Vec<Outcome>> {
         let mut outcomes = Vec::new();
-        self.put_pages(oid, first, data, &mut outcomes)?;
+        self.put_neighbours(oid, first, data, PutMode::Put, &mut outcomes)?;
         Ok(outcomes)
     }
 
-    /// The same into `outcomes`: once buffers are as large as they need be, nothing is allocated.
-    pub fn put_pages(
-        &self,
-        oid: &Oid,
-        first: u32,
-        data: &[u8],
-        outcomes: &mut Vec<Outcome>,
-    ) -> Result<()> {
-        self.put_neighbours(oid, first, data, Law::Put, outcomes)
-    }
-
-    /// Replace or keep: store each page, or leave the one that is there as it was, whatever the reason. What a block device does,
-    /// and no cache may: to a cache the older page is stale.
+    /// Replace or keep: store each page into `outcomes`, or leave the older page unchanged, whatever the reason. What a block
+    /// device does and a cache must not: to a cache the older page is stale. Allocates nothing once buffers have grown.
     pub fn replace_pages(
         &self,
         oid: &Oid,
@@ -85,7 +81,7 @@ impl Pool {
         data: &[u8],
         outcomes: &mut Vec<Outcome>,
     ) -> Result<()> {
-        self.put_neighbours(oid, first, data, Law::ReplaceOrKeep, outcomes)
+        self.put_neighbours(oid, first, data, PutMode::ReplaceOrKeep, outcomes)
     }
 
     fn put_neighbours(
@@ -93,7 +89,7 @@ impl Pool {
         oid: &Oid,
         first: u32,
         data: &[u8],
-        law: Law,
+        mode: PutMode,
         outcomes: &mut Vec<Outcome>,
     ) -> Result<()> {
         self.indices(first, data.len())?;
@@ -101,7 +97,7 @@ impl Pool {
         outcomes.clear();
         outcomes.resize(data.len() / self.page_size, UNDECIDED);
         self.target()
-            .put(&self.key(oid), &pages, Input::Pages, law, outcomes)
+            .put(&self.key(oid), &pages, Input::Pages, mode, outcomes)
     }
 
     fn neighbours<B>(&self, first: u32, bytes: B) -> Neighbours<B> {
@@ -124,10 +120,7 @@ impl Pool {
         match (u64::from(first) + count).checked_sub(1) {
             _ if count == 0 => Ok(std::ops::RangeInclusive::new(1, 0)),
             Some(last) if last <= u64::from(u32::MAX) => Ok(first..=last as u32),
-            _ => Err(Error::Invalid(format!(
-                "{count} pages from index {first} run beyond the last index, {}",
-                u32::MAX
-            ))),
+            _ => Err(beyond(first, count)),
         }
     }
 
@@ -265,10 +258,7 @@ impl Pool {
             )));
         }
         if u64::from(first) + u64::from(count) > 1 << 32 {
-            return Err(Error::Invalid(format!(
-                "{count} pages from index {first} run beyond the last index, {}",
-                u32::MAX
-            )));
+            return Err(beyond(first, count.into()));
         }
         held.clear();
         held.resize(count as usize, false);

@@ -105,7 +105,7 @@ impl Session {
     }
 
     pub fn is_busy(&self) -> bool {
-        self.reads.under_way() >= MOST_READS
+        self.reads.in_flight() >= MOST_READS
     }
 
     pub fn read(&self, offset: u64, length: u32, within: Duration, done: Done) {

@@ -279,7 +279,7 @@ impl Remote {
                 let idlest = session
                     .clients
                     .iter()
-                    .min_by_key(|client| client.under_way());
+                    .min_by_key(|client| client.in_flight());
                 let client = idlest.unwrap_or(&session.clients[0]);
                 client.send(Command::Read { offset, length }, deadline, done);
             }

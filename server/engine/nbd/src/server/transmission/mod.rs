@@ -4,7 +4,7 @@
 //! piece of a read or write, or one whole request where the backend takes no pieces; what is large comes out of the server's budget.
 
 mod check;
-mod parked;
+mod deferred;
 mod polling;
 mod sending;
 
@@ -19,9 +19,9 @@ use super::shared::Shared;
 use crate::backend::{Backend, Head, Hold, Later, Link, Reply, Request, Served};
 use crate::exports::Others;
 use crate::protocol::{Errno, RequestHeader, command, disconnect, flag};
-use crate::wire::Out;
+use crate::wire::SendBuffer;
 use check::{Checks, is_write};
-use parked::{Parked, Pauses, request_of};
+use deferred::{Backoff, Deferred, request_of};
 use polling::Polling;
 
 /// With more bytes than this not yet taken by the client, nothing more is served.
@@ -31,7 +31,7 @@ const HOLD_AT: usize = 1 << 20;
 const WRITTEN_AT_ONCE: u32 = 128 << 10;
 
 /// Most requests of a connection that wait aside for the backend; one more holds up what comes after it.
-const MOST_PARKED: usize = 64;
+const MOST_DEFERRED: usize = 64;
 
 /// How a transmission ends.
 pub enum End {
@@ -51,12 +51,12 @@ pub struct Transmission<'c> {
     /// Nothing was received since the other connections were last looked at.
     settled: bool,
     input: Input,
-    out: Out,
+    out: SendBuffer,
     polling: Polling,
     /// A ticket was taken once: other threads may be sending.
     late: bool,
     /// In their order.
-    parked: VecDeque<Parked>,
+    deferred: VecDeque<Deferred>,
 }
 
 impl<'c> Transmission<'c> {
@@ -75,10 +75,10 @@ impl<'c> Transmission<'c> {
             others: session.opened.others(link),
             settled: false,
             input,
-            out: Out::default(),
+            out: SendBuffer::default(),
             polling: Polling::new(shared.settings.poll),
             late: false,
-            parked: VecDeque::new(),
+            deferred: VecDeque::new(),
         }
     }
 
@@ -147,8 +147,9 @@ impl<'c> Transmission<'c> {
             (Ok(()), command::READ) => self.read(head),
             (Ok(()), command) => {
                 let hold = self.hold(0)?;
-                if is_write(command) && self.parked.len() < MOST_PARKED {
-                    self.parked.push_back(Parked::new(header, head, &[], hold));
+                if is_write(command) && self.deferred.len() < MOST_DEFERRED {
+                    self.deferred
+                        .push_back(Deferred::new(header, head, &[], hold));
                     return self.retry();
                 }
                 self.serve(request_of(header, &head), head, hold, true)?;
@@ -186,7 +187,7 @@ impl<'c> Transmission<'c> {
                 return Err(disconnect());
             }
             let last = length == left;
-            let mut pauses = Pauses::default();
+            let mut backoff = Backoff::default();
             while result.is_ok() {
                 let data = self.input.peek(length as usize).unwrap_or_default();
                 let fua = header.flags & flag::FUA != 0;
@@ -207,12 +208,13 @@ impl<'c> Transmission<'c> {
                 }
                 let _ = reply.finish_piece(Err(Errno::Again));
                 hold = later.hold().ok_or_else(disconnect)?;
-                if length == header.length && self.parked.len() < MOST_PARKED {
-                    self.parked.push_back(Parked::new(header, head, data, hold));
+                if length == header.length && self.deferred.len() < MOST_DEFERRED {
+                    self.deferred
+                        .push_back(Deferred::new(header, head, data, hold));
                     self.input.consume(length as usize);
                     return Ok(());
                 }
-                self.pause(&mut pauses)?;
+                self.pause(&mut backoff)?;
             }
             self.input.consume(length as usize);
             (offset, left) = (offset + u64::from(length), left - length);
@@ -262,7 +264,7 @@ impl<'c> Transmission<'c> {
         mut hold: Hold,
         last: bool,
     ) -> io::Result<(bool, Option<Hold>)> {
-        let mut pauses = Pauses::default();
+        let mut backoff = Backoff::default();
         loop {
             let mut reply = Reply::new(&mut self.out, head);
             let later = Later::new(self.link, head, hold);
@@ -275,7 +277,7 @@ impl<'c> Transmission<'c> {
                 Served::Now(Err(Errno::Again)) => {
                     let _ = reply.finish_piece(Err(Errno::Again));
                     hold = later.hold().ok_or_else(disconnect)?;
-                    self.pause(&mut pauses)?;
+                    self.pause(&mut backoff)?;
                     continue;
                 }
                 Served::Now(result) if last => {
@@ -296,19 +298,19 @@ impl<'c> Transmission<'c> {
 
     /// Carry out what waits aside, as far as the backend can.
     fn retry(&mut self) -> io::Result<()> {
-        while let Some(mut parked) = self.parked.pop_front() {
+        while let Some(mut deferred) = self.deferred.pop_front() {
             if !self.others.settle() {
                 return Err(disconnect());
             }
-            let mut reply = Reply::new(&mut self.out, parked.head);
-            let hold = parked.hold.take().ok_or_else(disconnect)?;
-            let later = Later::new(self.link, parked.head, hold);
-            match self.backend.serve(parked.request(), &mut reply, &later) {
+            let mut reply = Reply::new(&mut self.out, deferred.head);
+            let hold = deferred.hold.take().ok_or_else(disconnect)?;
+            let later = Later::new(self.link, deferred.head, hold);
+            match self.backend.serve(deferred.request(), &mut reply, &later) {
                 Served::Later => self.late = true,
                 Served::Now(Err(Errno::Again)) => {
                     let _ = reply.finish_piece(Err(Errno::Again));
-                    parked.hold = later.hold();
-                    self.parked.push_front(parked);
+                    deferred.hold = later.hold();
+                    self.deferred.push_front(deferred);
                     return Ok(());
                 }
                 Served::Now(result) => self.link.count_error(reply.finish(result)),
@@ -318,14 +320,14 @@ impl<'c> Transmission<'c> {
     }
 
     /// The backend cannot now: wait a little, until the connection ends. What is answered goes out before.
-    fn pause(&mut self, pauses: &mut Pauses) -> io::Result<()> {
+    fn pause(&mut self, backoff: &mut Backoff) -> io::Result<()> {
         self.flush()?;
         let socket = self.link.socket();
         if socket.is_closed() || socket.is_hung_up() || self.is_stopping() {
             return Err(disconnect());
         }
         let drained = !self.late || self.link.send(None);
-        socket.wait(!drained, false, Some(pauses.next()))
+        socket.wait(!drained, false, Some(backoff.next()))
     }
 
     fn answer(&mut self, head: Head, result: Result<(), Errno>) {
@@ -384,8 +386,8 @@ impl<'c> Transmission<'c> {
 
     /// Receive while requests wait aside, and try those again; they end with the connection, unanswered.
     fn receive_beside(&mut self, count: usize) -> io::Result<Option<usize>> {
-        let mut pauses = Pauses::default();
-        while !self.parked.is_empty() {
+        let mut backoff = Backoff::default();
+        while !self.deferred.is_empty() {
             if let Some(received) = self.input.receive(self.link.socket(), count, false)? {
                 return Ok(Some(received));
             }
@@ -395,7 +397,7 @@ impl<'c> Transmission<'c> {
             self.retry()?;
             self.flush()?;
             let drained = !self.late || self.link.send(None);
-            let pause = Some(pauses.next());
+            let pause = Some(backoff.next());
             self.link.socket().wait(!drained, true, pause)?;
         }
         Ok(None)

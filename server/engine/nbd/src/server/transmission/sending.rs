@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::{HOLD_AT, Transmission};
 use crate::backend::{Hold, Link};
 use crate::protocol::disconnect;
-use crate::wire::Out;
+use crate::wire::SendBuffer;
 
 /// Replies of more bytes than this begin to be sent before the next request is looked at.
 const SEND_AT: usize = 64 << 10;
@@ -81,7 +81,7 @@ impl Transmission<'_> {
         Ok(())
     }
 
-    pub fn drain(&self, mut out: Option<Out>) -> io::Result<()> {
+    pub fn drain(&self, mut out: Option<SendBuffer>) -> io::Result<()> {
         while !self.link.send(out.take()) {
             self.link.socket().wait(true, false, None)?;
         }

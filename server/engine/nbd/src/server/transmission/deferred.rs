@@ -6,17 +6,17 @@ use crate::backend::{Head, Hold, Request};
 use crate::protocol::{RequestHeader, command, flag};
 
 /// One request, with its data and the memory that was taken for it.
-pub struct Parked {
+pub struct Deferred {
     header: RequestHeader,
     pub head: Head,
     data: Vec<u8>,
     pub hold: Option<Hold>,
 }
 
-impl Parked {
+impl Deferred {
     /// A request that came whole: a write with its data, or one that has none.
-    pub fn new(header: &RequestHeader, head: Head, data: &[u8], hold: Hold) -> Parked {
-        Parked {
+    pub fn new(header: &RequestHeader, head: Head, data: &[u8], hold: Hold) -> Deferred {
+        Deferred {
             header: *header,
             head,
             data: data.to_vec(),
@@ -34,16 +34,16 @@ impl Parked {
     }
 }
 
-/// Pauses between tries of a request that the backend cannot carry out now.
-pub struct Pauses(Duration);
+/// Pauses between attempts of a request that the backend cannot carry out now.
+pub struct Backoff(Duration);
 
-impl Default for Pauses {
-    fn default() -> Pauses {
-        Pauses(Duration::from_micros(500))
+impl Default for Backoff {
+    fn default() -> Backoff {
+        Backoff(Duration::from_micros(500))
     }
 }
 
-impl Pauses {
+impl Backoff {
     pub fn next(&mut self) -> Duration {
         let pause = self.0;
         self.0 = (pause * 2).min(Duration::from_millis(20));

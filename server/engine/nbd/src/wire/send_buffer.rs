@@ -9,7 +9,7 @@ use std::ops::Range;
 const KEEP: usize = 2 << 20;
 
 #[derive(Default)]
-pub struct Out {
+pub struct SendBuffer {
     bytes: Vec<u8>,
     end: usize,
     /// Stretches that are not sent, in ascending order.
@@ -25,7 +25,7 @@ pub struct Mark {
     gaps: usize,
 }
 
-impl Out {
+impl SendBuffer {
     /// Bytes that were added, gaps included.
     pub fn len(&self) -> usize {
         self.end
@@ -130,7 +130,7 @@ impl Out {
 mod tests {
     use super::*;
 
-    fn sent(out: &mut Out, step: usize) -> Vec<u8> {
+    fn sent(out: &mut SendBuffer, step: usize) -> Vec<u8> {
         let mut all = Vec::new();
         while !out.is_empty() {
             let mut slices = [IoSlice::new(&[]); 2];
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn gaps_are_not_sent_however_the_rest_is_cut() {
         for step in 1..12 {
-            let mut out = Out::default();
+            let mut out = SendBuffer::default();
             out.push(b"abcdefghij");
             out.skip(0..2);
             out.skip(4..5);
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn what_was_taken_back_is_not_sent() {
-        let mut out = Out::default();
+        let mut out = SendBuffer::default();
         out.push(b"abc");
         let mark = out.mark();
         out.push(b"defg");

@@ -29,16 +29,16 @@ pub fn waiting_at_least<T>(limit: Duration, body: impl FnOnce() -> T) -> T {
     done
 }
 
-/// The patience of one attachment, for each of its locks.
-pub struct Patience {
+/// How long one attachment waits for each of its locks.
+pub struct WaitLimits {
     limit: Duration,
     /// By lock the owner for whom it was waited in vain; 0 is none.
     stuck: Box<[AtomicU32]>,
 }
 
-impl Patience {
-    pub fn new(limit: Duration, locks: usize) -> Patience {
-        Patience {
+impl WaitLimits {
+    pub fn new(limit: Duration, locks: usize) -> WaitLimits {
+        WaitLimits {
             limit,
             stuck: (0..locks).map(|_| AtomicU32::new(0)).collect(),
         }

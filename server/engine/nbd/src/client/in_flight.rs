@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::command::{Answer, Done, Failure};
 
 #[derive(Default)]
-pub struct Table {
+pub struct InFlight {
     state: Mutex<State>,
     wake: Condvar,
 }
@@ -63,7 +63,7 @@ impl Gathered {
     }
 }
 
-impl Table {
+impl InFlight {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc::{Receiver, channel};
 
-    fn send(table: &Table, within: Duration) -> (Instant, Receiver<Instant>) {
+    fn send(table: &InFlight, within: Duration) -> (Instant, Receiver<Instant>) {
         let (sender, receiver) = channel();
         let deadline = Instant::now() + within;
         let done: Done = Box::new(move |_| {
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn each_command_fails_after_its_deadline_whatever_was_sent_before_it() {
-        let table = Table::default();
+        let table = InFlight::default();
         std::thread::scope(|scope| {
             scope.spawn(|| table.watch(Duration::from_millis(1)));
             let long = send(&table, Duration::from_secs(3600));
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn commands_that_have_as_long_as_those_before_wake_nobody() {
-        let (table, hour) = (Table::default(), Duration::from_secs(3600));
+        let (table, hour) = (InFlight::default(), Duration::from_secs(3600));
         let _first = send(&table, hour);
         let now = Instant::now();
         assert!(table.state().look(now, Duration::from_millis(1)).is_empty());

@@ -1,4 +1,4 @@
-//! Relief: room made in shards other than the one that needs it, one lock at a time.
+//! Reclaim: room made in shards other than the one that needs it, one lock at a time.
 
 use crate::alloc::frames::Frames;
 use crate::arena::{Arena, Budget, is_backed, pool_frames, promised_to};
@@ -11,7 +11,7 @@ use crate::types::FRAME;
 
 /// Have shards other than `home` give up their reserve, and ephemeral pages, until `bytes` are free. For a pool that is
 /// at its quota it is that pool's own pages that go. What shards keep for the pool is the last they give up.
-pub fn relieve(arena: &Arena, home: u32, bytes: u64, pool: u32, over_quota: bool) -> Result<()> {
+pub fn reclaim(arena: &Arena, home: u32, bytes: u64, pool: u32, over_quota: bool) -> Result<()> {
     if !has_spare(arena) {
         return Ok(());
     }
@@ -56,7 +56,7 @@ fn borrow(arena: &Arena, home: u32, pool: u32, target: u64) -> Result<()> {
     Ok(())
 }
 
-/// After relief: have what was given up for the pool, and not used, kept again.
+/// After a reclaim: have what was given up for the pool, and not used, kept again.
 pub fn settle(shard: &Shard<'_>) {
     if is_backed(shard.arena) {
         let budget = Budget::new(shard.arena, shard.id).unlimited();

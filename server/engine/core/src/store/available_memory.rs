@@ -4,7 +4,7 @@ use std::fs::read_to_string;
 use std::path::Path;
 
 /// Bytes that could be committed without anybody being killed for them, as far as the system tells.
-pub fn available() -> Option<u64> {
+pub fn bytes() -> Option<u64> {
     let machine = read_to_string("/proc/meminfo").ok();
     let machine = machine.and_then(|text| field(&text, "MemAvailable:").map(|kib| kib * 1024));
     machine.into_iter().chain(group()).min()
@@ -49,6 +49,6 @@ mod tests {
 
     #[test]
     fn the_machine_has_some_memory() {
-        assert!(available().is_some_and(|bytes| bytes > 0));
+        assert!(bytes().is_some_and(|bytes| bytes > 0));
     }
 }

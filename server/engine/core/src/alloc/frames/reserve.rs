@@ -3,10 +3,13 @@
 use std::sync::atomic::{Ordering, fence};
 
 use super::{Frames, PAGE, Run, RunKind};
-use crate::arena::{Full, MAX_RUN, is_backed, kept, owed, owed_after, promised_to, with_index};
+use crate::arena::{
+    Full, MAX_RUN, held_backing, is_backed, promised_to, required_backing, required_backing_after,
+    with_index,
+};
 
 /// Frames committed at once to be kept behind promises; what is committed beyond them is less than that.
-pub const KEPT_RUN: u32 = 32;
+pub const RESERVE_RUN: u32 = 32;
 
 impl<'a> Frames<'a> {
     /// Have a free run keep its frames.
@@ -31,8 +34,8 @@ impl<'a> Frames<'a> {
     pub fn trim_reserve(&self) -> u32 {
         let pool = self.budget.pool();
         let own = pool.is_some_and(|pool| promised_to(self.arena, pool) > 0);
-        let owed = owed(self.arena);
-        // Beside what is owed, room for its index is kept, for the pools that it is promised to.
+        let owed = required_backing(self.arena);
+        // Beside what is required_backing, room for its index is kept, for the pools that it is promised to.
         self.give_back(u32::MAX, if own { owed } else { with_index(owed) })
     }
 
@@ -66,7 +69,7 @@ impl<'a> Frames<'a> {
     fn discount(&self, frames: u32, floor: u64) -> bool {
         self.head.reserve_frames.sub(frames);
         fence(Ordering::SeqCst);
-        if floor == 0 || kept(self.arena) >= floor {
+        if floor == 0 || held_backing(self.arena) >= floor {
             return true;
         }
         self.head.reserve_frames.add(frames);
@@ -75,13 +78,14 @@ impl<'a> Frames<'a> {
 
     /// Whether more frames should be kept than are.
     pub(super) fn is_wanting(&self) -> bool {
-        is_backed(self.arena) && kept(self.arena) < with_index(owed(self.arena))
+        is_backed(self.arena) && held_backing(self.arena) < with_index(required_backing(self.arena))
     }
 
     /// Whether the last frame that is free to go has gone: whoever gives up `frames` of a pool must keep them.
     pub fn is_short(&self, frames: u32) -> bool {
         is_backed(self.arena)
-            && kept(self.arena) < owed(self.arena).saturating_add(u64::from(frames) * PAGE)
+            && held_backing(self.arena)
+                < required_backing(self.arena).saturating_add(u64::from(frames) * PAGE)
     }
 
     /// Whether the budget's pool may have a kept run: it, or what is left after it is promised.
@@ -92,9 +96,9 @@ impl<'a> Frames<'a> {
         let taken = u64::from(frames) * PAGE;
         let pool = self.budget.pool();
         let own = pool.is_some_and(|pool| promised_to(self.arena, pool) > 0);
-        let left = owed_after(self.arena, pool, taken);
+        let left = required_backing_after(self.arena, pool, taken);
         let left = if own { left } else { with_index(left) };
-        kept(self.arena) >= left.saturating_add(taken)
+        held_backing(self.arena) >= left.saturating_add(taken)
     }
 
     /// Commit frames in the place of kept ones that the budget's pool was promised.
@@ -111,14 +115,14 @@ impl<'a> Frames<'a> {
         }
         self.give_back(
             frames,
-            owed_after(self.arena, pool, u64::from(frames) * PAGE),
+            required_backing_after(self.arena, pool, u64::from(frames) * PAGE),
         )
     }
 
     /// As many frames were committed anew as need be kept no more.
     pub fn balance(&self, frames: u32) {
         if is_backed(self.arena) {
-            self.give_back(frames, with_index(owed(self.arena)));
+            self.give_back(frames, with_index(required_backing(self.arena)));
         }
     }
 
@@ -129,10 +133,10 @@ impl<'a> Frames<'a> {
             if !self.is_wanting() {
                 return Ok(false);
             }
-            let run = self.new_run(KEPT_RUN)?;
-            self.commit(run, KEPT_RUN)
+            let run = self.new_run(RESERVE_RUN)?;
+            self.commit(run, RESERVE_RUN)
                 .inspect_err(|_| self.free_run(run))?;
-            self.keep(run, KEPT_RUN);
+            self.keep(run, RESERVE_RUN);
         }
         Ok(true)
     }

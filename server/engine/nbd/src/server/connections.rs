@@ -1,8 +1,8 @@
-//! Who is connected, and who may be: few handshakes at once, and seats for those who have an export open.
+//! The connections of a server, and their limits: of handshakes, and of connections with an export open.
 //!
-//! A connection begins as a handshake. Where there are too many of these the oldest goes, of the peer that has the most,
-//! so that silent ones keep nobody out. With an export open it takes a seat: of these each client has its limit, and as
-//! many stay free as the exports want that name their clients.
+//! A connection begins with a handshake. Where there are too many, the oldest handshake of the peer with the most is closed,
+//! so that silent peers keep nobody out. Connections with an export open are limited in all and for each client; some stay
+//! reserved for the clients that exports name.
 //! Locking: `table` is held for no I/O.
 
 use std::collections::HashMap;
@@ -37,18 +37,18 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Handshake,
-    Seated,
+    Open,
     /// Closed to make room, and on its way out.
     Dropped,
 }
 
-struct Guest {
+struct Entry {
     link: Arc<Link>,
     who: String,
     stage: Stage,
 }
 
-/// Why there is no seat.
+/// Why a connection may not open an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
     All,
@@ -56,32 +56,32 @@ pub enum Full {
 }
 
 #[derive(Default)]
-pub struct Seats {
+pub struct Connections {
     limits: Limits,
-    table: Mutex<HashMap<u64, Guest>>,
-    /// Somebody left.
+    table: Mutex<HashMap<u64, Entry>>,
+    /// A connection ended.
     left: Condvar,
     /// Handshakes closed to make room.
     dropped: AtomicU64,
-    /// Clients that got no seat, by why.
+    /// Connections that might not open an export, by reason.
     full: AtomicU64,
     client_full: AtomicU64,
 }
 
-impl Seats {
-    pub fn new(limits: Limits) -> Seats {
-        Seats {
+impl Connections {
+    pub fn new(limits: Limits) -> Connections {
+        Connections {
             limits,
-            ..Seats::default()
+            ..Connections::default()
         }
     }
 
-    fn table(&self) -> MutexGuard<'_, HashMap<u64, Guest>> {
+    fn table(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begin a handshake, another's place taken if there are too many; false if even those that were closed are, and stay
-    /// for `patience`.
+    /// Begin a handshake; if there are too many, another is closed. False if too many closed ones are still there after
+    /// `patience`.
     pub fn enter(&self, id: u64, link: &Arc<Link>, who: &str, patience: Duration) -> bool {
         let table = self.table();
         let crowded =
@@ -91,24 +91,24 @@ impl Seats {
         if waited.timed_out() {
             return false;
         }
-        let guest = Guest {
+        let entry = Entry {
             link: link.clone(),
             who: who.into(),
             stage: Stage::Handshake,
         };
-        table.insert(id, guest);
+        table.insert(id, entry);
         if count(&table, Stage::Handshake) > self.limits.handshakes
-            && let Some(guest) = oldest_of_most(&mut table)
+            && let Some(entry) = oldest_of_most(&mut table)
         {
-            guest.stage = Stage::Dropped;
-            guest.link.socket().close();
+            entry.stage = Stage::Dropped;
+            entry.link.socket().close();
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
         true
     }
 
-    /// Take a seat; waits for one until the deadline.
-    pub fn sit(
+    /// Let a connection open an export; waits up to `limit` until one more may.
+    pub fn admit(
         &self,
         id: u64,
         who: &str,
@@ -118,7 +118,7 @@ impl Seats {
         let deadline = Instant::now() + limit;
         loop {
             // Asked without the table's lock: an export's table has one of its own.
-            let claim = if self.seated() * 2 < self.limits.connections {
+            let claim = if self.open() * 2 < self.limits.connections {
                 Claim::default()
             } else {
                 claim()
@@ -126,9 +126,9 @@ impl Seats {
             let mut table = self.table();
             let full = self.full(&table, who, claim);
             let Some(why) = full else {
-                if let Some(guest) = table.get_mut(&id) {
-                    guest.stage = Stage::Seated;
-                    guest.who = who.into();
+                if let Some(entry) = table.get_mut(&id) {
+                    entry.stage = Stage::Open;
+                    entry.who = who.into();
                 }
                 return Ok(());
             };
@@ -145,10 +145,10 @@ impl Seats {
         }
     }
 
-    fn full(&self, table: &HashMap<u64, Guest>, who: &str, claim: Claim) -> Option<Full> {
-        let seated = table.values().filter(|guest| guest.stage == Stage::Seated);
-        let own = seated.filter(|guest| guest.who == who).count();
-        // However many exports name clients, half of all seats are for whoever comes.
+    fn full(&self, table: &HashMap<u64, Entry>, who: &str, claim: Claim) -> Option<Full> {
+        let open = table.values().filter(|entry| entry.stage == Stage::Open);
+        let own = open.filter(|entry| entry.who == who).count();
+        // However many exports name clients, half of all connections are open to anyone.
         let kept = match claim.own {
             true => 0,
             false => claim.others.min(self.limits.connections / 2),
@@ -156,20 +156,20 @@ impl Seats {
         if own >= self.limits.of_one_client {
             return Some(Full::Client);
         }
-        (count(table, Stage::Seated) + kept >= self.limits.connections).then_some(Full::All)
+        (count(table, Stage::Open) + kept >= self.limits.connections).then_some(Full::All)
     }
 
-    /// Go back to the handshake: the export was not opened after all.
-    pub fn stand(&self, id: u64) {
-        if let Some(guest) = self.table().get_mut(&id) {
-            guest.stage = Stage::Handshake;
+    /// Back to the handshake: the export was not opened after all.
+    pub fn step_back(&self, id: u64) {
+        if let Some(entry) = self.table().get_mut(&id) {
+            entry.stage = Stage::Handshake;
         }
         self.left.notify_all();
     }
 
     pub fn leave(&self, id: u64) {
-        if let Some(guest) = self.table().remove(&id) {
-            guest.link.socket().close();
+        if let Some(entry) = self.table().remove(&id) {
+            entry.link.socket().close();
         }
         self.left.notify_all();
     }
@@ -179,11 +179,11 @@ impl Seats {
         let table = self.table();
         table
             .get(&id)
-            .is_some_and(|guest| guest.stage == Stage::Dropped)
+            .is_some_and(|entry| entry.stage == Stage::Dropped)
     }
 
     pub fn each(&self, body: impl Fn(&Link)) {
-        self.table().values().for_each(|guest| body(&guest.link));
+        self.table().values().for_each(|entry| body(&entry.link));
     }
 
     /// Wait until nobody is left; whether that came to be in time.
@@ -201,15 +201,15 @@ impl Seats {
         true
     }
 
-    pub fn seated(&self) -> usize {
-        count(&self.table(), Stage::Seated)
+    pub fn open(&self) -> usize {
+        count(&self.table(), Stage::Open)
     }
 
     pub fn handshakes(&self) -> usize {
         count(&self.table(), Stage::Handshake)
     }
 
-    /// How many were closed to make room, found all seats taken, and had all that one client may.
+    /// How many were closed to make room, found the server's limit reached, and found their client's limit reached.
     pub fn turned_away(&self) -> [u64; 3] {
         [&self.dropped, &self.full, &self.client_full]
             .map(|counter| counter.load(Ordering::Relaxed))
@@ -229,18 +229,18 @@ impl Seats {
     }
 }
 
-fn count(table: &HashMap<u64, Guest>, stage: Stage) -> usize {
-    table.values().filter(|guest| guest.stage == stage).count()
+fn count(table: &HashMap<u64, Entry>, stage: Stage) -> usize {
+    table.values().filter(|entry| entry.stage == stage).count()
 }
 
 /// The oldest handshake of the peer that has the most.
-fn oldest_of_most(table: &mut HashMap<u64, Guest>) -> Option<&mut Guest> {
+fn oldest_of_most(table: &mut HashMap<u64, Entry>) -> Option<&mut Entry> {
     let mut peers: HashMap<&str, (usize, u64)> = HashMap::new();
-    for (&id, guest) in table
+    for (&id, entry) in table
         .iter()
         .filter(|(_, one)| one.stage == Stage::Handshake)
     {
-        let (number, oldest) = peers.entry(&guest.who).or_insert((0, id));
+        let (number, oldest) = peers.entry(&entry.who).or_insert((0, id));
         (*number, *oldest) = (*number + 1, id.min(*oldest));
     }
     let most = peers.into_values();
@@ -262,8 +262,8 @@ mod tests {
         Arc::new(Link::new(socket, String::new(), Arc::<Budget>::default()))
     }
 
-    fn seats(connections: usize, of_one_client: usize, handshakes: usize) -> Seats {
-        Seats::new(Limits {
+    fn connections(connections: usize, of_one_client: usize, handshakes: usize) -> Connections {
+        Connections::new(Limits {
             connections,
             of_one_client,
             handshakes,
@@ -272,45 +272,46 @@ mod tests {
 
     #[test]
     fn the_oldest_handshake_of_the_peer_with_the_most_makes_room() {
-        let seats = seats(9, 9, 4);
+        let connections = connections(9, 9, 4);
         for (id, who) in [(1, "a"), (2, "b"), (3, "b"), (4, "b"), (5, "c")] {
-            assert!(seats.enter(id, &link(), who, Duration::ZERO));
+            assert!(connections.enter(id, &link(), who, Duration::ZERO));
         }
-        let dropped: Vec<u64> = (1..6).filter(|id| seats.was_dropped(*id)).collect();
+        let dropped: Vec<u64> = (1..6).filter(|id| connections.was_dropped(*id)).collect();
         assert_eq!(dropped, [2]);
-        assert_eq!(seats.handshakes(), 4);
+        assert_eq!(connections.handshakes(), 4);
     }
 
     /// They come faster than the threads of those that were closed end.
     #[test]
     fn who_comes_waits_for_those_that_were_closed_to_leave() {
-        let seats = seats(9, 9, 1);
+        let connections = connections(9, 9, 1);
         for id in 1..4 {
-            assert!(seats.enter(id, &link(), "a", Duration::ZERO));
+            assert!(connections.enter(id, &link(), "a", Duration::ZERO));
         }
-        assert!(!seats.enter(4, &link(), "a", Duration::ZERO));
+        assert!(!connections.enter(4, &link(), "a", Duration::ZERO));
         std::thread::scope(|scope| {
-            let comes = scope.spawn(|| seats.enter(5, &link(), "a", Duration::from_secs(600)));
-            seats.leave(1);
+            let comes =
+                scope.spawn(|| connections.enter(5, &link(), "a", Duration::from_secs(600)));
+            connections.leave(1);
             assert!(comes.join().unwrap());
         });
     }
 
     #[test]
     fn a_client_has_its_limit_and_named_ones_their_seats() {
-        let seats = seats(4, 2, 9);
-        let sit = |id, who: &str, own, others| {
-            assert!(seats.enter(id, &link(), who, Duration::ZERO));
-            seats.sit(id, who, &|| Claim { own, others }, Duration::ZERO)
+        let connections = connections(4, 2, 9);
+        let admit = |id, who: &str, own, others| {
+            assert!(connections.enter(id, &link(), who, Duration::ZERO));
+            connections.admit(id, who, &|| Claim { own, others }, Duration::ZERO)
         };
-        assert_eq!(sit(1, "a", false, 2), Ok(()));
-        assert_eq!(sit(2, "a", false, 2), Ok(()));
-        assert_eq!(sit(3, "a", true, 1), Err(Full::Client));
-        assert_eq!(sit(4, "b", false, 2), Err(Full::All));
-        assert_eq!(sit(5, "named", true, 1), Ok(()));
-        assert_eq!(sit(6, "b", false, 1), Err(Full::All));
-        seats.leave(1);
-        assert_eq!(sit(7, "b", false, 1), Ok(()));
-        assert_eq!(seats.turned_away(), [0, 2, 1]);
+        assert_eq!(admit(1, "a", false, 2), Ok(()));
+        assert_eq!(admit(2, "a", false, 2), Ok(()));
+        assert_eq!(admit(3, "a", true, 1), Err(Full::Client));
+        assert_eq!(admit(4, "b", false, 2), Err(Full::All));
+        assert_eq!(admit(5, "named", true, 1), Ok(()));
+        assert_eq!(admit(6, "b", false, 1), Err(Full::All));
+        connections.leave(1);
+        assert_eq!(admit(7, "b", false, 1), Ok(()));
+        assert_eq!(connections.turned_away(), [0, 2, 1]);
     }
 }
