@@ -26,20 +26,6 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def store(server: str) -> Iterator[tmem.Store]:
-    """The daemon's store, without pools."""
-    with tmem.connect(server) as store:
-        yield store
-        for pool in store.pools():
-            pool.destroy()
-
-
-@pytest.fixture
-def cli(server: str, store: tmem.Store) -> Command:  # noqa: ARG001 it has no pools
-    return Command(server)
-
-
-@pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A file that ends within a page."""
     path = tmp_path / "file"

@@ -38,20 +38,6 @@ def server() -> Iterator[str]:
         yield running.address
 
 
-@pytest.fixture
-def store(server: str) -> Iterator[tmem.Store]:
-    """The daemon's store, without pools."""
-    with tmem.connect(server) as store:
-        yield store
-        for pool in store.pools():
-            pool.destroy()
-
-
-@pytest.fixture
-def cli(server: str, store: tmem.Store) -> Command:  # noqa: ARG001 it has no pools
-    return Command(server)
-
-
 def saved(file: Path) -> dict[tuple[bytes, int], bytes]:
     """The pages that a file leaves a pool with."""
     found: dict[tuple[bytes, int], bytes] = {}

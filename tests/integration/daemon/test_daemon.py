@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,6 @@ from tmem_proto.v1 import admin_pb2 as pb
 from tmem_proto.v1 import tmem_pb2
 
 RAW = frozenset({("encoding", "raw")})
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Daemon]:
-    with daemon() as running:
-        yield running
-
-
-@pytest.fixture
-def client(running: Daemon) -> Iterator[Client]:
-    client = Client(running.address)
-    yield client
-    client.close()
 
 
 def tmemd(*arguments: str, environment: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":

@@ -41,13 +41,6 @@ def running() -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def client(running: Daemon) -> Iterator[Client]:
-    client = Client(running.address)
-    yield client
-    client.close()
-
-
-@pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.node.name)[:64]
 

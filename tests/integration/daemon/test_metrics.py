@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -16,19 +15,6 @@ from tests.lib.exposition import Samples, families, samples, text
 from tests.lib.support import PATIENCE, filled, noise, page
 from tmem_proto.v1 import admin_pb2 as pb
 from tmemd.telemetry.store_metrics import CLASSES, POOL, SIZE_BUCKETS, SPLIT, STORE
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Daemon]:
-    with daemon() as running:
-        yield running
-
-
-@pytest.fixture
-def client(running: Daemon) -> Iterator[Client]:
-    client = Client(running.address)
-    yield client
-    client.close()
 
 
 def labels(pool: str, kind: str, owner: str, **more: str) -> frozenset[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -11,7 +10,7 @@ from grpc_channelz.v1 import channelz_pb2
 from grpc_channelz.v1.channelz_pb2_grpc import ChannelzStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from tests.lib.daemon import Client, Daemon, daemon
+from tests.lib.daemon import Client, daemon
 from tests.lib.support import PATIENCE, page
 from tmem_proto.v1 import admin_pb2, tmem_pb2
 
@@ -50,19 +49,6 @@ pools = call("tmem.v1.TmemAdmin", "ListPools").pools
 assert [(pool.name, pool.stats.values["pages"]) for pool in pools] == [("generic", 1)]
 assert not [name for name in sys.modules if name.startswith("tmem")]
 '''
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Daemon]:
-    with daemon() as running:
-        yield running
-
-
-@pytest.fixture
-def client(running: Daemon) -> Iterator[Client]:
-    client = Client(running.address)
-    yield client
-    client.close()
 
 
 def test_reflection_knows_every_service_method_and_field(client: Client) -> None:
