@@ -69,7 +69,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> str:
-    """The version is that of the distribution; only who asks for it pays for reading that."""
+    """The version of the distribution, read only when it is asked for."""
     if name == "__version__":
         from importlib.metadata import version
 

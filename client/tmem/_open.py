@@ -1,4 +1,4 @@
-"""The two ways to a store: `open` one in this process, or `connect` to one that is there."""
+"""The two ways to a store: `open` one in this process, or `connect` to an existing one."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def open(
 ) -> Store:
     """Open a store in this process, with the engine embedded.
 
-    Any number of processes may have one arena open at once. After a fork parent and child share the store, a private
-    one too, like two processes that attached to it.
+    Any number of processes can have one arena open at once. After a fork, parent and child share the store (even a
+    private one), like two processes that attached to it.
 
     Args:
         memory: The most memory the store may use, everything counted: bytes, or a string such as "2GiB".
-        arena: The file that holds everything, best on tmpfs (`/dev/shm`). It is created, or attached where it exists,
-            and stays when the store is closed. None is a private arena, which goes with the process.
+        arena: The file that holds everything, best on tmpfs (`/dev/shm`). It is created, or attached if it exists,
+            and stays when the store is closed. None is a private arena, which ends with the process.
         shards: The number of separately locked parts, a power of two; None chooses by `memory`.
-        mlock: Keep the arena from being swapped out.
+        mlock: Lock the arena in memory, so that it is never swapped out.
         huge_pages: Ask for transparent huge pages.
-        accept_threshold: Per cent of `memory` below which a store that was full accepts pages again; 100 is at once.
+        accept_threshold: A full store accepts pages again once it uses less than this per cent of `memory`.
 
     Raises:
-        MismatchError: The arena exists with other settings; the message names the difference.
+        MismatchError: The arena exists with different settings; the message names them.
         ArenaError: The file is not an arena, is another version's, is damaged, or the operating system refused.
         EngineMissingError: The native part is not installed.
-        ValueError: An argument makes no sense.
+        ValueError: An argument is invalid.
     """
     transport = local.open_arena(
         memory=parse_size(memory, "memory"),
@@ -70,32 +70,31 @@ def connect(
     tls: Tls | None = None,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> Store:
-    """Connect to a store that exists.
+    """Connect to an existing store.
 
-    A connection to a server is made by the first call, and again by itself after it broke or the server restarted.
+    The first call connects to the server; after a failure or a restart of the server, the next call reconnects.
 
     Args:
         address: `HOST:PORT` or `grpc://HOST:PORT`, a server; `grpcs://HOST:PORT`, the same over TLS; without a port it
             is 7717, without a host (`:7718`) this machine. Or `shm://PATH`, the arena at PATH on this machine (taken as
             it is, with at least one slash: `shm:///dev/shm/tmem`).
-        mlock: `shm://` only: keep the arena from being swapped out.
-        timeout: Server only, as all below: seconds that one call may take, and that an operation goes on trying while
-            the server is away. An operation of many calls may take longer as long as calls come back.
-        encoding: `"lz4"`: pages are compressed and decompressed here; `"raw"`: there.
-        on_unavailable: What happens while the server is away. `"raise"`: `UnavailableError` after `timeout`, and at
-            once until the server is tried again. `"miss"`: at once, gets of ephemeral pools miss, puts are refused as
-            `"unavailable"`, and flushes find nothing; the pages concerned are flushed before anything else once the
-            server is back, so none that was refused or flushed is seen again. A get of a persistent pool raises all
-            the same: its page is not lost.
-        tls: TLS, with these files; None is plain text, unless the address begins with `grpcs://`, which trusts whom the
-            system trusts.
-        credentials: TLS as gRPC has it, from `grpc.ssl_channel_credentials`, instead of `tls`.
+        mlock: `shm://` only: lock the arena in memory, so that it is never swapped out.
+        timeout: Server only, like all below: seconds that one call may take, and that an operation keeps retrying while
+            the server is unavailable. An operation of many calls may take longer while replies keep arriving.
+        encoding: `"lz4"`: the client compresses and decompresses pages; `"raw"`: the server does.
+        on_unavailable: What to do while the server is unavailable. `"raise"`: raise `UnavailableError`, after `timeout`
+            or, until the next attempt is due, at once. `"miss"`: at once, gets of ephemeral pools miss, puts are
+            refused as `"unavailable"` and flushes find nothing. Once the server is back, the pages concerned are
+            flushed before anything else, so that nothing refused or flushed is ever returned. A get of a persistent
+            pool raises even so: its page is not lost.
+        tls: TLS with these files. None is plain text, or for `grpcs://` TLS with the system's authorities.
+        credentials: gRPC's own credentials, from `grpc.ssl_channel_credentials`, instead of `tls`.
 
     Raises:
-        ArenaError: There is no arena at the path, or it cannot be used.
+        ArenaError: There is no usable arena at the path.
         EngineMissingError: The native part is not installed (`shm://` only).
         OSError: A file of `tls` cannot be read.
-        ValueError: The address is of a kind that this version does not know, or an option makes no sense.
+        ValueError: The address or an option is invalid.
     """
     if not isinstance(address, str):
         raise TypeError(f"address must be a str, not {type(address).__name__}")

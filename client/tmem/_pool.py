@@ -134,15 +134,15 @@ class Pool:
         return self._transport.flush_object(oid)
 
     def destroy(self) -> int:
-        """Remove the pool and every page of it. Returns the number of pages; the name is free again."""
+        """Remove the pool with all its pages. Returns the number of pages; the name is free again."""
         return self._transport.destroy()
 
     def freeze(self) -> None:
-        """Turn puts into flushes of their keys, refused as `"frozen"`; gets and flushes go on."""
+        """Freeze the pool: puts only flush their keys and are refused as `"frozen"`; gets and flushes still work."""
         self._transport.freeze()
 
     def thaw(self) -> None:
-        """End what `freeze` began."""
+        """End a freeze."""
         self._transport.thaw()
 
     @property
@@ -157,7 +157,7 @@ class Pool:
 
     @property
     def page_size(self) -> int:
-        """Bytes a page."""
+        """Bytes per page."""
         return self._transport.page_size
 
     @property

@@ -36,23 +36,23 @@ class Store:
 
     @takes(PoolOptions, PoolSettings)
     def pool(self, name: str, **options: Unpack[PoolOptions]) -> Pool:
-        """Create a pool, or open the one of that name.
+        """Create a pool, or open the existing one of that name.
 
         Args:
             name: 1 to 64 bytes of UTF-8. Pools live in the arena and outlast the process.
             **options: The fields of `PoolSettings`, with their defaults.
 
         Raises:
-            MismatchError: The pool exists with other settings; the message names the difference.
-            ExhaustedError: The arena holds as many pools as it can.
-            ValueError: A setting makes no sense.
+            MismatchError: The pool exists with different settings; the message names them.
+            ExhaustedError: The arena cannot hold more pools.
+            ValueError: A setting is invalid.
         """
         settings = pool_settings(**options)
         self._check_free(name)
         return Pool(self._transport.pool(name, settings))
 
     def find_pool(self, name: str) -> Pool:
-        """The pool of that name, with the settings it has.
+        """The existing pool of that name, whatever its settings.
 
         Raises:
             UnknownPoolError: There is none.
@@ -72,15 +72,15 @@ class Store:
         return cast("StoreStats", self._transport.stats())
 
     def client_stats(self) -> ClientStats:
-        """What this side of the connection has counted; all zero where there is no connection."""
+        """Counters of this client's connection; all zero without a connection."""
         return self._server.client_stats() if self._server else ClientStats()
 
     def compact(self) -> Compaction:
-        """Move pages together and give the memory that frees back to the system."""
+        """Compact the store: move pages together and return the freed memory to the system."""
         return cast("Compaction", self._transport.compact())
 
     def relinquish(self, size: Size) -> int:
-        """Give back up to `size` of memory by evicting ephemeral pages; returns the bytes given back."""
+        """Evict ephemeral pages to return up to `size` of memory to the system; returns the bytes returned."""
         return self._transport.relinquish(parse_size(size, "size"))
 
     def resize(self, memory: Size) -> None:
@@ -93,40 +93,40 @@ class Store:
         self._transport.resize(parse_size(memory, "memory"))
 
     def check(self) -> list[str]:
-        """Check the whole arena for consistency. Returns the violations found: empty when it is sound."""
+        """Check the consistency of the whole arena. Returns the violations found, none if it is intact."""
         return self._transport.check()
 
     def clients(self) -> list[Client]:
-        """The clients of the server, with what they have and use.
+        """The clients of the server, with their limits and usage.
 
         Raises:
-            TmemError: The store is an arena in this process; so it is with `workers` and `events`.
+            TmemError: The store has no server; `workers` and `events` raise it too.
         """
         return self._served.clients()
 
     def workers(self) -> list[Worker]:
-        """The processes of the server."""
+        """The worker processes of the server."""
         return self._served.workers()
 
     def events(self, pool: str | None = None) -> Iterator[Event]:
-        """What happens on the server from now on, as it happens, of one pool or of all.
+        """Events of the server as they happen from now on, of one pool or of all.
 
-        The iterator waits for the next event, and stops when the pool is destroyed. It ends with `UnavailableError`
-        when the server goes away, with `ClosedError` when the store is closed, and by its `close` method.
+        The iterator waits for the next event and stops when the pool is destroyed. It raises `UnavailableError` when
+        the server goes away and `ClosedError` when the store is closed; its `close` method ends it.
         """
         return self._served.events(pool)
 
     def exports(self) -> list[Export]:
-        """The block devices that the server exports over NBD, with what they hold and who has them open.
+        """The block devices that the server exports over NBD, with their contents and connected clients.
 
         Raises:
-            TmemError: The store is an arena in this process; so it is with the other methods of exports.
+            TmemError: The store has no server; the other methods on exports raise it too.
         """
         return self._served.exports()
 
     @takes(ExportOptions, ExportSpec)
     def create_export(self, name: str, size: Size, **options: Unpack[ExportOptions]) -> Export:
-        """Make a block device of `size`, empty, with a pool of its own.
+        """Create an empty block device of `size`, with a pool of its own.
 
         Args:
             name: 1 to 57 letters, digits, `.`, `_` and `-`, the first a letter or digit.
@@ -134,37 +134,37 @@ class Store:
             **options: The other fields of `ExportSpec`, with their defaults.
 
         Raises:
-            MismatchError: There is an export of the name.
-            ExhaustedError: The reserve cannot be kept; the message has the numbers.
+            MismatchError: An export of that name exists.
+            ExhaustedError: The memory cannot be reserved; the message has the numbers.
         """
         return self._served.create_export(export_spec(name, size, **options))
 
     def remove_export(self, name: str, *, force: bool = False) -> int:
-        """Remove an export with all it holds; returns the number of pages dropped.
+        """Remove an export with all its data; returns the number of pages dropped.
 
         Raises:
-            UnknownExportError: There is none of the name.
-            MismatchError: A client has it open, and is not cut off by `force`.
+            UnknownExportError: There is no export of that name.
+            MismatchError: A client has it open; `force` disconnects it instead.
         """
         return self._served.remove_export(name, force)
 
     def resize_export(self, name: str, size: Size) -> Export:
-        """Give an export another size. Clients see it when they connect anew.
+        """Resize an export. Clients see the new size when they reconnect.
 
         Raises:
-            MismatchError: It would be smaller, and holds data beyond the new end or is in use.
+            MismatchError: It would shrink, but holds data beyond the new end or is in use.
         """
         return self._served.resize_export(name, size)
 
     def drain_export(self, name: str, *, undo: bool = False) -> Export:
-        """Let no new client of an export in; those that are there go on. Restarts do not end it, `undo` does."""
+        """Admit no new clients to an export; connected ones continue. This survives restarts; `undo` ends it."""
         return self._served.drain_export(name, undo)
 
     def allow_export(self, name: str, *clients: str, undo: bool = False, anyone: bool = False) -> Export:
-        """Let these clients open an export too, or no longer (`undo`), or let in whom the address lets in (`anyone`).
+        """Allow these clients to open an export, revoke that (`undo`), or allow everyone who can reach it (`anyone`).
 
-        Where anybody might open it, only these may from now on. Connections of those who may no longer have ended when
-        this returns.
+        If anyone could open it, only these clients can from now on. Connections of clients that lost the right are
+        closed when this returns.
         """
         return self._served.allow_export(name, clients, undo, anyone)
 
@@ -186,16 +186,16 @@ class Store:
         return self._transport.closed
 
     def close(self) -> None:
-        """Let go of the arena, or close the connection; closing twice does nothing.
+        """Detach from the arena, or close the connection; closing twice does nothing.
 
-        Calls under way in other threads end as usual on an arena, and with `ClosedError` on a connection.
+        Calls in flight in other threads complete on an arena, and raise `ClosedError` on a connection.
         """
         self._transport.close()
 
     def _check_free(self, name: str) -> None:
-        """A server looks to its own pools itself."""
+        """A server protects its own pools itself."""
         if name.startswith(".") and is_local(self):
-            raise ValueError(f"pool {name!r}: names that begin with '.' are for pools of the server itself")
+            raise ValueError(f"pool {name!r}: names beginning with '.' are reserved for the server")
 
     @property
     def _served(self) -> ServerOps:

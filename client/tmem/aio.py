@@ -57,7 +57,7 @@ def connect(
     tls: Tls | None = None,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> AsyncStore:
-    """Connect to a server; the arguments are those of `tmem.connect`. No event loop need run yet."""
+    """Connect to a server; the arguments are those of `tmem.connect`. Needs no running event loop."""
     if not isinstance(address, str):
         raise TypeError(f"address must be a str, not {type(address).__name__}")
     server = ServerState(
@@ -67,7 +67,7 @@ def connect(
 
 
 class AsyncPool:
-    """`tmem.Pool`, to be awaited."""
+    """The asynchronous `tmem.Pool`."""
 
     __slots__ = ("_lanes", "_pool", "_run")
 
@@ -167,7 +167,7 @@ class AsyncPool:
 
     @property
     def page_size(self) -> int:
-        """Bytes a page."""
+        """Bytes per page."""
         return self._pool.page_size
 
     async def settings(self) -> PoolSettings:
@@ -194,7 +194,7 @@ class AsyncPool:
 
 
 class AsyncStore:
-    """`tmem.Store`, to be awaited. Use it in an `async with` block."""
+    """The asynchronous `tmem.Store`. Use it in an `async with` block."""
 
     __slots__ = ("_driver", "_lanes", "_run", "_store")
 
@@ -306,7 +306,7 @@ class AsyncStore:
         return AsyncPool(pool, self._driver, lanes)
 
     async def close(self) -> None:
-        """Close the connection; operations under way raise `ClosedError`. Closing twice does nothing."""
+        """Close the connection; operations in flight raise `ClosedError`. Closing twice does nothing."""
         await self._driver.close()
 
     async def __aenter__(self) -> Self:

@@ -38,7 +38,7 @@ _MOST_READAHEAD = 1 << 30
 
 
 class CachedFile(io.RawIOBase):
-    """A file, read-only and binary, from `open_cached`. Safe to use from many threads, which share one position.
+    """A read-only binary file, from `open_cached`. Safe to use from many threads, which share one position.
 
     An `io.RawIOBase`: it can be wrapped in `io.BufferedReader`, and given to whatever reads a binary file. It has no
     `fileno`, as reads of the descriptor would not go through the store. A file that a forked process inherits must not
@@ -94,7 +94,7 @@ class CachedFile(io.RawIOBase):
         return b"".join(parts)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Move the position, as in any file; returns the new one."""
+        """Move the position as in any file; returns the new position."""
         self._check_open()
         with self._lock:
             bases: dict[int, Callable[[], int]] = {
@@ -116,21 +116,21 @@ class CachedFile(io.RawIOBase):
         return self._at
 
     def readable(self) -> bool:
-        """True, as for any file that was opened to be read."""
+        """True: the file is readable."""
         self._check_open()
         return True
 
     def seekable(self) -> bool:
-        """True: any position can be moved to."""
+        """True: the file is seekable."""
         self._check_open()
         return True
 
     def stats(self) -> FileStats:
-        """What was counted since the file was opened; also after it is closed."""
+        """Counters since the file was opened; they remain after it is closed."""
         return self._counters.stats()
 
     def close(self) -> None:
-        """Close the file, after a moment for pages that are on their way to the store. The store stays open."""
+        """Close the file, after waiting briefly for puts in flight. The store stays open."""
         if not self.closed:
             try:
                 # Not there where opening failed.
@@ -170,7 +170,7 @@ def open_cached(
     settle: float = 10.0,
     patience: float = 0.25,
 ) -> CachedFile:
-    """Open a file to be read through a pool of a store. Where the store is away, the file is read without it.
+    """Open a file for reading through a pool of a store. While the store is unavailable, the file is read directly.
 
     Args:
         path: A regular file.
@@ -178,19 +178,19 @@ def open_cached(
         pool: An ephemeral pool whose gets keep the page (`shared` or `inclusive`), with whatever other settings it has.
             Where there is none of that name, a shared one is made. Whoever may put to the pool decides what is read
             from it: share it with those you would let write the file.
-        page_size: Bytes a page, as in `Store.pool`; None is that of the pool, or 16 KiB where it is made.
-        readahead: The most bytes to fetch ahead of each stream of reads; 0 is never any.
+        page_size: Bytes per page, as in `Store.pool`; None is that of the pool, or 16 KiB where it is made.
+        readahead: The most bytes to read ahead of each stream of reads; 0 disables it.
         volume: A name for the file system that the file is on, the same on every host that mounts it the same way, and
             never that of another one: these hosts then share its pages. None shares them among the processes of this
             machine, until it is rebooted.
         settle: Seconds for which a file must have rested before pages of it are kept. More than the granularity of the
             file system's times, and more than a single write call takes.
-        patience: The most seconds that a read waits for the store.
+        patience: The longest that a read waits for the store, in seconds.
 
     Raises:
         OSError: The file cannot be opened.
-        MismatchError: The pool exists and cannot be used so; the message says why.
-        ValueError: An argument makes no sense, or the path is not that of a regular file.
+        MismatchError: The pool exists but cannot be used; the message says why.
+        ValueError: An argument is invalid, or the path is not that of a regular file.
     """
     counters = FileCounters()
     ahead = checks.number(parse_size(readahead, "readahead"), "readahead", high=_MOST_READAHEAD)
@@ -224,7 +224,7 @@ def _pool(store: Store, name: str, page_size: int | None) -> Pool:
         return store.pool(name, kind="ephemeral", shared=True, page_size=page_size or DEFAULT_PAGE_SIZE)
     settings = found.settings
     if settings.kind != "ephemeral" or not (settings.shared or settings.inclusive):
-        raise MismatchError(f"pool {name!r} does not keep what is got from it; it must be ephemeral and shared")
+        raise MismatchError(f"pool {name!r} cannot cache files: it must be ephemeral, and shared or inclusive")
     if page_size not in (None, settings.page_size):
         raise MismatchError(f"pool {name!r} exists with another page_size: {settings.page_size}, not {page_size}")
     return found

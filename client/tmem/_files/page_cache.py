@@ -119,7 +119,7 @@ class PageCache:
         self._report(used, wasted)
 
     def drop(self) -> None:
-        """Let go of every page."""
+        """Drop every page."""
         with self._lock:
             wasted = self._clear()
         self._report(wasted=wasted)

@@ -1,4 +1,4 @@
-"""A cached file's pages in the store, asked for and offered so that the store can do no harm.
+"""The pages of a cached file in the store, read and written so that the store can do no harm.
 
 Nothing here raises, and nothing takes longer than `patience`: a store that is away, slow or closed answers as one that
 has no pages and takes none. A store in this process cannot hang and is called directly; any other in another thread,
@@ -124,7 +124,7 @@ class FileStore:
                 self._drop()
 
     def close(self) -> None:
-        """Wait a little for what is on its way."""
+        """Wait briefly for puts in flight."""
         with self._queue_lock:
             self._queue_changed.wait_for(lambda: not self._draining, self._patience)
 

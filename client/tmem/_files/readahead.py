@@ -52,7 +52,7 @@ class Streams:
     """The streams of one file. Safe to use from many threads."""
 
     def __init__(self, limit: int) -> None:
-        """At most `limit` pages ahead of each stream; 0 is never any."""
+        """Reads at most `limit` pages ahead of each stream; 0 disables it."""
         self._most = limit
         self._limit = limit
         self._lock = threading.Lock()

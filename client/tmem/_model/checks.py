@@ -1,4 +1,4 @@
-"""What callers pass, checked before anything is sent. The rules and messages are those of the engine's bindings."""
+"""Checks of arguments before anything is sent. Rules and messages are those of the engine's bindings."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def span(first: object, count: object) -> range:
 
 
 def flag(value: object, name: str) -> bool:
-    """A bool, and nothing that only looks like one."""
+    """A bool, and nothing that is merely truthy."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, not {_kind(value)}")
     return value

@@ -27,7 +27,7 @@ class PoolSettings:
             to make), `"zstd"`, `"zstd:LEVEL"` (-7 to 19) or `"raw"`.
         allocator: `"zsmalloc"` (densest) or `"zbud"` (evicts whole frames). The default is zsmalloc for persistent
             pools and zbud for ephemeral ones.
-        page_size: Bytes a page: 4096, 8192, 16384, 32768, 65536, 131072 or 262144.
+        page_size: Bytes per page: 4096, 8192, 16384, 32768, 65536, 131072 or 262144.
         quota: The most memory the pool may use, in bytes of footprint; 0 or None is no quota.
         weight: Share of the memory relative to other ephemeral pools, at least 1. A server may replace a weight of 1
             by the one that it is configured to give this client's new pools.

@@ -27,7 +27,7 @@ _TARGET = re.compile(r"(?P<host>\[[\w:.%-]+\]|[\w.-]*)(?::(?P<port>[0-9]{1,5}))?
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a connection behaves; see `tmem.connect`."""
+    """The options of a connection; see `tmem.connect`."""
 
     timeout: float = 10.0
     encoding: Wire = "lz4"
@@ -46,18 +46,18 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class ClientStats:
-    """What a connection has counted since it was made; all zero where there is none (embedded, `shm://`).
+    """Counters of a connection; all zero without one (embedded, `shm://`).
 
     Attributes:
         calls: Calls sent to the server, retried ones included.
-        failed_calls: Calls that came back with an error, or not in time.
-        retries: Rounds of calls that were made again.
-        reopened: Sessions opened again because the server had forgotten them.
-        new_epochs: Epochs asked for so that no earlier mutation lands late.
-        breaker_trips: Times the server was found to be away.
-        missed_unavailable: Pages answered as misses because the server was away.
-        refused_unavailable: Pages answered as refused because the server was away.
-        owed_flushes: Pages and objects whose flush waits for the server to come back.
+        failed_calls: Calls that failed or timed out.
+        retries: Rounds of calls that were retried.
+        reopened: Sessions reopened because the server had dropped them.
+        new_epochs: Epochs requested so that no earlier mutation takes effect late.
+        breaker_trips: Times the server was found unavailable.
+        missed_unavailable: Pages reported as misses because the server was unavailable.
+        refused_unavailable: Pages reported as refused because the server was unavailable.
+        owed_flushes: Pages and objects whose flush is pending until the server is back.
         acknowledgements_lost: Exclusive gets whose pages the server may still hold.
         corrupt_pages: Pages that failed their checksum.
     """
@@ -104,25 +104,25 @@ class ServerState:
 
     @property
     def forgiving(self) -> bool:
-        """Whether a server that is away is answered for with misses and refusals."""
+        """Whether calls miss or are refused, rather than raise, while the server is unavailable."""
         return self.options.on_unavailable == "miss"
 
     def admit(self) -> None:
-        """Raise where there is no sense in a call now."""
+        """Raise if a call cannot succeed now."""
         if self.closed:
             raise ClosedError("the store is closed")
         if not self.breaker.admits():
-            raise UnavailableError(f"{self.address} is away; it is tried again shortly")
+            raise UnavailableError(f"{self.address} is unavailable and will be tried again shortly")
 
     def lost(self, details: str) -> UnavailableError:
-        """The server is taken to be away from now on."""
+        """Note that the server did not answer; the error to raise."""
         self.breaker.trip()
         self.counters.add("breaker_trips")
         return UnavailableError(f"{self.address}: {details}")
 
 
 def parse_target(address: str) -> str:
-    """`HOST:PORT` of a server's address, in which people leave out the host (this machine) or the port."""
+    """`HOST:PORT` of a server's address, which may leave out the host (this machine) or the port."""
     scheme = next((scheme for scheme in _SCHEMES if address.startswith(scheme)), "")
     match = _TARGET.fullmatch(address.removeprefix(scheme).removesuffix("/"))
     host, port = (match["host"] or "localhost", int(match["port"] or DEFAULT_PORT)) if match else ("", 0)

@@ -77,7 +77,7 @@ class Debt:
         """Owe a flush; returns by how much the debt grew. Raises where it would grow without bound."""
         new = len(indices) if indices is not None else 1
         if self._count + new > MOST_OWED:
-            raise UnavailableError(f"{self._count} flushes are owed to the server already; no more can be kept")
+            raise UnavailableError(f"{self._count} flushes are already pending for the server; no more can be queued")
         held = self._objects.setdefault(oid, set())
         if held is None:
             return 0
@@ -185,9 +185,7 @@ class Session:
                 if len(left) < len(todo):
                     operation.give_up_at = server.clock() + server.options.timeout
                 elif server.clock() > operation.give_up_at:
-                    raise UnavailableError(
-                        f"{server.address}: other calls of pool {self.name!r} leave no time for this"
-                    )
+                    raise UnavailableError(f"{server.address}: timed out behind other calls of pool {self.name!r}")
                 todo = left
         return replies
 
@@ -255,7 +253,9 @@ class Session:
                 if self._settler is operation:
                     self._settler = None
             if self.server.clock() > operation.give_up_at:
-                raise UnavailableError(f"{self.server.address}: the session of pool {self.name!r} cannot be settled")
+                raise UnavailableError(
+                    f"{self.server.address}: the session of pool {self.name!r} was not recovered in time"
+                )
             yield Wait(_SETTLE_POLL)
 
     def _settle(self) -> Steps[None]:
@@ -328,7 +328,7 @@ class Session:
         if failure.code == NOT_FOUND:
             # A session may end again as soon as it is open. Whether the pool is there, only opening it tells.
             if server.clock() > operation.give_up_at:
-                raise server.lost(f"the sessions of pool {self.name!r} end before they can be used")
+                raise server.lost(f"sessions of pool {self.name!r} keep ending before they can be used")
         elif failure.code == DEADLINE_EXCEEDED:
             raise server.lost(f"no answer within {server.options.timeout:g} s")
         elif failure.code != UNAVAILABLE:

@@ -190,7 +190,7 @@ class Driver:
         return await self._result(method, pending)
 
     async def _many(self, connection: _Connection, step: Send) -> Replies:
-        """Several calls on their way at once, their requests made meanwhile."""
+        """Several calls in flight at once; requests are made meanwhile."""
         call = connection.calls[step.method]
         limit = InFlightLimit(self._timeout)
         replies: Replies = []

@@ -75,7 +75,7 @@ class StoreTransport(Protocol):
 
 
 class ServerOps(Protocol):
-    """What a store has where it is behind a server, and an arena in this process has not."""
+    """What only a server has, and an arena in this process has not."""
 
     @property
     def address(self) -> str: ...

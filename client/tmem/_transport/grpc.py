@@ -25,7 +25,7 @@ _R = TypeVar("_R")
 
 
 class _Driven(Generic[_R]):
-    """A thing at the other end, and who carries out operations on it."""
+    """Something remote, and the driver that carries out operations on it."""
 
     def __init__(self, remote: _R, driver: Driver) -> None:
         self._remote = remote

@@ -280,7 +280,7 @@ class Driver:
         return None
 
     def _many(self, connection: _Connection, step: Send, ended: list[None]) -> Replies:
-        """Several calls on their way at once, their requests made meanwhile, until `ended` has something in it."""
+        """Several calls in flight at once; requests are made meanwhile, until `ended` has something in it."""
         call = connection.calls[step.method]
         limit = InFlightLimit(self._timeout)
         replies: Replies = []

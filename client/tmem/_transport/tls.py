@@ -102,7 +102,7 @@ def security(address: str, tls: Tls | None, credentials: grpc.ChannelCredentials
     """
     if credentials is not None:
         if tls is not None:
-            raise ValueError("tls and credentials exclude each other")
+            raise ValueError("give tls or credentials, not both")
         return Security(credentials)
     if tls is None and not address.startswith(SECURE):
         return Security()

@@ -38,14 +38,14 @@ class Cleancache:
         self._ids = itertools.count()
 
     def init_fs(self, page_size: Size = 4096) -> int:
-        """Begin with a file system of this client alone, without pages. Returns its id for the other calls."""
+        """Register a file system that only this client uses. Returns its id for the other calls."""
         pool = self._store.pool(
             f"cleancache-{uuid.uuid4().hex}", kind="ephemeral", page_size=page_size, codec=self._codec
         )
         return self._add(pool)
 
     def init_shared_fs(self, fs_uuid: bytes | uuid.UUID, page_size: Size = 4096) -> int:
-        """Begin with a file system that other clients use too, those that name the same UUID."""
+        """Register a file system that is shared by all clients that use the same UUID."""
         name = fs_uuid if isinstance(fs_uuid, uuid.UUID) else uuid.UUID(bytes=fs_uuid)
         pool = self._store.pool(
             f"cleancache-shared-{name.hex}", kind="ephemeral", page_size=page_size, shared=True, codec=self._codec
@@ -59,25 +59,25 @@ class Cleancache:
             pool.put(key, {index: page})
 
     def get_page(self, fs: int, key: bytes, index: int) -> bytes | None:
-        """The page, if the store has it still. From a file system of this client alone it is taken out."""
+        """The page, if the store still has it. For a file system that is not shared, this takes it out."""
         pool = self._pool(fs, key)
         return pool.get(key, [index]).get(index) if _fits(index) else None
 
     def invalidate_page(self, fs: int, key: bytes, index: int) -> None:
-        """The page changed: no older one is seen from now on."""
+        """The page changed: no older version is returned from now on."""
         pool = self._pool(fs, key)
         if _fits(index):
             pool.flush(key, [index])
 
     def invalidate_inode(self, fs: int, key: bytes) -> None:
-        """The file was truncated or removed: none of its pages is seen from now on."""
+        """The file was truncated or removed: none of its pages is returned from now on."""
         self._pool(fs, key).flush_object(key)
 
     def invalidate_fs(self, fs: int) -> None:
-        """The file system was unmounted. The pool of a private one is destroyed; of a shared one others go on."""
+        """The file system was unmounted. A private one's pool is destroyed; a shared one's stays."""
         pool = self._pools.pop(fs, None)
         if pool is None:
-            raise ValueError(f"file system {fs} was not begun with init_fs, or is done with")
+            raise ValueError(f"file system {fs} is not initialized, or has been invalidated")
         if not pool.settings.shared:
             pool.destroy()
 
@@ -93,7 +93,7 @@ class Cleancache:
             raise ValueError(f"key is {len(key)} bytes long; it must be {_KEY_BYTES}")
         pool = self._pools.get(fs)
         if pool is None:
-            raise ValueError(f"file system {fs} was not begun with init_fs, or is done with")
+            raise ValueError(f"file system {fs} is not initialized, or has been invalidated")
         return pool
 
 

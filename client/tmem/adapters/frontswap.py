@@ -43,7 +43,7 @@ class Frontswap:
         self._areas: dict[int, _Slots] = {}
 
     def init(self, area: int) -> None:
-        """Begin with an area (the kernel's `type`), empty whatever was there before."""
+        """Initialize an area (the kernel's `type`), dropping anything it held before."""
         self._pool.flush_object(area)
         self._areas[area] = _Slots()
 
@@ -92,7 +92,7 @@ class Frontswap:
             self._forget(area, [offset])
 
     def invalidate_area(self, area: int) -> None:
-        """The area is done with (swapoff); all of its pages are dropped."""
+        """The area is no longer used (swapoff); all its pages are dropped."""
         self._slots(area)
         self._pool.flush_object(area)
         self._areas.pop(area, None)
@@ -128,7 +128,7 @@ class Frontswap:
     def _slots(self, area: int) -> _Slots:
         slots = self._areas.get(area)
         if slots is None:
-            raise ValueError(f"area {area} was not begun with init")
+            raise ValueError(f"area {area} is not initialized: call init first")
         return slots
 
     def _forget(self, area: int, offsets: Iterable[int]) -> None:

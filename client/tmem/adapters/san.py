@@ -95,7 +95,7 @@ def _files(tls: Tls | None) -> tuple[_Path, tuple[_Path, _Path] | None] | None:
         return None
     ca = tls.ca or system_authorities()
     if ca is None:
-        raise ValueError("the system names no authorities that it trusts: name one for the server")
+        raise ValueError("the system has no certificate authorities: give one for the server")
     return ca, None if tls.cert is None or tls.key is None else (tls.cert, tls.key)
 
 
@@ -105,7 +105,7 @@ def _own_files(settings: GatewaySettings) -> tuple[_Path, _Path, _Path | None] |
         return cert, key, client_ca
     if cert is None and key is None and client_ca is None:
         return None
-    raise ValueError("TLS for those who use the volume takes --tls-cert and --tls-key")
+    raise ValueError("TLS for clients of the volume needs both --tls-cert and --tls-key")
 
 
 def shared_object(backing: str, volume_id: str | None) -> bytes:
@@ -113,7 +113,9 @@ def shared_object(backing: str, volume_id: str | None) -> bytes:
     if volume_id is not None:
         return _digest(b"id", volume_id.encode())
     if backing.startswith(_SCHEMES) or not stat.S_ISREG(Path(backing).stat().st_mode):
-        raise ValueError(f"nothing tells which content {backing} has: give it a name on all hosts with --volume-id")
+        raise ValueError(
+            f"the content of {backing} cannot be identified: name it with --volume-id, the same on all hosts"
+        )
     with Path(backing).open("rb") as volume:
         found = os.fstat(volume.fileno())
         size = found.st_size

@@ -298,7 +298,7 @@ def test_pools_that_cannot_be_used_are_refused_with_the_reason(path: Path) -> No
         store.pool("private", kind="ephemeral")
         kept = store.pool("kept", kind="ephemeral", inclusive=True, page_size=8192, quota="1MiB")
         for name in ("swap", "private"):
-            with pytest.raises(tmem.MismatchError, match=f"{name!r} does not keep what is got"):
+            with pytest.raises(tmem.MismatchError, match=f"{name!r} cannot cache files"):
                 cached(path, store, pool=name)
         with pytest.raises(tmem.MismatchError, match="another page_size: 8192, not 4096"):
             cached(path, store, pool="kept", page_size=4096)

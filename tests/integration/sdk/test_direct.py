@@ -234,7 +234,7 @@ def test_commands_are_on_their_way_together_and_share_the_fate_of_the_connection
     [
         (HEADERS_OF_ANSWER + reply(2), "as 2"),
         (HEADERS_OF_ANSWER + frame(DATA, 1, b"\0\0\0\0\1\xff"), "cannot be read"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n" * 20, "does not keep to HTTP/2"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n" * 20, "violated HTTP/2"),
     ],
     ids=["another command's reply", "no reply", "no HTTP/2"],
 )

@@ -113,7 +113,7 @@ class Http2Call:
                     break
                 at += read
         except (ValueError, struct.error) as error:
-            self._break(INTERNAL, f"the server does not keep to HTTP/2: {error}")
+            self._break(INTERNAL, f"the server violated HTTP/2: {error}")
         self._cut = bytes(view[at:])
 
     def _frame(self, view: memoryview) -> int:

@@ -142,7 +142,7 @@ class Reader:
 
     @property
     def page_size(self) -> int:
-        """Bytes a page."""
+        """Bytes per page."""
         return int(self.header["settings"]["page_size"])
 
     def check(self) -> Totals:
