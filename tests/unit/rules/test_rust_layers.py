@@ -19,7 +19,8 @@ FLOORS = {
     "core/src/store": "available_memory stats | backing | pool | reserve | mod",
     "nbd/src": "protocol stdio tls | wire | backend client | backends exports | san server | lib",
     "nbd/src/backends": "cache_object pool_device | mod",
-    "nbd/src/server": "connections input listen options | shared | handshake metrics_http | transmission | connection | mod",
+    "nbd/src/server": "connections input listen options | shared | handshake metrics_http | transmission | connection"
+    " | mod",
     "nbd/src/san": "bytes counters stripes | cache exposition readahead | volume | shared | changes putting | reads"
     " | mod",
     "python/src": "args buffers dicts errors | packing settings | pool | engine snapshot | nbd san | lib",
