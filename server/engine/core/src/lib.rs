@@ -1,8 +1,8 @@
 //! tmem-core: a crash-proof compressed page store in shared memory.
 //!
-//! The folder is the layer diagram, lower layers first:
-//! `arena <- alloc`, beside them `codec` and `index`, and `shard`, which binds them all under one lock as zcache's host code
-//! did; `batch` does so for many pages. `store` is what the outside sees. It knows no socket and no Python.
+//! The folders are the layers, lower ones first: `arena <- alloc`, beside them `codec` and `index`; `shard` binds these
+//! under one lock, as zcache's host code did; `batch` applies it to many pages; `store` is the public interface. The
+//! crate knows no socket and no Python.
 
 #![deny(unsafe_code)]
 

@@ -1,7 +1,7 @@
-//! What becomes of pages, and what is counted of it.
+//! Outcomes of operations on pages, and the counters of them.
 //!
-//! The numbers of outcomes are those of `PutOutcome` in the wire protocol (`proto/tmem_proto/v1/tmem.proto`): a put is answered
-//! by them wherever it comes from. Counters stand in the arena in their order: a new one goes to the end.
+//! Outcomes are numbered as in `PutOutcome` of the wire protocol (`proto/tmem_proto/v1/tmem.proto`), so a put's answer
+//! is the same bytes everywhere. Counters are stored in the arena in this order: add new ones at the end.
 
 /// Why a put was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,4 +1,4 @@
-//! The words of the engine's interface: object ids and settings.
+//! The vocabulary of the engine's interface: object ids, settings, limits.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Standard streams that hold nothing up.
+//! Standard streams that never block the process.
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd};

@@ -1,4 +1,4 @@
-//! The core's numbers as Python dicts.
+//! Converts the core's numbers to Python dicts.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;

@@ -1,4 +1,4 @@
-//! Where pages lie: frames, heaps of them, and the allocators that fill those.
+//! Where pages lie: frames, the heaps made of them, and the allocators that fill heaps.
 //!
 //! Lower layers first: `slot <- frames <- heap <- {zsmalloc, zbud}`.
 

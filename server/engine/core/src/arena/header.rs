@@ -1,8 +1,10 @@
-//! What a file's first bytes say of it, read before it is mapped: whether it is an arena, of which layout, and how large.
+//! The header of a file, read before the file is mapped: whether it is an arena, which layout it has, and how large it
+//! is.
 //!
-//! An arena of the layout before is migrated in place, by whoever attaches it alone: its locks are made anew, then the version is
-//! written, then the checksum that covers it. Killed in between, it has the new version and the older checksum, which
-//! nothing else has; the next to attach does it again. An older build refuses it from the version on.
+//! An arena of the previous layout is migrated in place by a process that has it alone: its locks are reset, then the
+//! version is written, then the checksum that covers it. After a kill in between, the version is new and the checksum
+//! old, as in no other case; the next process to attach repeats the migration. Older builds refuse the arena once the
+//! version is written.
 
 use std::fs::File;
 use std::io;

@@ -1,8 +1,11 @@
 //! The arena: one shared-memory file that holds all state.
 //!
-//! The store's `unsafe` is in this folder (the codec's C calls apart): mapped bytes, locks, descriptors. `layout` says where everything is,
-//! `file` creates and attaches (`trust` says whose files, `header` which layouts), `locks` are the locks and who holds them, `mapping` has the mapped bytes and SIGBUS, `budget` keeps the memory limit, `table` is a growable array in the arena. References
-//! inside the arena are offsets and numbers, so any process maps it anywhere.
+//! `mapping` maps the file and survives a SIGBUS in it; `locks` has locks whose owners may die; `layout` says where
+//! everything lies. `trust` says which files may be arenas, `header` which layouts can be read, and `file` creates and
+//! attaches them. `budget` enforces the memory limit, `promise` keeps reserves, and `table` is an array that grows in
+//! the arena.
+//! References inside the arena are offsets and numbers, so each process may map it at another address. Apart from the
+//! codec's calls into C, all `unsafe` of the store is in this folder.
 
 mod budget;
 mod file;

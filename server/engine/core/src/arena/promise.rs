@@ -1,16 +1,16 @@
-//! Promises: memory kept for one pool and refused to all others, for as long as the pool has not used it.
+//! Promises: memory kept for one pool and refused to all others until the pool uses it.
 //!
-//! A pool's *reserve* is the footprint it is sure of. What of it is not used is *promised*: with room for the index of
-//! its pages it counts as used for everybody but the pool itself. The promise shrinks as the pool's frames grow, so there
-//! is no counter of its own that a crash could leave wrong.
+//! A pool's *reserve* is the footprint that it is guaranteed. The unused part is *promised*: together with room for the
+//! index of its pages it counts as used for everyone but the pool itself. The promise shrinks as the pool's frames
+//! grow, so there is no separate counter that a crash could leave wrong.
 //!
-//! Where promises are *backed*, free frames are kept committed for them, in whatever shard: frames kept and frames of the
-//! pools with a reserve, up to that, are never together less than the reserves. Frames that are kept are taken from the
-//! count first and given up then, so that two who give up at once both see what the other did.
+//! Where promises are *backed*, free frames are kept committed for them in any shard. Those frames plus the frames of
+//! pools with a reserve (up to that reserve) are never less than the reserves. Kept frames are first taken off the
+//! count and then given up, so that two processes giving up frames at once see each other's change.
 //!
-//! Order, so that no frame on its way is free for a moment: a pool with a reserve commits a frame before it counts it,
-//! and counts it off before it gives it back. Whoever asks sums what is used, then the promises, then what is used
-//! once more, and believes the larger of the two.
+//! Order, so that no frame in transit looks free: a pool with a reserve commits a frame before counting it, and
+//! uncounts it before giving it back. A reader sums what is used, then the promises, then what is used again, and takes
+//! the larger sum.
 
 use super::file::Arena;
 use super::layout::{HEAP_FRAMES, HeapHead, POOL_LIVE};

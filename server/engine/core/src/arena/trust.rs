@@ -1,8 +1,8 @@
-//! Which files may be arenas: those of our own user, that nobody else can write, and that no other name leads to.
+//! Which files may be arenas: those of our own user that nobody else can access, and that have exactly one name.
 //!
-//! Whoever may write an arena's file reads and changes every page; so a file that somebody else made, or lets others in, is
-//! refused before anything of it is believed. What is looked at is the open file and not its name. A name under
-//! `/proc/self/fd` is a descriptor that this process was given, memory without a name as a rule.
+//! Whoever can write an arena's file can read and change every page, so a file that someone else created, or that lets
+//! others in, is refused before any of its content is believed. The checks look at the open file, not at its name. A
+//! name under `/proc/self/fd` is a descriptor that this process was handed, usually memory without a name.
 
 #![allow(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Reclaim: room made in shards other than the one that needs it, one lock at a time.
+//! Reclaim: makes room in shards other than the one that needs it, one lock at a time.
 
 use crate::alloc::frames::Frames;
 use crate::arena::{Arena, Budget, is_backed, pool_frames, promised_to};

@@ -1,7 +1,7 @@
 //! check: does everything in a shard agree with everything else?
 //!
-//! Every run is in one place and of one use; every valid slot is indexed under its own key and every index entry names a
-//! valid slot; lists, gauges and what is committed add up. Runs under the shard lock, on a live arena.
+//! Each run is in one place and has one use; each valid slot is indexed under its own key and each index entry names a
+//! valid slot; lists, gauges and committed bytes add up. Runs under the shard lock, on an arena in use.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Entering a shard: its lock is taken, what a crash left in it is rebuilt, and a panic is made a crash of.
+//! Entering a shard: takes its lock, rebuilds what a crash left behind, and treats a panic as a crash.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 

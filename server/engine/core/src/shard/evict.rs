@@ -1,9 +1,9 @@
-//! Eviction: making room at the expense of ephemeral pages.
+//! Eviction: makes room at the expense of ephemeral pages.
 //!
-//! A hand passes over the frames of the pool that is most over its weight, run by run. A run none of whose pages was used
-//! since the last pass is freed, whole frames at once; use buys one more pass (second chance, as in CLOCK). New pages
-//! start unused, so a scan that is read once goes as it came and does not wash out what is used again. The runs looked at in one step are bounded, so the work of
-//! a put is.
+//! A hand passes over the frames of the pool that exceeds its weight most, run by run (second chance, as in CLOCK). A
+//! run none of whose pages was used since the last pass is freed, whole frames at once; use spares it for one pass. New
+//! pages start as unused, so a scan that is read once leaves again without displacing pages in use. A step looks at a
+//! bounded number of runs, which bounds the work of a put.
 
 use crate::alloc::frames::{Run, RunKind};
 use crate::alloc::heap::{Allocator, Heap};

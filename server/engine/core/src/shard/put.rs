@@ -1,8 +1,9 @@
-//! Put, under the shard lock: admission, room, place, and what a refusal leaves behind.
+//! Put, under the shard lock: admission, making room, placing the page, and what a refusal leaves behind.
 //!
-//! A refused put leaves no older page: it is flushed, and its place tried once more, before the put is refused for want of
-//! room. Replace-or-keep leaves the older page as it was instead; for the moment that both stand it may pass the limit by a little.
-//! Room is made in bounded rounds; what this shard cannot find is asked of the others, with the lock released.
+//! A refused put leaves no older page: the older page is flushed and its place tried once more before the put is
+//! refused for lack of room. Replace-or-keep leaves the older page unchanged instead, and may exceed the limit slightly
+//! while both exist. Room is made in bounded rounds; what this shard cannot free is asked of the others after the lock
+//! is released.
 
 use crate::alloc::heap::{Allocator, Heap};
 use crate::alloc::slot::{HEADER, Header, Zhandle};

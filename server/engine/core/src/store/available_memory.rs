@@ -1,4 +1,4 @@
-//! What the machine could still give: of its memory, and of the control groups that this process is in.
+//! Memory that the machine still has available, within the limits of this process's control groups.
 
 use std::fs::read_to_string;
 use std::path::Path;

@@ -1,9 +1,9 @@
-//! Backing: the memory behind reserves, committed ahead.
+//! Backing: the memory behind reserves, committed in advance.
 //!
-//! A reserve alone is a promise of the arena's limit: the machine may have given its memory away when the pool wants it. A
-//! backed one holds the memory. What must hold: bytes of free frames that are kept, and of reserves what is used, are
-//! together no less than the reserves. Frames are kept where they become free; what is missing is committed in long
-//! runs, by all shards in turn.
+//! A reserve alone only promises part of the arena's limit; by the time the pool wants it, the machine may have no
+//! memory left. A backed reserve holds the memory. Invariant: kept free frames plus the used parts of reserves are at
+//! least the reserves. Frames are kept as they become free; what is missing is committed in long runs by all shards in
+//! turn.
 //! Locking: takes one shard's lock at a time, for a bounded piece of work.
 
 use crate::alloc::frames::{Frames, RESERVE_RUN};

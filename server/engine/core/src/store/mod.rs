@@ -1,4 +1,4 @@
-//! The store as its users see it: an arena, its pools, and its upkeep.
+//! The store as its users see it: an arena, its pools, and its maintenance.
 
 mod available_memory;
 mod backing;

@@ -1,8 +1,8 @@
-//! Setting a pool's reserve: memory that others give up, now and from now on.
+//! Setting a pool's reserve: memory that other pools give up, now and in the future.
 //!
-//! It is set where what must stay (pages that do not give way, other pools' promises) leaves room for it. Ephemeral pages
-//! are evicted at once, so that the pool finds its memory free. A reserve that was set is a word of the pool's record: it
-//! holds from then on, whoever dies.
+//! A reserve is granted if there is room beside what cannot be evicted and other pools' promises. Ephemeral pages are
+//! evicted at once, so that the pool finds its memory free. The reserve is a word of the pool's record and holds from
+//! then on, whoever dies.
 
 use crate::alloc::heap::Heap;
 use crate::arena::{

@@ -1,4 +1,4 @@
-//! Statistics, read from the arena's own counters without taking a lock: sums of words, each of them whole.
+//! Statistics: sums of the arena's own counters, each read whole and without a lock.
 
 use std::time::Duration;
 

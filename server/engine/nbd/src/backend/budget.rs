@@ -1,9 +1,9 @@
 //! Memory for requests and replies: what the connections of a server may hold together, beyond [`OWN`] each.
 //!
-//! A connection that wants more than is left waits in line; nobody is ever refused. Whoever waits also watches those who
-//! hold: one that waits for its client, and sees no byte of it for `patience`, is cut off. A request larger than the whole
-//! budget is served alone.
-//! Locking: `state` is the last lock taken, and held for no I/O.
+//! A connection that wants more than is available queues for it; none is refused. Whoever waits also watches the
+//! holders: one that waits for its client, and sees no byte from it for `patience`, is disconnected. A request larger
+//! than the whole budget is served alone.
+//! Locking: `state` is the last lock taken, and is not held during I/O.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

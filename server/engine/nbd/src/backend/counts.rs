@@ -1,4 +1,4 @@
-//! What is counted of an export.
+//! The counters of an export.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,8 +1,8 @@
-//! What a connection and the tickets taken on it share: the socket, and the replies not yet sent.
+//! What a connection and its tickets share: the socket, and the replies not yet sent.
 //!
-//! Whoever finishes a reply sends it, as far as the socket takes it; what is left over waits in the queue for the
-//! connection's own thread. So no thread but that one ever waits for a slow client. Replies are never cut by others.
-//! A ticket counts, and holds its memory, until its reply is sent.
+//! Whoever finishes a reply sends as much of it as the socket takes; the rest is queued for the connection's own
+//! thread, so no other thread ever waits for a slow client. Replies are never interleaved. A ticket counts, and holds
+//! its memory, until its reply is sent.
 //! Locking: `queue` is the last lock taken but the budget's.
 
 use std::cell::Cell;

@@ -1,4 +1,4 @@
-//! How long a request waits for the locks of an arena.
+//! Limits on how long a request waits for the locks of an arena.
 
 use std::time::Duration;
 

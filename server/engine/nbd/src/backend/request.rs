@@ -1,4 +1,4 @@
-//! What is said of an export, asked of it, and answered; and by whom.
+//! Exports, requests and their results, as server and backends exchange them; and who the client is.
 
 use crate::protocol::Errno;
 

@@ -1,4 +1,4 @@
-//! Commands, and what becomes of them.
+//! Commands to a server, and their results.
 
 use crate::protocol::{Errno, RequestHeader, command, flag};
 

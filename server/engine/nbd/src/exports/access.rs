@@ -1,4 +1,4 @@
-//! Who may open an export, and what that means for the connections of others.
+//! Who may open an export, and how many connections that reserves.
 
 use crate::backend::Client;
 

@@ -1,4 +1,4 @@
-//! What the exports of a process are, by name, and who is connected to them.
+//! The table of a process's exports, and the connections of each.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Random bytes, and bytes in hex digits.
+//! Random bytes, and bytes as hex digits.
 
 use std::io::Read;
 

@@ -1,4 +1,4 @@
-//! What all threads of a gateway share.
+//! State shared by the threads of a gateway.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

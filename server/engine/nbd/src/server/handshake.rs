@@ -1,7 +1,7 @@
-//! The handshake: the client asks what there is and how to speak of it, until it opens an export or leaves.
+//! The handshake: the client lists and negotiates until it opens an export or disconnects.
 //!
-//! Bounded in time as a whole, and in what it holds: an option's data is at most [`MOST`] bytes. Options that are unknown or make
-//! no sense are refused and the talk goes on, as the specification wants; wrong magic ends it.
+//! It is bounded in time, and in memory: an option's data is at most [`MOST`] bytes. Unknown or malformed options are
+//! refused and the handshake continues, as the specification demands; a wrong magic number ends it.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Bytes as they come from a client: many requests received at once, each looked at where it lies.
+//! The receive buffer of a connection: many requests are received at once and parsed in place.
 
 use std::io;
 use std::time::{Duration, Instant};

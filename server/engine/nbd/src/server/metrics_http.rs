@@ -1,7 +1,7 @@
-//! One page of text over HTTP, as Prometheus asks for it.
+//! An HTTP server for one page of metrics, as Prometheus scrapes it.
 //!
-//! A connection has a deadline as a whole, and of too many the oldest goes: who is slow or silent holds up neither others nor
-//! the end. No more is kept of a request than its head. Locking: `open` is held for no I/O.
+//! Each connection has a deadline, and when there are too many the oldest is closed: slow or silent clients delay
+//! neither others nor the shutdown. Only the head of a request is kept. Locking: `open` is not held during I/O.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! What the threads of a server share: how it behaves, who is connected, and what TLS is now.
+//! State shared by the threads of a server: its settings, its connections, and its current TLS configuration.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};

@@ -1,4 +1,4 @@
-//! Bytes on their way: sockets, and the buffers from which they are sent.
+//! Sockets, and the buffers from which replies are sent.
 
 mod send_buffer;
 mod socket;

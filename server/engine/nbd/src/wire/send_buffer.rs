@@ -1,6 +1,6 @@
-//! Bytes on their way to a client: one buffer, kept warm, of which some stretches are not sent.
+//! Bytes to be sent to a client: one reusable buffer, of which some ranges are skipped.
 //!
-//! The buffer is always initialised up to its length, so that room for a page costs no zeroing once it was used.
+//! The buffer is always initialised up to its length, so room for a page costs no zeroing once it has been used.
 
 use std::io::IoSlice;
 use std::ops::Range;

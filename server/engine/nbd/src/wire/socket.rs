@@ -1,6 +1,8 @@
-//! A connected socket as the server uses it: it waits only where it is told to, and a signal of its own wakes its waiter.
+//! A connected socket as the server uses it: it blocks only where it is told to, and has an event of its own to end its
+//! wait.
 //!
-//! Once TLS is begun everything passes through it. Locking: its lock is held for no wait, but that of a sender who is told to.
+//! Once TLS is set up, everything goes through it. Locking: its lock is not held while waiting, except by a sender that
+//! is told to wait.
 
 use std::io::{self, IoSlice, Write};
 use std::os::fd::OwnedFd;

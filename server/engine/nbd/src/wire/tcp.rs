@@ -1,4 +1,4 @@
-//! TCP as both ends of NBD have it.
+//! TCP options for both ends of an NBD connection.
 
 use std::io;
 use std::net::TcpStream;

@@ -1,4 +1,4 @@
-//! What must hold of frames, and what their tables take.
+//! The invariants of frames, and the size of their tables.
 
 use super::{ENTRIES_PER_FRAME, Frames, PAGE, RunKind};
 

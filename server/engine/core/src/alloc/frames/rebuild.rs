@@ -1,4 +1,4 @@
-//! Rebuilding: which runs are free, made anew from what the runs that are used say.
+//! Rebuilding: derives which runs are free from the runs in use.
 
 use super::{ENTRIES_PER_FRAME, Frames, PAGE, Run, RunKind};
 use crate::arena::{ENTRY, MAX_RUN, SEGMENT_FRAMES};

@@ -1,4 +1,4 @@
-//! Free runs that keep their frames: a few for the next put and, where promises are backed, as many as are promised.
+//! Free runs that stay committed: a few for the next put and, where promises are backed, as many as are promised.
 
 use std::sync::atomic::{Ordering, fence};
 

@@ -1,6 +1,6 @@
-//! Locks on bytes of the arena's file: they belong to an open file description and go with it, whoever dies.
+//! Locks on bytes of the arena's file. They belong to an open file description and disappear with it, whoever dies.
 //!
-//! Which bytes there are is in `docs/design.md`, 4.2. Everything here may be called from the child's handler of a fork.
+//! `docs/design.md`, 4.2, lists the bytes. Everything here may be called from the fork handler of a child.
 
 #![allow(unsafe_code)]
 

@@ -1,14 +1,14 @@
-//! Process-shared locks: when an owner dies, the next taker gets the lock and the news; when one lives and does not let go, the
-//! wait ends.
+//! Locks shared by processes. When an owner dies, the next taker gets the lock and learns of it; when an owner lives
+//! but does not release the lock, the wait ends at its limit.
 //!
-//! A lock is one word: the number of its owner (0: free) and a bit that says that somebody sleeps. There is no pointer in it, and
-//! no value of it does more than make its takers wait for their bounded time. Free, it is taken and released by one
-//! exchange each, without a system call. Who finds it taken sleeps in slices, so that a wake-up that a dead waiter kept
-//! is late and not lost, and asks after each whether the owner lives (`owner`). A dead owner's lock is taken over by
-//! exchanging that very value for one's own: numbers are never given twice, so nobody takes a lock that was passed on
-//! since.
-//! The order in which locks may be taken is `Level`'s: the admin lock before a shard's, and never two of a level. Debug builds
-//! assert it for every thread.
+//! A lock is one word: its owner's number (0 when free) and a bit that says that someone sleeps. It contains no
+//! pointer, so a corrupted word can do no more than make its takers wait. Taking or releasing a free lock is one atomic
+//! exchange and no system call. A taker that finds it held sleeps in slices, so a wake-up lost with a dead waiter
+//! causes a delay and no hang, and checks after each slice whether the owner is alive (`owner`). The lock of a dead
+//! owner is taken over by exchanging exactly that value: numbers are never reused, so a lock that has been passed on
+//! since cannot be taken by mistake.
+//! `Level` is the lock order: the admin lock before a shard's, and never two of a level. Debug builds assert it per
+//! thread.
 
 #![allow(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! The arena's locks, who holds them, and how long they are waited for.
+//! The arena's locks, their owners, and the limits on waiting for them.
 
 pub mod file_lock;
 pub mod lock;

@@ -1,10 +1,10 @@
-//! Owners: who is attached, by a number that is never given twice and that its owner's locks bear.
+//! Owners: each attachment has a number that is never reused, and its locks carry that number.
 //!
-//! An owner holds the byte of its number (`file_lock::OWNERS` on) for as long as it is attached, so the kernel tells whether it
-//! lives: no process id, no clock and no namespace is asked. The lock is that of an open file description which is not
-//! mapped, for a mapping would keep it open in a forked child. A child gives its parent's up and takes a number of its
-//! own, before anything else of it runs: from then on it is like any other process that is attached. A child that
-//! cannot (it has no `/proc`, or no descriptor left) has none, and its calls are refused.
+//! While attached, an owner holds a file lock on the byte of its number (from `file_lock::OWNERS` on), so the kernel
+//! knows whether it is alive; process ids, clocks and namespaces are not consulted. That lock belongs to an open file
+//! description that is not mapped, because a mapping would keep it open in a forked child. A child drops its parent's
+//! description and takes a number of its own before any of its other code runs, and is then an attachment like any
+//! other. A child that cannot (without `/proc` or a free descriptor) has no number, and its calls are refused.
 
 #![allow(unsafe_code)]
 

@@ -1,8 +1,8 @@
-//! How long a lock is waited for.
+//! Limits on waiting for locks.
 //!
-//! An attachment has a limit. Where a wait for a lock has come to it, the lock is *stuck* until this process has it again,
-//! and others wait for it only briefly: callers do not pile up behind an owner that is frozen. A thread that has
-//! something better to do than to wait (an event loop, a connection that tries again by itself) has a limit of its own.
+//! Each attachment has a limit. A lock that was not released within it is *stuck* until this process gets it again;
+//! meanwhile others wait for it only briefly, so callers do not pile up behind a frozen owner. A thread with better
+//! things to do than wait (an event loop, a connection that retries by itself) can set a limit of its own.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};

@@ -1,4 +1,4 @@
-//! The mapped file: its cells, its mapping, what becomes of a SIGBUS in it, and the table of all mappings.
+//! The mapped file: its atomic cells, the mapping itself, the SIGBUS handler, and the table of all mappings.
 
 pub mod cell;
 pub mod map;

@@ -1,10 +1,10 @@
-//! The arenas that this process has mapped: a fixed table, for those who may take nothing from the heap.
+//! All arenas that this process has mapped, in a fixed table that can be read without the heap.
 //!
-//! They are the handler of SIGBUS (`sigbus`) and the handlers around a fork (`owner`). Everything in an entry is atomic. A
-//! mapping is in the table before it is first touched, and as long as it is mapped.
+//! Its readers are the SIGBUS handler (`sigbus`) and the fork handlers (`owner`), so every field of an entry is atomic.
+//! A mapping is listed before it is first touched and for as long as it is mapped.
 //!
-//! A fork and the opening or closing of an entry's descriptor keep out of each other's way by `SECTION`, so that a child
-//! finds every descriptor that it must not keep. It is held for a few system calls, and nothing is waited for in it.
+//! `SECTION` keeps forks apart from the opening and closing of an entry's descriptors, so that a child finds every
+//! descriptor that it must close. It is held for a few system calls and never while waiting.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering::SeqCst};

@@ -1,9 +1,9 @@
-//! SIGBUS in an arena is an error and not an end: bytes that are mapped cannot be had, as the file was cut short, or its
-//! disk or memory failed.
+//! SIGBUS in an arena is an error, not the end of the process: mapped bytes are missing because the file was truncated,
+//! or because its disk or memory failed.
 //!
-//! The handler puts zeros in the place of the whole mapping, so that what is under way comes to an end, and marks the arena
-//! broken: every operation then answers an error. Nothing of it reaches the file any more. A SIGBUS elsewhere is handled as it was before. The handler makes
-//! system calls and reads the registry, and nothing else.
+//! The handler replaces the whole mapping with zeros, so that operations in progress can finish, and marks the arena
+//! broken, so that every operation returns an error. Nothing reaches the file from then on. A SIGBUS elsewhere is
+//! passed to the previous handler. The handler only makes system calls and reads the registry.
 
 #![allow(unsafe_code)]
 

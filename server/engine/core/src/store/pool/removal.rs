@@ -1,4 +1,4 @@
-//! Removal of whole objects and of the pool, each lock held for a bounded piece of it.
+//! Removal of whole objects and of a pool, in pieces so that no lock is held for long.
 
 use super::Pool;
 use crate::arena::SEGMENT_FRAMES;

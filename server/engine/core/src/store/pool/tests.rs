@@ -1,4 +1,4 @@
-//! Counts and indices that are damaged: nothing wrong is given out, and nothing goes on for ever.
+//! Damaged counts and indices: no wrong page is returned, and every operation ends.
 
 use super::Pool;
 use crate::outcome::Counter;

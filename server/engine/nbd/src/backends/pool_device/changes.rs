@@ -1,4 +1,4 @@
-//! What changes an export: writes, trims and zeroes, and what of a page they are.
+//! Changes to an export: writes, trims and zeroes, of whole pages and of parts.
 
 use tmem_core::{MAX_PAGE, Outcome};
 

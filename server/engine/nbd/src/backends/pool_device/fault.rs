@@ -1,4 +1,4 @@
-//! Why blocks were not changed, and what their client is told.
+//! Why a change failed, and the error that the client gets.
 
 use tmem_core::{Error, Outcome, Reason};
 

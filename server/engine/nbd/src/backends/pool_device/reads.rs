@@ -1,4 +1,4 @@
-//! What is read of an export: pages, and which of them are there.
+//! Reads of an export, and block status: which pages exist.
 
 use tmem_core::Fetch;
 

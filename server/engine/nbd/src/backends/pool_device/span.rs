@@ -1,4 +1,4 @@
-//! Bytes of a request: whole pages of an export, and parts of pages; and which of them turned out to be holes.
+//! A range of bytes cut into whole pages and parts of pages, and the holes found in it.
 
 use tmem_core::CLUSTER;
 

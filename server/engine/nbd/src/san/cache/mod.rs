@@ -1,4 +1,4 @@
-//! The cache: the way to it, what is put there, and whether it pays.
+//! The cache: the connection to it, what is put there, and whether using it pays off.
 
 pub mod link;
 pub mod pending_flushes;

@@ -1,4 +1,4 @@
-//! Reading ahead: which pages will be asked for, and those that were fetched before they were.
+//! Read-ahead: predicts which pages will be read, and buffers those that were fetched early.
 
 pub mod buffer;
 pub mod streams;

@@ -1,4 +1,4 @@
-//! The volume: the SAN that holds it, what it is called, and who else uses it.
+//! The volume: the SAN that holds it, its names, and the other gateways of this host that use it.
 
 pub mod backing;
 pub mod names;

@@ -1,4 +1,4 @@
-//! Requests that wait until the backend can carry them out, such as writes to a frozen export, while others of the connection go on.
+//! Requests deferred until the backend can serve them, such as writes to a frozen export, while other requests go on.
 
 use std::time::Duration;
 

@@ -1,7 +1,9 @@
-//! The transmission: requests are answered where they lie in the input, and what is answered goes out before the next wait.
+//! The transmission phase: requests are served where they lie in the input, and all replies are sent before the next
+//! wait.
 //!
-//! One receive brings as many requests as are there; their replies leave together. No more is held of a connection than one
-//! piece of a read or write, or one whole request where the backend takes no pieces; what is large comes out of the server's budget.
+//! One receive takes as many requests as have arrived, and their replies are sent together. A connection holds at most
+//! one piece of a read or write, or one whole request where the backend takes no pieces; large ones draw on the
+//! server's budget.
 
 mod check;
 mod deferred;

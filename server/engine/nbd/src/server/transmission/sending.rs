@@ -1,4 +1,4 @@
-//! Sending replies, and the memory that they and their requests hold: whatever waits here has sent first what is answered.
+//! Sending replies, and waiting for memory. Before anything here waits, finished replies are sent.
 
 use std::io;
 use std::sync::atomic::Ordering;
