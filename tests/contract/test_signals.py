@@ -86,9 +86,7 @@ def server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("kind", "transport"), [("interrupt", ""), ("exception", "grpc")])
-def test_a_call_that_a_signal_breaks_off_leaves_the_store_as_good_as_before(
-    server: str, kind: str, transport: str
-) -> None:
+def test_a_call_interrupted_by_a_signal_leaves_the_store_intact(server: str, kind: str, transport: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", _STORY, server, kind, "210"],
         env={**os.environ, "TMEM_TRANSPORT": transport},

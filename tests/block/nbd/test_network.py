@@ -107,9 +107,7 @@ def test_a_copy_over_a_network_with_faults(network: Link, tmp_path: Path, fault:
     assert back.read_bytes() == image.read_bytes()
 
 
-def test_what_was_sent_before_an_outage_never_lands_after_what_is_sent_then(
-    network: Link, near: Callable[[], Client]
-) -> None:
+def test_calls_from_before_an_outage_never_land_after_later_ones(network: Link, near: Callable[[], Client]) -> None:
     """A client gives its connection up while the network is cut. Its system still delivers what it had sent, later."""
     for turn in range(3):
         old, older, newer = near(), bytes([1 + turn]) * 4096, bytes([101 + turn]) * 4096

@@ -149,9 +149,7 @@ def test_a_refused_page_is_an_error_that_names_the_reason(cli: Command, store: t
     assert pool.stats()["pages"] == 0
 
 
-def test_a_file_that_lost_pages_or_was_changed_is_not_taken_for_whole(
-    cli: Command, store: tmem.Store, file: Path, tmp_path: Path
-) -> None:
+def test_an_incomplete_or_changed_file_is_detected(cli: Command, store: tmem.Store, file: Path, tmp_path: Path) -> None:
     pool = store.pool("files")
     cli("put", "files", "n", file)
     pool.put(tmem.oid("n"), {3: page(99)})
@@ -164,7 +162,7 @@ def test_a_file_that_lost_pages_or_was_changed_is_not_taken_for_whole(
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_unknown_pools_are_named_with_what_is_near(cli: Command, store: tmem.Store) -> None:
+def test_an_unknown_pool_is_reported_with_similar_names(cli: Command, store: tmem.Store) -> None:
     assert "nor any other" in cli.fails("stat", "photos")
     for name in ("photos", "photos-old", "zebra"):
         store.pool(name)
@@ -195,7 +193,7 @@ def test_a_command_line_that_makes_no_sense_is_status_2(cli: Command, line: list
     assert says in cli.fails(*line, status=2)
 
 
-def test_a_server_that_is_away_is_said_at_once() -> None:
+def test_an_unavailable_server_is_reported_at_once() -> None:
     gone = Command("127.0.0.1:1")
     said = gone.fails("put", "pool", "name", os.devnull)
     assert "nothing answers at 127.0.0.1:1: is tmemd running?" in said
@@ -227,7 +225,7 @@ def test_an_arena_of_this_machine_does_as_well(tmp_path: Path, file: Path) -> No
         assert "exists" in cli.fails("pool", "create", "files")
 
 
-def test_care(cli: Command, store: tmem.Store) -> None:
+def test_check_compact_and_relinquish(cli: Command, store: tmem.Store) -> None:
     pool = store.pool("cache", kind="ephemeral")
     pool.put_range(1, 0, b"".join(map(noise, range(1000))))
     assert "consistent" in cli("check")

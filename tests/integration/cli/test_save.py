@@ -215,7 +215,7 @@ class SlowAtFirst(tmem.Pool):
         return super().put(oid, pages)
 
 
-def test_what_is_later_in_the_file_is_what_stays_though_records_are_put_at_once() -> None:
+def test_later_records_win_though_records_are_put_concurrently() -> None:
     first = bytes(24)
     other = next(one for one in (bytes([at]) * 24 for at in range(1, 255)) if (hash(one) - hash(first)) % LANES)
     sink = io.BytesIO()
@@ -247,7 +247,7 @@ def test_a_save_that_is_interrupted_leaves_no_file(store: tmem.Store, tmp_path: 
 
 
 @pytest.mark.parametrize("left", [0, 1, 500], ids=["empty", "one page", "many pages"])
-def test_a_pool_that_is_made_anew_meanwhile_is_not_taken_for_the_one_that_is_saved(
+def test_a_pool_recreated_meanwhile_is_not_mistaken_for_the_saved_one(
     store: tmem.Store, tmp_path: Path, left: int
 ) -> None:
     """All pages were got by then: what the next scan sees is another pool's, and the one to be saved is gone."""
@@ -292,7 +292,7 @@ def test_pages_that_are_refused_are_an_error_that_names_the_reason(
     assert "tmem pool quota small" in said
 
 
-def test_a_save_replaces_no_file_unless_told_and_an_ephemeral_pool_is_not_saved(
+def test_a_save_replaces_files_only_by_force_and_refuses_ephemeral_pools(
     cli: Command, store: tmem.Store, tmp_path: Path
 ) -> None:
     store.pool("swap").put(1, {7: page(7)})
@@ -309,7 +309,7 @@ def test_a_save_replaces_no_file_unless_told_and_an_ephemeral_pool_is_not_saved(
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_save_is_for_its_owner_alone_and_to_standard_output_there_is_nothing_else(
+def test_a_save_is_private_and_standard_output_carries_nothing_else(
     cli: Command, store: tmem.Store, tmp_path: Path
 ) -> None:
     store.pool("swap").put_range(1, 0, run(0, 10))

@@ -89,7 +89,7 @@ def test_all_persistent_pools_are_saved_and_come_back(cli: Command, store: tmem.
     ]
 
 
-def test_a_pool_that_cannot_be_saved_keeps_no_other_from_it_and_no_set_is_removed(
+def test_a_pool_that_cannot_be_saved_stops_no_other_and_no_set_is_removed(
     cli: Command, server: str, tmp_path: Path
 ) -> None:
     cli("save", "--all", tmp_path)
@@ -112,7 +112,7 @@ def test_a_pool_that_cannot_be_saved_keeps_no_other_from_it_and_no_set_is_remove
     assert before not in sets(tmp_path)
 
 
-def test_a_file_that_cannot_be_restored_keeps_no_other_from_it(cli: Command, store: tmem.Store, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_restored_stops_no_other(cli: Command, store: tmem.Store, tmp_path: Path) -> None:
     """A file is cut, and one is gone."""
     cli("save", "--all", tmp_path)
     (made,) = sets(tmp_path)
@@ -186,7 +186,7 @@ def test_damaged_pages_and_what_a_set_lacks_are_failures_that_name_it(
     assert "is not a valid manifest" in cli.fails("restore", "--all", made)
 
 
-def test_what_makes_no_sense_with_all_is_refused(cli: Command, tmp_path: Path) -> None:
+def test_invalid_options_with_all_are_refused(cli: Command, tmp_path: Path) -> None:
     assert "--all" in cli.fails("save", status=2)
     assert "--all" in cli.fails("save", "swap", tmp_path / "x", "--keep", "2", status=2)
     assert "--all" in cli.fails("save", "swap", "x", "--all", tmp_path, status=2)

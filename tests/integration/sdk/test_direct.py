@@ -103,7 +103,7 @@ def serve() -> Iterator[Callable[..., tuple[Peer, direct.Exchange]]]:
         yield served
 
 
-def test_a_command_without_an_answer_is_late_and_takes_the_connection_along(serve: Any) -> None:
+def test_an_unanswered_command_times_out_and_ends_the_connection(serve: Any) -> None:
     gone = threading.Event()
 
     def behave(connection: socket.socket, number: int) -> None:
@@ -213,7 +213,7 @@ def test_a_connection_that_nobody_uses_is_closed(serve: Any) -> None:
     assert gone.wait(30)
 
 
-def test_commands_are_on_their_way_together_and_share_the_fate_of_the_connection(serve: Any) -> None:
+def test_commands_in_flight_share_the_fate_of_the_connection(serve: Any) -> None:
     def behave(connection: socket.socket, _: int) -> None:
         connection.sendall(HEADERS_OF_ANSWER)
         arrived = commands(connection)
@@ -238,7 +238,7 @@ def test_commands_are_on_their_way_together_and_share_the_fate_of_the_connection
     ],
     ids=["another command's reply", "no reply", "no HTTP/2"],
 )
-def test_answers_that_make_no_sense_are_a_server_out_of_reach(serve: Any, sent: bytes, why: str) -> None:
+def test_invalid_answers_make_a_server_unavailable(serve: Any, sent: bytes, why: str) -> None:
     def behave(connection: socket.socket, _: int) -> None:
         next(commands(connection))
         connection.sendall(sent)

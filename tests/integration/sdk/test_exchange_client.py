@@ -215,7 +215,7 @@ def test_closing_ends_a_command_under_way(server: Daemon, inject: Callable[..., 
     assert len(failed) == 1
 
 
-def test_a_pool_destroyed_and_made_anew_is_not_the_pool_of_its_old_handles(server: Daemon) -> None:
+def test_a_recreated_pool_is_not_the_pool_of_old_handles(server: Daemon) -> None:
     with tmem.connect(server.address) as one, tmem.connect(server.address) as two:
         old = one.pool("swap")
         old.put(1, {7: page(1)})

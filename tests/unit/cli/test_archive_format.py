@@ -76,7 +76,7 @@ def _records() -> list[bytes]:
 
 
 @pytest.mark.parametrize("which", [1, 2, 3])
-def test_a_record_that_is_missing_or_double_is_noticed(which: int) -> None:
+def test_a_missing_or_duplicated_record_is_noticed(which: int) -> None:
     records = _records()
     for others in (records[:which] + records[which + 1 :], [*records[:which], records[which], *records[which:]]):
         with pytest.raises(PagesFileError, match="missing or duplicated"):
@@ -98,7 +98,7 @@ def test_a_record_that_is_missing_or_double_is_noticed(which: int) -> None:
         (MAGIC + struct.pack("<cI", b"H", LARGEST + 1), "exceeds the limit"),
     ],
 )
-def test_what_is_no_such_file_is_named(data: bytes, why: str) -> None:
+def test_what_is_not_a_saved_file_is_reported(data: bytes, why: str) -> None:
     with pytest.raises(PagesFileError, match=why):
         read(data).check()
 
@@ -117,7 +117,7 @@ def test_what_is_no_such_file_is_named(data: bytes, why: str) -> None:
         (b"X", b"", "unknown record kind"),
     ],
 )
-def test_a_record_whose_parts_do_not_fit_is_named(kind: bytes, payload: bytes, why: str) -> None:
+def test_an_inconsistent_record_is_reported(kind: bytes, payload: bytes, why: str) -> None:
     with pytest.raises(PagesFileError, match=why):
         read(MAGIC + _records()[0] + record(kind, payload)).check()
 

@@ -29,9 +29,7 @@ class _Failed(grpc.RpcError):
         (grpc.StatusCode.UNAVAILABLE, "Socket closed"),
     ],
 )
-def test_a_call_that_a_stopping_server_breaks_off_is_one_of_a_server_that_is_away(
-    code: grpc.StatusCode, details: str
-) -> None:
+def test_a_call_cancelled_by_a_stopping_server_is_unavailable(code: grpc.StatusCode, details: str) -> None:
     found = failure(_Failed(code, details))
     assert (found.code, found.details) == (grpc.StatusCode.UNAVAILABLE.value[0], details)
     assert isinstance(found.exception(), tmem.UnavailableError)

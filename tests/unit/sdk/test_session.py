@@ -277,7 +277,7 @@ def test_a_server_without_pool_ids_is_served_too(server: Server) -> None:
     assert client.get(7) == {7: page(7)}
 
 
-def test_a_server_that_is_away_is_an_error_after_the_timeout_and_then_at_once(client: Client, server: Server) -> None:
+def test_an_unavailable_server_is_an_error_after_the_timeout_then_at_once(client: Client, server: Server) -> None:
     server.away = True
     with pytest.raises(tmem.UnavailableError, match="connection refused"):
         client.get(7)
@@ -292,7 +292,7 @@ def test_a_server_that_is_away_is_an_error_after_the_timeout_and_then_at_once(cl
     assert client.stats.breaker_trips == 1
 
 
-def test_misses_and_refusals_are_answered_at_once_while_the_server_is_away(server: Server) -> None:
+def test_misses_and_refusals_are_immediate_while_the_server_is_unavailable(server: Server) -> None:
     client = Client(server, "miss")
     client.put({7: page(7)})
     server.away = True
