@@ -30,13 +30,13 @@ pub enum Error {
         what: &'static str,
         source: io::Error,
     },
-    /// Another process holds a lock and did not let go in time. Under this lock nothing was changed.
+    /// Another process holds a lock and did not release it in time. Nothing was changed under this lock.
     #[error("{}", busy(lock, holder))]
     Busy {
         lock: Lock,
-        /// Who holds it, by what it said of itself.
+        /// The process that claims to hold it.
         holder: Option<u32>,
-        /// It was waited for as long as anybody waits.
+        /// The full limit was waited for, and not a shorter one of the thread's own.
         waited: bool,
     },
     /// A shard of the arena is damaged beyond what its slots can rebuild.
@@ -44,7 +44,7 @@ pub enum Error {
     Damaged { shard: u32, why: String },
 }
 
-/// None where a lock was held, for those who can do without.
+/// Turns `Busy` into None, for callers that can do without.
 pub fn unless_busy<T>(done: Result<T>) -> Result<Option<T>> {
     match done {
         Err(Error::Busy { .. }) => Ok(None),

@@ -33,7 +33,7 @@ pub struct Arena {
     shard_map: ShardMap,
 }
 
-/// How an arena was come by.
+/// How an arena was obtained.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Attach {
     Created,
@@ -41,12 +41,12 @@ pub enum Attach {
     Shared,
     /// Attached by nobody else, in the boot it was last used in.
     Alone,
-    /// Attached by nobody else, and the system was restarted since: nothing in it is known to be whole.
+    /// Attached by nobody else, and the system has restarted: its content is not known to be intact.
     AfterReboot,
 }
 
 impl Arena {
-    /// A private arena, which goes with its last user.
+    /// A private arena, which disappears with its last user.
     pub fn private(options: &StoreOptions) -> Result<Arena> {
         let path = PathBuf::from("(private)");
         let file = trust::memfd().map_err(|e| io_error(&path, "cannot create", e))?;
@@ -72,7 +72,7 @@ impl Arena {
         }
     }
 
-    /// Make an arena of memory that was handed down, where it is none yet: nobody has it attached, and it has no magic.
+    /// Make an arena of memory that was handed to this process, unless it is one: attached by someone, or with a magic number.
     fn fill(path: &Path, options: &StoreOptions) -> Result<()> {
         let file = trust::open(path)?;
         let locks = owner::open_again(&file).map_err(|e| io_error(path, "cannot open", e))?;
@@ -220,7 +220,7 @@ impl Arena {
         self.map.view(self.shard_at(shard))
     }
 
-    /// A pool's record; its frame must be committed (see `commit_pool`).
+    /// A pool's record; its frame must be committed (see `grow_pools`).
     #[inline(always)]
     pub fn pool(&self, slot: u32) -> &PoolRecord {
         assert!((slot as usize) < MAX_POOLS);
@@ -308,7 +308,7 @@ impl Arena {
         }
     }
 
-    /// The locks for which this process waited in vain, and which their owners hold still; each with its owner's process.
+    /// Locks for which this process waited in vain and whose owners still hold them, each with its owner's process.
     pub fn stuck(&self) -> Vec<(Lock, Option<u32>)> {
         let shards = (0..self.geometry.shards).map(Lock::Shard);
         let stuck = |lock: &Lock| {
@@ -327,13 +327,13 @@ impl Arena {
             .collect()
     }
 
-    /// The same as `whole`, after a look at the file's length: nobody may have touched what is missing.
+    /// Like `whole`, but checks the file's length too: the missing bytes may not have been touched yet.
     pub fn look(&self) -> Result<()> {
         self.map.look();
         self.whole()
     }
 
-    /// An error where bytes of the arena could not be had.
+    /// An error if bytes of the arena could not be read.
     #[inline(always)]
     pub fn whole(&self) -> Result<()> {
         if self.map.is_broken() {
@@ -398,7 +398,7 @@ fn format(map: &Map, geometry: Geometry, options: &StoreOptions) -> io::Result<(
     Ok(())
 }
 
-/// What the mutable part of the superblock says that cannot be.
+/// Impossible values in the mutable part of the superblock.
 fn fault(sb: &Superblock, geometry: Geometry) -> Option<String> {
     let (memory, accept) = (sb.memory.get(), sb.accept_threshold.get());
     if memory < 1 << 20 || memory > geometry.ceiling {
@@ -419,8 +419,8 @@ fn fault(sb: &Superblock, geometry: Geometry) -> Option<String> {
     None
 }
 
-/// Nobody else is here, so whatever the locks say is of the past: `dirty` alone tells what was left unfinished. Bytes 0 and 1
-/// are held.
+/// Nobody else is attached, so the locks' state is stale: `dirty` alone tells what was left unfinished. Bytes 0 and 1 are
+/// held.
 fn renew(map: &Map, header: &Header) -> Attach {
     let (sb, geometry): (&Superblock, _) = (map.view(0), header.geometry);
     sb.generation.add(1);
@@ -444,7 +444,7 @@ fn renew(map: &Map, header: &Header) -> Attach {
     how
 }
 
-/// Whether a shard's totals can be true.
+/// Whether a shard's totals are plausible.
 fn is_plausible(shard_map: &ShardMap, head: &ShardHeader) -> bool {
     let rooms = shard_map.tables.iter().map(|&(_, room)| room);
     let tables = head.tables.iter().zip(rooms).all(|(table, room)| {

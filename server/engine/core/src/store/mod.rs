@@ -23,7 +23,7 @@ use crate::types::{LOCK_WAIT, PoolSettings, StoreOptions};
 use pool::Pool;
 use stats::StoreStats;
 
-/// Times a shard is asked for memory in vain: the hand has then been all the way round the largest.
+/// Fruitless attempts to evict from a shard before giving up: by then the hand has passed all of the largest shard.
 const IDLE: u32 = 256;
 /// Zspages compacted under one lock.
 const ZSPAGES_AT_ONCE: u32 = 8;
@@ -81,13 +81,13 @@ impl Store {
         Store::attach_waiting(path, mlock, LOCK_WAIT)
     }
 
-    /// The same; locks that other processes hold are waited for so long.
+    /// The same, with a limit on waiting for locks of other processes.
     pub fn attach_waiting(path: &Path, mlock: bool, lock_wait: Duration) -> Result<Store> {
         let (arena, how) = Arena::attach(path, lock_wait)?;
         Store::begin(arena, how, mlock, false)
     }
 
-    /// Recover what was left unfinished, and be of use.
+    /// Finish what a dead process left unfinished, then serve.
     fn begin(arena: Arena, how: Attach, mlock: bool, huge_pages: bool) -> Result<Store> {
         let os = |what, path: PathBuf| move |source| Error::Io { path, what, source };
         if mlock {
@@ -129,7 +129,7 @@ impl Store {
         unless_busy(self.finish_destroys()).map(drop)
     }
 
-    /// Purge the pools that somebody began to destroy. To help one who is still at it does no harm.
+    /// Purge pools whose destruction has begun. Helping a process that is still doing so is harmless.
     fn finish_destroys(&self) -> Result<()> {
         for (id, name) in pool_table::list(&self.arena, true) {
             Pool::new(self.arena.clone(), id, &name)?.purge()?;
@@ -137,7 +137,7 @@ impl Store {
         Ok(())
     }
 
-    /// Refuse to go on with an arena other than the one asked for.
+    /// Refuse an arena whose settings differ from those requested.
     fn compare(&self, options: &StoreOptions) -> Result<()> {
         let have = self.options();
         let mut differ = Vec::new();
@@ -220,17 +220,17 @@ impl Store {
             .collect()
     }
 
-    /// An error where the arena is lost to this process: a part of it could not be read.
+    /// An error if this process has lost the arena because part of it could not be read.
     pub fn whole(&self) -> Result<()> {
         self.arena.look()
     }
 
-    /// The locks for which this process waited in vain and that are held still, each with the process that says it holds it.
+    /// Locks for which this process waited in vain and that are still held, each with the process that claims to hold it.
     pub fn stuck(&self) -> Vec<(Lock, Option<u32>)> {
         self.arena.stuck()
     }
 
-    /// Take a lock and release it: wait until it is free, as long as anybody waits.
+    /// Wait until a lock is free, up to the usual limit.
     pub fn wait_for(&self, lock: Lock) -> Result<()> {
         match lock {
             Lock::Shard(shard) if shard < self.arena.shards() => {
@@ -255,7 +255,7 @@ impl Store {
         })
     }
 
-    /// Move pages together and give back all the memory that frees.
+    /// Compact: move pages together and return the memory that this frees.
     pub fn compact(&self) -> Result<Compaction> {
         let before = self.arena.used();
         self.finish_destroys()?;
@@ -294,7 +294,7 @@ impl Store {
         Ok(moved)
     }
 
-    /// Give memory back to the system, at the expense of ephemeral pages where need be; the bytes given back.
+    /// Return memory to the system, evicting ephemeral pages if necessary; the bytes returned.
     pub fn relinquish(&self, bytes: u64) -> Result<u64> {
         let before = self.arena.used();
         let target = before.saturating_sub(bytes);
@@ -310,7 +310,7 @@ impl Store {
         Ok(before.saturating_sub(self.arena.used()))
     }
 
-    /// Evict from a shard, some under each lock, until the arena uses `target` bytes or nothing more comes of it.
+    /// Evict from a shard in bounded steps until the arena uses `target` bytes or nothing more can be evicted.
     fn shrink_to(&self, id: u32, target: u64) -> Result<()> {
         let (mut idle, mut more) = (0, true);
         while more && idle < IDLE {
@@ -349,9 +349,9 @@ impl Store {
         })?
     }
 
-    /// Have the memory behind all reserves, now and from now on, committed ahead: frames that pools with a reserve do not use
-    /// are kept for them. An error where the machine does not have it: what could be had is kept. Whoever locks its memory
-    /// has it locked. `false` ends it.
+    /// Commit the memory behind all present and future reserves in advance: frames that pools with a reserve do not use are
+    /// kept for them. An error if the machine has too little; what could be committed is kept. It is locked where the arena
+    /// is. `false` ends it.
     pub fn commit_reserves(&self, on: bool) -> Result<()> {
         let backed = &self.arena.superblock().backed;
         let was = backed.get() != 0;
@@ -367,7 +367,7 @@ impl Store {
         backing::map_all(&self.arena)
     }
 
-    /// Violations of what must always hold; empty when the arena is sound.
+    /// Violated invariants; empty when the arena is sound.
     pub fn check(&self) -> Result<Vec<String>> {
         let mut faults = Vec::new();
         for id in 0..self.arena.shards() {

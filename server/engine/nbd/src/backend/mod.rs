@@ -31,36 +31,36 @@ use tmem_core::Pool;
 
 /// An export. Calls come from many threads.
 pub trait Backend: Send + Sync {
-    /// What it is; asked when a client opens it.
+    /// Describes the export when a client opens it.
     fn info(&self) -> ExportInfo;
 
-    /// Bytes, as they are now. Requests beyond it never reach `serve`.
+    /// The current size in bytes. Requests beyond it never reach `serve`.
     fn size(&self) -> u64;
 
-    /// Serve one request. A read is answered through `reply`: its chunks cover the request once.
+    /// Serve one request. A read is answered through `reply`, whose chunks cover the request exactly once.
     fn serve(&self, request: Request<'_>, reply: &mut Reply<'_>, later: &Later<'_>) -> Served;
 
-    /// A client is about to be let in.
+    /// A client is about to be admitted.
     fn attach(&self, _client: &Client) -> Result<(), Refusal> {
         Ok(())
     }
 
-    /// A client that was let in is gone; all its requests have been answered, or their tickets dropped.
+    /// An admitted client is gone; all its requests have been answered or their tickets dropped.
     fn detach(&self, _client: &Client) {}
 
-    /// Its blocks as they are at this instant, between two requests; what of them changes is kept in `shadow`, an empty pool, which
-    /// goes with the snapshot. Requests wait meanwhile for those under way.
+    /// A snapshot of its blocks at one instant between requests. Blocks about to change are kept in `shadow`, an empty pool that
+    /// is destroyed with the snapshot. New requests wait for those in flight meanwhile.
     fn snapshot(self: Arc<Self>, _shadow: Pool) -> Result<Saving, Refusal> {
         Err(Refusal::Invalid("this export has no snapshots".into()))
     }
 
-    /// Be of another size from now on.
+    /// Change the size.
     fn resize(&self, _bytes: u64) -> Result<(), Refusal> {
         Err(Refusal::Invalid("this export cannot be resized".into()))
     }
 }
 
-/// Opens exports whose names are not known beforehand: those under a prefix.
+/// Opens exports whose names are not known in advance: all those under a prefix.
 pub trait Resolver: Send + Sync {
     /// The export of this name, prefix included. `probe`: the client only asks what it is, and gets no `attach`.
     fn open(&self, name: &str, client: &Client, probe: bool) -> Result<Arc<dyn Backend>, Refusal>;

@@ -13,7 +13,7 @@ pub struct ExportInfo {
     /// Smallest length and alignment served; a power of two. Other requests are refused as invalid.
     pub minimum_block: u32,
     pub preferred_block: u32,
-    /// Reads and writes longer than this may be handed over in pieces of it: the server then holds no more of them. 0: whole.
+    /// Longer reads and writes may be passed on in pieces of this size, so that the server holds no more of them; 0: whole.
     pub piece: u32,
     /// The name of a meta context beside `base:allocation`.
     pub private_context: Option<String>,
@@ -63,7 +63,7 @@ pub enum Request<'a> {
         fast: bool,
     },
     Flush,
-    /// Fetch soon what will be read: a hint.
+    /// A hint that this range will be read soon.
     Cache {
         offset: u64,
         length: u32,
@@ -77,7 +77,7 @@ pub enum Request<'a> {
     },
 }
 
-/// What block status speaks of.
+/// A meta context of block status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Context {
     /// `base:allocation`: flags of [`crate::protocol::allocation`].
@@ -101,13 +101,13 @@ impl Contexts {
     }
 }
 
-/// How a backend left a request.
+/// The result of serving a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
-    /// Answered: what was read is in the reply. After an error what is in the reply is dropped. After [`Errno::Again`] the
-    /// request is served anew, by and by, from its beginning.
+    /// Answered: what was read is in the reply. After an error the reply's content is dropped. After [`Errno::Again`] the
+    /// request is retried from its beginning.
     Now(Result<(), Errno>),
-    /// A ticket was taken, and will be answered through.
+    /// A ticket was taken and will deliver the answer.
     Later,
 }
 
@@ -117,10 +117,10 @@ impl From<Result<(), Errno>> for Served {
     }
 }
 
-/// Who is at the other end of a connection.
+/// The client of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
-    /// Never another connection's of this server.
+    /// Unique among the connections of this server.
     pub id: u64,
     /// `unix`, or address and port.
     pub address: String,
@@ -132,25 +132,25 @@ pub struct Client {
 }
 
 impl Client {
-    /// Who it is, to those who say who may do what: the name in its certificate, else where it came from. No certificate
-    /// bears `local` or `network`.
+    /// Its name for access rules: the one in its certificate, otherwise where it came from. No certificate may contain `local`
+    /// or `network`.
     pub fn name(&self) -> &str {
         let place = if self.local { "local" } else { "network" };
         self.identity.as_deref().unwrap_or(place)
     }
 }
 
-/// Why a client does not get an export, in words for its user.
+/// Why a client is refused an export, in words for its user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("there is no export {0:?}")]
     Unknown(String),
-    /// It may not, or not now.
+    /// Not allowed, or not now.
     #[error("{0}")]
     Policy(String),
     #[error("{0}")]
     Invalid(String),
-    /// The export or the server is on its way out.
+    /// The export or the server is shutting down.
     #[error("{0}")]
     Shutdown(String),
 }

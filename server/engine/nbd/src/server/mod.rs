@@ -38,7 +38,7 @@ static LAST_ID: AtomicU64 = AtomicU64::new(0);
 /// How long threads have to notice that their sockets are closed: after the grace, and before one more is accepted.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
-/// What a server did since it was started.
+/// Counters since the server started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServerCounters {
     pub connections: u64,
@@ -60,7 +60,7 @@ pub struct ServerCounters {
     pub broken: u64,
 }
 
-/// A running server. Dropped, it stops without grace.
+/// A running server. Dropping it stops it at once.
 pub struct Server {
     shared: Arc<Shared>,
     addresses: Vec<String>,
@@ -106,8 +106,8 @@ impl Server {
         })
     }
 
-    /// Two servers of the same exports: one for Unix sockets, in plain, as who may open a socket's file is said by its
-    /// folder; and one for TCP, where it is said by TLS.
+    /// Two servers of the same exports: one for Unix sockets, without TLS because their folder decides who may connect, and one
+    /// for TCP, where TLS does.
     pub fn start_each(
         listen: Vec<Listen>,
         exports: &Arc<Exports>,
@@ -126,7 +126,7 @@ impl Server {
             .collect()
     }
 
-    /// Where it listens, as `unix:PATH` or `tcp:HOST:PORT`, ports that were 0 as they became.
+    /// Where it listens, as `unix:PATH` or `tcp:HOST:PORT`, with the actual port where 0 was given.
     pub fn addresses(&self) -> &[String] {
         &self.addresses
     }
@@ -135,7 +135,7 @@ impl Server {
         &self.shared.exports
     }
 
-    /// Connections that come from now on are encrypted with this.
+    /// Use this for connections from now on.
     pub fn set_tls(&self, tls: Option<Tls>) {
         self.shared.set_tls(tls);
     }
@@ -145,7 +145,7 @@ impl Server {
         *self.shared.renewal() = Some(renewal);
     }
 
-    /// Tell `reporter` of clients that TLS keeps out, on the threads of their connections. Said once.
+    /// Call `reporter` for clients that TLS keeps out, on the threads of their connections. Set once.
     pub fn report_to(&self, reporter: Box<Reporter>) {
         let _ = self.shared.reporter.set(reporter);
     }
@@ -169,7 +169,7 @@ impl Server {
         }
     }
 
-    /// Stop; whether every connection came to its end within the grace.
+    /// Stop; whether every connection ended within the grace period.
     pub fn stop(mut self, grace: Duration) -> bool {
         self.shut_down(grace)
     }

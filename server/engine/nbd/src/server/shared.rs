@@ -16,18 +16,18 @@ pub struct Settings {
     pub limits: Limits,
     /// How long a client may take from connecting to opening an export.
     pub handshake_timeout: Duration,
-    /// How long a connection looks for the next request before it sleeps: fewer wake-ups for more CPU. Zero: never.
+    /// How long a connection polls for the next request before it sleeps, trading CPU for wake-ups; zero disables polling.
     pub poll: Duration,
-    /// After this long without a sign of life a TCP peer is taken for gone.
+    /// A TCP peer that is silent for this long is considered gone.
     pub peer_timeout: Duration,
-    /// Requests of a connection that wait for their backend at once, and bytes of them.
+    /// Limits on a connection's requests that wait for their backend: their number and their bytes.
     pub max_waiting: usize,
     pub max_waiting_bytes: usize,
-    /// Memory for what is large, of all connections together. Servers may share it.
+    /// Memory for large requests and replies of all connections. Servers may share it.
     pub budget: Arc<Budget>,
     /// None: no TLS.
     pub tls: Option<Tls>,
-    /// Other machines may reach it without TLS.
+    /// Allow access from other machines without TLS.
     pub insecure: bool,
 }
 
@@ -47,10 +47,10 @@ impl Default for Settings {
     }
 }
 
-/// What TLS is to be from now on, as when certificates were renewed; None: what it was.
+/// The new TLS configuration, for example after certificates were renewed; None if it is unchanged.
 pub type Renewal = dyn Fn() -> Option<Tls> + Send;
 
-/// Told of each client that TLS kept out: its address, and why.
+/// Called for each client that TLS kept out, with its address and the reason.
 pub type Reporter = dyn Fn(&str, &str) + Send + Sync;
 
 /// What the threads of a server share.
@@ -86,7 +86,8 @@ impl Shared {
         self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What TLS is for the handshake that begins now. Held while asked, so that no older answer comes after a newer one.
+    /// The TLS configuration for a handshake that starts now. The lock is held while asking, so that an older answer never
+    /// replaces a newer one.
     pub fn newest_tls(&self) -> Option<Tls> {
         let renewal = self.renewal();
         if let Some(renewed) = renewal.as_ref().and_then(|renewal| renewal()) {

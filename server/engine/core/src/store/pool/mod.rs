@@ -83,7 +83,7 @@ impl Pool {
         pool_table::unknown(&self.arena, &self.name)
     }
 
-    /// From now on puts act as flushes and are refused; gets and flushes work.
+    /// Freeze the pool: puts act as flushes and are refused; gets and flushes work.
     pub fn freeze(&self) -> Result<()> {
         let was = self.frozen()?;
         self.set(|record| record.frozen.set(1))?;
@@ -104,7 +104,7 @@ impl Pool {
         self.record().map(|record| record.frozen.get() != 0)
     }
 
-    /// Limit the pool's footprint to `bytes`, 0 for no limit. What is over it already stays.
+    /// Limit the pool's footprint to `bytes`; 0 removes the limit. Pages beyond it stay.
     pub fn set_quota(&self, bytes: u64) -> Result<()> {
         let reserve = self.reserve()?;
         if bytes != 0 && bytes < reserve {

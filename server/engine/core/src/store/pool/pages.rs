@@ -9,7 +9,7 @@ use crate::types::{MAX_PAGE, Oid};
 
 /// Most pages of one `has`.
 const MOST_ASKED: u32 = 1 << 24;
-/// What stands for an outcome until there is one.
+/// Placeholder until an outcome is known.
 const UNDECIDED: Outcome = Outcome::Stored { replaced: false };
 
 fn beyond(first: u32, count: u64) -> Error {
@@ -173,8 +173,7 @@ impl Pool {
         Ok(fetched)
     }
 
-    /// The same, but what is not there leaves its room as it was; into `fetched`: once buffers are as large as they need be,
-    /// nothing is allocated.
+    /// The same into `fetched`; misses leave their part of `into` unchanged. Allocates nothing once buffers have grown.
     pub fn get_pages(
         &self,
         oid: &Oid,
@@ -191,14 +190,14 @@ impl Pool {
             .get(&self.key(oid), count, index, &mut room, exclusive, fetched)
     }
 
-    /// Fetch a page into `last`, unless it has it already and nothing was put in its place since. On a miss `last` has room for a
-    /// page, of any bytes.
+    /// Fetch a page into `last` unless it is already there and still current. After a miss `last` has room for a page, with
+    /// arbitrary content.
     pub fn get_last(&self, oid: &Oid, index: u32, last: &mut LastPage) -> Result<Fetch> {
         self.target()
             .get_last(&self.arena, &self.key(oid), index, last)
     }
 
-    /// Fetch a batch for a user far away: see [`Fetched`]. Only a private ephemeral pool gives its pages up by it.
+    /// Fetch a batch for a remote user: see [`Fetched`]. Only a private ephemeral pool loses the pages by it.
     pub fn fetch(&self, oid: &Oid, indices: &[u32], lz4: bool) -> Result<Fetched> {
         self.target().fetch(&self.key(oid), indices, lz4)
     }
@@ -208,8 +207,9 @@ impl Pool {
         self.target().flush_if(&self.key(oid), pages)
     }
 
-    /// Copy a cluster's pages that are there, as `map` has them, to the same keys of another pool of this store, as they are stored.
-    /// Which were there; None if one found no room, which is so above the accept threshold: copies never fill the store.
+    /// Copy the pages of a cluster that `map` selects to the same keys of another pool of this store, without decoding them.
+    /// Returns which existed; None if there was no room for one. Above the accept threshold there is none: copies never fill
+    /// the store.
     pub fn copy_cluster(
         &self,
         oid: &Oid,
@@ -228,7 +228,7 @@ impl Pool {
             .copy(&key, cluster, map, &into.target(), &there)
     }
 
-    /// Let new keys in again: room was made, whatever the accept threshold says of it.
+    /// Accept new keys again although use is above the accept threshold, because room was made.
     pub fn readmit(&self) {
         self.arena.superblock().full.set(0);
     }
@@ -279,7 +279,7 @@ impl Pool {
         self.target().flush(&self.key(oid), count as usize, index)
     }
 
-    /// Remove neighbouring pages as a block device does: not those of a frozen pool, which changes by nothing. Whether all went.
+    /// Remove neighbouring pages as a block device does, sparing those of a frozen pool; whether all are gone.
     pub fn discard_pages(&self, oid: &Oid, first: u32, count: u32) -> Result<bool> {
         let bytes = count as usize * self.page_size;
         self.indices(first, bytes)?;
