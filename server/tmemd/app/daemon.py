@@ -216,7 +216,7 @@ class Daemon:
 async def serve(config: Config, announce: Callable[[Daemon], None], read: Callable[[], Config]) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. `announce` is called once calls are answered.
 
-    `read` reads the configuration again.
+    `read` reloads the configuration.
     """
     reload = Reload(config, read)
     stopping = on_signals(signal.SIGTERM, signal.SIGINT, reload=reload)

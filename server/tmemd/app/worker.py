@@ -1,7 +1,7 @@
-"""A worker: the process `python -m tmemd.app.worker` that a supervisor starts, with the control line as standard input.
+"""A worker: the process `python -m tmemd.app.worker` that a supervisor starts, with the control channel as its stdin.
 
-It serves as a daemon alone would, on its own port and an arena that others use too. It ends with its supervisor:
-the kernel kills it when that dies, and it goes by itself at the end of the control line.
+It serves like a single daemon, on its own port and an arena that others use too. It ends with its supervisor: the
+kernel kills it when the supervisor dies, and it exits at the end of the control channel.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Serve until told to stop; the exit status."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # A terminal sends the last two to all; the supervisor says what they mean.
+    # A terminal sends the last two to all processes; the supervisor acts on them.
     ignore(*IGNORED, signal.SIGINT, signal.SIGHUP)
     return uvloop.run(_work(socket.socket(fileno=os.dup(0))))
 
@@ -78,7 +78,7 @@ def _config(settings: str, port: int) -> Config:
 
 
 class _Supervised:
-    """A daemon and its supervisor's line."""
+    """A daemon and the control channel to its supervisor."""
 
     def __init__(self, control: Control, daemon: Daemon, stopping: asyncio.Event, first: bool) -> None:
         self._control = control

@@ -31,7 +31,7 @@ _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, loggin
 _OF_GRPC = re.compile(r"([IWEF])\d{4} [\d:. ]+ +(\d+) ([\w./-]+:\d+)\] (.*)")
 _NO_NEWS = "All log messages before absl::InitializeLog()"
 _TOLD = "Failed to add port"
-"""What the daemon says in its own words."""
+"""The daemon's own log."""
 _HANDSHAKES = "TLS handshakes failed"
 _HANDSHAKE = re.compile(r"[Hh]andshake (?:failed|error)|SSL_ERROR|WRONG_VERSION_NUMBER")
 
@@ -104,7 +104,7 @@ class Handler(logging.Handler):
         return self._line(logging.LogRecord("tmemd", logging.WARNING, __file__, 0, why, None, None))
 
     def _heard(self, line: str) -> None:
-        """What a library wrote to descriptor 2."""
+        """Log a line that a library wrote to descriptor 2."""
         if not line.strip() or _NO_NEWS in line:
             return
         found = _OF_GRPC.match(line)

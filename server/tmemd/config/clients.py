@@ -24,7 +24,7 @@ class ClientSettings:
     quota: int = 0
     """Most bytes that the quotas of its pools may add up to; 0 is no quota."""
     weight: int = 1
-    """Of its new pools, and the most it may give them."""
+    """Weight of its new pools, and the most it may give them."""
     shared: tuple[str, ...] = ()
     """Patterns of the names of others' shared pools that it may use."""
 
@@ -34,7 +34,7 @@ class ClientSettings:
 
 Clients = Mapping[str, ClientSettings]
 UNNAMED = ClientSettings()
-"""Of a client without a table."""
+"""Settings of a client without a table."""
 
 
 def check_client(name: str) -> None:

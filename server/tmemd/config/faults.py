@@ -41,7 +41,7 @@ def _methods() -> frozenset[str]:
 
 
 METHODS = _methods()
-"""What can be injected into."""
+"""Methods that accept injections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,7 +42,7 @@ def _option(parse: Callable[[object], Any], about: str, default: Any = None, fil
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What the daemon runs with. The `about` of each field says its unit."""
+    """All settings of the daemon. The `about` of each field names its unit."""
 
     listen: str = _option(address, "address to serve gRPC on; port 0 picks a free one", "127.0.0.1:7717")
     workers: int = _option(number(1, 64), "worker processes, each on its own port, counting up from that of listen", 1)

@@ -35,7 +35,7 @@ _OWNERS = 1 << 32
 """Every attached process holds one byte from here on."""
 _LAYOUT = 5
 _VERSION_AT = 8
-"""What the path of an arena without a name begins with, which this process was handed."""
+"""Where the layout's version lies in the arena."""
 
 _FLOCK = struct.Struct("hhqqi4x")
 GRACE = 3.0

@@ -37,7 +37,7 @@ class MemoryLimits:
     container: int | None
     arena: str | None = None
     capacity: int | None = None
-    """Of the arena's file system."""
+    """Size of the arena's file system."""
     free: int | None = None
     """Free there, including what the arena already uses."""
 

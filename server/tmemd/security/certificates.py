@@ -70,7 +70,7 @@ class Certificates:
         return grpc.dynamic_ssl_server_credentials(sound.configuration, fetch, self._client_ca is not None)
 
     def first(self) -> Pem:
-        """For a server that polls `renewed` for changes."""
+        """The certificates for a server that polls `renewed` for changes."""
         return self.load().pem
 
     def context(self) -> ssl.SSLContext:

@@ -20,7 +20,7 @@ BOUNDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.
 """Upper bounds of the latency buckets, in seconds; what is above all of them has a bucket too."""
 
 NBD_GAUGES = frozenset(("connected", "handshakes", "buffer_bytes", "buffer_waiters"))
-"""What an NBD server tells of this moment."""
+"""Gauges of the NBD server."""
 
 _GAUGE = {"gauge": True}
 
@@ -57,7 +57,7 @@ class Counts:
     """Calls answered, by method and status. Commands of a stream count as their method."""
     latencies: dict[str, Latency] = field(default_factory=dict)
     exports: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """What passed through exports, by export and what it is."""
+    """Counters of exports, by export and name."""
     export_clients: Counter[str] = field(default_factory=Counter, metadata=_GAUGE)
     """Connections that have an export open."""
     export_sizes: Counter[str] = field(default_factory=Counter, metadata=_GAUGE)

@@ -38,7 +38,7 @@ log = logging.getLogger("tmemd")
 _SECONDS = 10.0
 _AT_ONCE = 16
 _MOST_THREADS = 2 * _AT_ONCE
-"""Those cut off that have not ended yet included."""
+"""Including requests that were cut off but have not ended yet."""
 _PAUSE = 0.1
 _READER, _SHOWN = "tmemd.reader", "tmemd.certificate"
 
@@ -52,7 +52,7 @@ class _Request:
         self.socket = its
         self.end = time.monotonic() + _SECONDS
         self.working = False
-        """Whether it is at work here, rather than waiting for its peer."""
+        """Whether it is working, rather than waiting for its peer."""
         self.cut = False
 
     def cut_off(self) -> None:

@@ -1,4 +1,4 @@
-"""The processes that serve one arena, as each of them knows them. A daemon without workers is its own only one."""
+"""The worker processes of an arena, as each of them knows them. Without workers the daemon is the only one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A process that serves, and the sessions it had when it last said so. Process 0: it is just being replaced."""
+    """A worker, with the sessions that it last reported. Process 0: it is being replaced."""
 
     number: int
     port: int
@@ -25,10 +25,10 @@ class Worker:
 
 
 class Workers:
-    """All workers, what they have counted together, and which of them a new client should use."""
+    """All workers, their total counts, and which of them a new client should use."""
 
     def __init__(self, counts: Counts) -> None:
-        """This process alone, with its counts."""
+        """Start with this process alone, and its counts."""
         self.all: Sequence[Worker] = (Worker(0, 0, os.getpid()),)
         self.ask: Callable[[], Awaitable[Counts]] | None = None
         """Asks the supervisor what all have counted."""
@@ -40,23 +40,23 @@ class Workers:
         counts.workers = 1
 
     def alone(self, port: int) -> None:
-        """There is this process only, on a port."""
+        """This process, on this port, is the only one."""
         self.told((Worker(0, port, os.getpid()),))
 
     def told(self, workers: Sequence[Worker]) -> None:
-        """These there are now, says the supervisor."""
+        """Take over the supervisor's list of workers."""
         self.all = workers
         self._sent.clear()
 
     def suggest(self) -> Worker:
-        """The worker with the fewest sessions, those just sent to it counted; in turn among equals."""
+        """The worker with the fewest sessions, counting clients just sent to it; round robin among equals."""
         self._turn += 1
         chosen = min([worker for worker in self.all if worker.process] or self.all, key=self._rank)
         self._sent[chosen.number] += 1
         return chosen
 
     async def counts(self) -> Counts:
-        """What all have counted together since the daemon started, the dead included."""
+        """The counts of all workers since the daemon started, including dead ones."""
         return self._own if self.ask is None else await self.ask()
 
     def _rank(self, worker: Worker) -> tuple[int, int]:

@@ -1,8 +1,7 @@
-"""A worker as its supervisor sees it: a place with a number and a port, held by one process at a time.
+"""A worker as its supervisor sees it: a number and a port, served by one process at a time.
 
-The next process is started when the one before it has ended, so whatever that one was at has landed or never will.
-One that serves and says nothing for long, though it is asked again and again, is killed: it hangs, and its clients with
-it. What the dead have counted stays in the sums.
+A process is started once its predecessor has ended, so that the predecessor's requests have landed or never will. One
+that misses its heartbeats is killed: it hangs, and its clients with it. Totals include the counts of dead processes.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ _LISTEN = 1.0
 
 
 class Child:
-    """One worker: `spawn`, then `hold` has a process serve until `stop`."""
+    """One worker: call `spawn`, then `hold`, which keeps a process serving until `stop`."""
 
     def __init__(self, number: int, port: int, patience: int, heard: Callable[[Child, Message], None]) -> None:
-        """`heard` is called with each message of a process, and with {} when one has ended.
+        """`heard` is called with every message of a process, and with {} when it has ended.
 
-        A process that says nothing for `patience` seconds is killed; 0 is never.
+        A process that is silent for `patience` seconds is killed; 0 disables this.
         """
         self.number = number
         self.port = port
@@ -69,7 +68,7 @@ class Child:
         return Worker(self.number, self.port, process, self._replaced, self._now.sessions)
 
     async def spawn(self, *inherited: int) -> None:
-        """Start a process, which imports what it needs while it waits for its settings.
+        """Start a process, which does its imports while it waits for its settings.
 
         It and its replacements keep these descriptors open until they end.
         """
@@ -86,7 +85,7 @@ class Child:
         self._control = await Control.over(ours)
 
     async def hold(self, settings: Callable[[], str]) -> None:
-        """Serve with these settings, and replace what dies.
+        """Serve with these settings, and replace processes that die.
 
         Raises:
             WorkerError: A process cannot serve: the first of all, or several in a row.
@@ -109,7 +108,7 @@ class Child:
             await self.spawn()
 
     async def counts(self, timeout: float = 1.0) -> Counts:
-        """What all its processes have counted; as was last known where the present one does not answer in time."""
+        """The counts of all its processes; the last known ones if the current process does not answer in time."""
         if self.ready.is_set():
             self._asked += 1
             asked = self._asked
@@ -124,23 +123,23 @@ class Child:
         return total
 
     def send(self, **message: Any) -> None:
-        """Tell the process, if there is one."""
+        """Send a message to the process, if there is one."""
         if self._control is not None:
             self._control.send(**message)
 
     def stop(self) -> None:
-        """Have the process stop in order; `hold` ends when it has."""
+        """Ask the process to stop in order; `hold` then returns."""
         self._stopping.set()
         self.send(stop=True)
 
     async def kill(self) -> None:
-        """End the process, if there is one, at once."""
+        """Kill the process, if there is one."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
 
     async def _live(self, settings: str) -> str:
-        """One process, from its settings to its end; how it ended."""
+        """Run one process from its settings to its end; returns how it ended."""
         assert self._process is not None
         assert self._control is not None
         self._failure = ""
@@ -162,10 +161,10 @@ class Child:
         return self._failure or _ending(status)
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
-        """Kill a process that serves and then is silent for too long.
+        """Kill a serving process that is silent for too long.
 
-        What counts is the time that this process sees pass, look by look: where both were stopped, as by a pause of
-        their container, or this one alone, nobody was silent.
+        Only time that this process sees pass counts, check by check: if both were stopped, as in a paused container, or
+        this one alone, that is not silence.
         """
         await self.ready.wait()
         silent = 0.0
@@ -200,7 +199,7 @@ class Child:
 
 
 def _wait_before(quick: int) -> float:
-    """Seconds before the next process, after so many short lives in a row: none after the first."""
+    """Seconds to wait before the next process, after so many short lives in a row; none after the first."""
     return min(_SHORTEST_WAIT * 2.0 ** min(quick - 2, 10), _LONGEST_WAIT) if quick > 1 else 0
 
 

@@ -1,23 +1,23 @@
-"""The line between the supervisor and a worker: JSON objects, one a line, over a socket pair.
+"""The control channel between the supervisor and a worker: JSON objects, one per line, over a socket pair.
 
 | from | message | means |
 |---|---|---|
-| supervisor | `start`: the settings, as a TOML file; `number`, `port` | serve so; the first, and once |
-| supervisor | `workers`: all of them | when one serves, ends, or has other sessions than before |
-| supervisor | `count`: a number | say what you have counted |
+| supervisor | `start`: the settings, as a TOML file; `number`, `port` | serve with these; sent first, once |
+| supervisor | `workers`: all of them | when one starts, ends, or its sessions change |
+| supervisor | `count`: a number | report your counts |
 | supervisor | `total`: its number; `counts` | the answer to `total` |
-| supervisor | `settle`: the settings | go on with these; they differ in what may change |
+| supervisor | `settle`: the settings | apply these; only live settings differ |
 | supervisor | `stop`: true | stop in order |
-| supervisor | `carry`: a number; `method`, `request` | worker 0 is to answer this call |
+| supervisor | `carry`: a number; `method`, `request` | for worker 0: answer this call |
 | supervisor | `answer`: its number; `reply`, or `code` and `why` | the answer to `call` |
 | worker | `ready`: the port | calls are answered |
 | worker | `failed`: why | it cannot serve, and ends |
 | worker | `counted`: its number; `counts` | the answer to `count` |
-| worker | `total`: a number | say what all have counted |
-| worker | `call`: a number; `method`, `request` | have worker 0 answer this call |
+| worker | `total`: a number | report the counts of all |
+| worker | `call`: a number; `method`, `request` | let worker 0 answer this call |
 | worker | `carried`: its number; `reply`, or `code` and `why` | the answer to `carry` |
 
-Either end sees the other's death as the end of the line. A worker then ends itself: none outlives its supervisor.
+Either end sees the other's death as the end of the channel. A worker then exits: none outlives its supervisor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Message = dict[str, Any]
 
 
 class Control:
-    """One end of the line."""
+    """One end of the channel."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -47,12 +47,12 @@ class Control:
         return cls(*await asyncio.open_unix_connection(sock=end, limit=_LONGEST))
 
     def send(self, **message: Any) -> None:
-        """Send, unless the other end is gone."""
+        """Send a message, unless the other end is gone."""
         if not self._writer.is_closing():
             self._writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
 
     async def receive(self) -> Message | None:
-        """The next message; None at the end of the line."""
+        """The next message; None at the end of the channel."""
         try:
             line = await self._reader.readline()
         except (ConnectionError, ValueError):
@@ -63,7 +63,7 @@ class Control:
         return message
 
     async def messages(self) -> AsyncIterator[Message]:
-        """All messages from now on, to the end of the line."""
+        """All messages, up to the end of the channel."""
         while (message := await self.receive()) is not None:
             yield message
 

@@ -1,4 +1,4 @@
-"""Calls that worker 0 alone can carry out, on their way there from the others and back, through the supervisor."""
+"""Relays calls that only worker 0 can carry out, from other workers through the supervisor and back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Relay:
-    """The supervisor's part: who asked what of worker 0."""
+    """The supervisor's part: which worker waits for which answer."""
 
     def __init__(self) -> None:
         self._asked: dict[int, tuple[Child, int]] = {}
@@ -41,19 +41,19 @@ class Relay:
             asker.send(answer=number, **{key: value for key, value in message.items() if key != "carried"})
 
     def gone(self) -> None:
-        """Worker 0 is no more: what it was asked has no answer."""
+        """Worker 0 is gone: its pending calls fail."""
         asked, self._asked = self._asked, {}
         for asker, number in asked.values():
             asker.send(answer=number, **_gone())
 
 
 def request_of(method: str, request: bytes) -> dict[str, str]:
-    """A call as the control line has it."""
+    """A call as a message of the control channel."""
     return {"method": method, "request": b64encode(request).decode()}
 
 
 async def carry_out(answer: Callable[[str, bytes], Awaitable[bytes]], message: Message) -> dict[str, Any]:
-    """Worker 0's part: the answer to a call, as the control line has it."""
+    """Worker 0's part: the answer to a call, as a message of the control channel."""
     try:
         reply = await answer(message["method"], b64decode(message["request"]))
     except Exception as error:
@@ -63,7 +63,7 @@ async def carry_out(answer: Callable[[str, bytes], Awaitable[bytes]], message: M
 
 
 def reply_of(message: Message) -> bytes:
-    """What worker 0 answered."""
+    """The answer of worker 0; raises if it is an error."""
     if "reply" in message:
         return b64decode(message["reply"])
     raise RelayedError(StatusCode[message["code"]], message["why"])

@@ -1,8 +1,8 @@
-"""The supervisor of `--workers`: a process that serves no pages, but starts those that do and replaces what dies.
+"""The supervisor of `--workers`: serves no pages itself, but starts the workers and replaces those that die.
 
-Worker k listens on the port of `listen` + k. All are attached to one arena, and so is the supervisor, which reads its
+Worker k listens on the port of `listen` + k. All workers attach to one arena, and so does the supervisor, to read its
 statistics. A client stays with one worker, and a worker's process has ended before its replacement serves: so no
-message to the one that died can land after what the client sends next. Workers end with the supervisor.
+message to a dead process can land after the client's next one. Workers end with the supervisor.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     Task = asyncio.Task[None]
 
 _EVERY = 1.0
-"""Seconds between looks at the workers' counts."""
+"""Seconds between reads of the workers' counts."""
 _LONGEST = 5.0
 """Seconds a scrape may wait for the workers' counts."""
 
 
 class Supervisor:
-    """All workers and the one exporter."""
+    """All workers, and the metrics of all."""
 
     def __init__(self, config: Config, inherited: tuple[int, ...] = ()) -> None:
         """`inherited`: descriptors that the workers need to open the arena."""
@@ -101,7 +101,7 @@ class Supervisor:
         return stopping.why if stopping.is_set() else "a worker cannot serve"
 
     async def counts(self) -> Counts:
-        """What all workers have counted together, those that died included."""
+        """The counts of all workers, including those that died."""
         total = Counts()
         for counts in await asyncio.gather(*(child.counts() for child in self._children)):
             total.add(counts)
@@ -115,7 +115,7 @@ class Supervisor:
         stopped: Task,
         reload: Reload,
     ) -> None:
-        """Until asked to stop, or until a worker cannot be held."""
+        """Serve until asked to stop, or until a worker cannot be kept running."""
         ready = self._task(_until(*(child.ready for child in self._children)))
         await asyncio.wait((*held, ready, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
@@ -129,7 +129,7 @@ class Supervisor:
         await asyncio.wait((*held, stopped), return_when=asyncio.FIRST_COMPLETED)
 
     async def _stop(self, held: list[Task]) -> None:
-        """Stop the workers: in order, and those by force that do not end."""
+        """Stop the workers in order, and kill those that do not end."""
         self._draining = True
         for child in self._children:
             child.stop()
@@ -146,7 +146,7 @@ class Supervisor:
             self._exposition.server_close()
 
     async def _reconfigure(self, store: Store, config: Config) -> Config:
-        """Go on with these settings, and have the workers do so."""
+        """Apply new settings, here and in the workers."""
         self._config = config = await resize(store, self._config, config)
         log_to_stderr(style=config.log_format, level=config.log_level)
         if self._exposition is not None:
@@ -159,7 +159,7 @@ class Supervisor:
         return config
 
     def _settings(self, store: Store) -> str:
-        """What a worker is to serve with: the arena as it is by now."""
+        """The settings for a worker, with the current memory."""
         return dump(replace(self._config, memory=store.info()["memory"]))
 
     def _expose(self, store: Store) -> tuple[str, Any]:
@@ -171,7 +171,7 @@ class Supervisor:
         return expose(store, counted, self._config, client_name, self._unready)
 
     def _unready(self) -> str:
-        """The first worker's port is the one that clients know."""
+        """Clients know the first worker's port."""
         if self._draining:
             return "stopping"
         return "" if self._children[0].worker.process else "worker 0 is being replaced"
@@ -198,7 +198,7 @@ class Supervisor:
         child.send(total=number, counts=(await self.counts()).dump())
 
     def _tell(self) -> None:
-        """Tell all workers of each other, if there is news."""
+        """Send all workers the list of workers, if it has changed."""
         workers = [child.worker for child in self._children]
         if workers != self._told:
             self._told = workers
@@ -218,9 +218,9 @@ async def _until(*events: asyncio.Event) -> None:
 
 
 async def supervise(config: Config, announce: Callable[[Supervisor], None], read: Callable[[], Config]) -> int:
-    """Have workers serve until SIGTERM or SIGINT; the exit status. `announce` is called once all do.
+    """Run workers until SIGTERM or SIGINT; the exit status. `announce` is called once all serve.
 
-    `read` reads the configuration again.
+    `read` reloads the configuration.
 
     Raises:
         WorkerError: A worker cannot serve.
