@@ -1,9 +1,9 @@
-"""The command `tmem`: look at a store and care for it, from a shell.
+"""The command `tmem`: inspect and manage a store from a shell.
 
     tmem_main, __main__ -> __init__ -> app -> commands/ -> archive/ -> base/
 
-What it prints is for people, or one JSON document with `--json` (JSON lines where it goes on). Exit status 1 is a
-failure, 2 a command line that makes no sense.
+It prints for people, or with `--json` one JSON document (JSON lines if output continues). Exit status 1 is a failure,
+2 an invalid command line.
 """
 
 from __future__ import annotations

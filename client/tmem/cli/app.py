@@ -1,4 +1,4 @@
-"""The command's tree: the options of `tmem` itself, its commands by what they are for, and the end of every run."""
+"""The command tree: the options of `tmem` itself, its commands by section, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Exit status: 0 success, 1 failure, 2 invalid command line, 130 interrupted.
 
 
 class Root(Tree):
-    """`tmem` itself: its help has sections, and what goes wrong under it is one line."""
+    """`tmem` itself: its help has sections, and every failure is one line."""
 
     def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
         try:
@@ -138,7 +138,7 @@ for _module in (bench, maintenance, clients, exports, files, events, stat, save_
 
 
 def _in_one_line(error: click.UsageError) -> click.ClickException:
-    """What is wrong with the command line, and where to read; help that was asked for stays as it is."""
+    """What is wrong with the command line and where to read more; requested help stays as it is."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return error
     command = error.ctx.command_path if error.ctx else "tmem"

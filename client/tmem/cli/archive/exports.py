@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from tmem.cli.base.target import Target
 
 PREFIX = "export/"
-"""What the names of exports' pools begin with."""
+"""Prefix of the names of exports' pools."""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """An export, as a header has it beside the settings of its pool."""
+    """An export as described in a header, besides the settings of its pool."""
 
     size: int
     reserve: int
     multi_conn: bool
     allowed: tuple[str, ...] | None
-    """None: anyone whom the server's address lets in."""
+    """None: anyone who can reach the server."""
 
 
 def described(target: Target, pool: str) -> dict[str, Any] | None:
-    """What a header tells of the export that a pool is of; None for another pool, and where there is no server."""
+    """The header's description of the export that a pool belongs to; None for other pools, and without a server."""
     if not (pool.startswith(PREFIX) and target.served):
         return None
     found = find(target, pool.removeprefix(PREFIX))
@@ -49,7 +49,7 @@ def described(target: Target, pool: str) -> dict[str, Any] | None:
 
 
 def find(target: Target, name: str) -> Export | None:
-    """The export of a name, if there is one."""
+    """The export of that name, if there is one."""
     return next((one for one in target.ask(export_ops.exports) if one.name == name), None)
 
 
@@ -57,7 +57,7 @@ def find(target: Target, name: str) -> Export | None:
 def restored(
     target: Target, reader: Reader, name: str, merge: bool, remark: Callable[[str], None]
 ) -> Iterator[tuple[tmem.Pool, bool]]:
-    """The pool of the export to restore to, and whether it is new. It lets nobody in until the block has ended well."""
+    """The pool of the export to restore to, and whether it is new. Admits no clients until the block succeeds."""
     if not target.served:
         raise tmem.MismatchError(
             f"{target.address} is a local arena: only a server can restore an export (--server HOST:PORT), "
@@ -118,7 +118,7 @@ def _description(reader: Reader) -> Description | None:
 
 
 def _make(target: Target, reader: Reader, name: str, wanted: Description | None) -> None:
-    """A new export as the file tells, that nobody may open yet."""
+    """Create the export that the file describes; nobody may open it yet."""
     settings = reader.header["settings"]
     if wanted is None:
         raise tmem.MismatchError(
@@ -148,7 +148,7 @@ def _make(target: Target, reader: Reader, name: str, wanted: Description | None)
 
 
 def _must_fit(found: Export, reader: Reader, wanted: Description | None, merge: bool) -> None:
-    """Raise where an export cannot take what is in the file."""
+    """Raise if an export cannot take the file's contents."""
     if found.block_size != reader.page_size:
         raise tmem.MismatchError(
             f"export {found.name!r} has blocks of {found.block_size} bytes, the saved one of {reader.page_size}: "
@@ -168,7 +168,7 @@ def _must_fit(found: Export, reader: Reader, wanted: Description | None, merge: 
 
 
 def _close(target: Target, found: Export) -> None:
-    """Let no client in; raise where one is there."""
+    """Admit no clients; raise if one is connected."""
     now = target.ask(lambda server: export_ops.drain(server, found.name, False))
     if not now.clients:
         return

@@ -32,20 +32,20 @@ MAGIC = b"tmem-pages-1\n\0\0\0"
 _ANY_FORMAT = b"tmem-pages-"
 LARGEST = 8 << 20
 BATCH_BYTES = 1 << 20
-"""Of pages in a record that this writes."""
+"""The most bytes of pages in a record that this writes."""
 
 _HEAD, _CRC = struct.Struct("<cI"), struct.Struct("<I")
 _OBJECT, _PAGE, _END = struct.Struct("<24sI"), struct.Struct("<III"), struct.Struct("<QQQ")
 
 
 class SupportsWrite(Protocol):
-    """What takes bytes, all of them."""
+    """Accepts bytes, always all of them."""
 
     def write(self, data: bytes, /) -> object: ...
 
 
 class PagesFileError(tmem.TmemError):
-    """The file is not such a file, or not whole."""
+    """The file is no file of saved pages, or incomplete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Pages:
     blocks: bytes
 
     def decoded(self, page_size: int) -> dict[int, bytes]:
-        """The pages by index. Raises ValueError where one is not what its checksum says."""
+        """The pages by index. Raises ValueError if one fails its checksum."""
         pages, start = {}, 0
         for index, length, checksum in self.entries:
             page = _page(self.blocks[start : start + length], page_size)
@@ -69,7 +69,7 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Tombstones:
-    """Pages of one object that are no more."""
+    """Pages of one object that no longer exist."""
 
     oid: bytes
     indices: Sequence[int]
@@ -77,7 +77,7 @@ class Tombstones:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a whole file has: records before the end, and pages and tombstones in them."""
+    """Totals of a complete file: records before the end, and the pages and tombstones in them."""
 
     records: int
     pages: int
@@ -107,12 +107,12 @@ class Writer:
         self._write(b"P", b"".join((_OBJECT.pack(oid, len(entries)), *entries, *blocks)))
 
     def tombstones(self, oid: bytes, indices: Sequence[int]) -> None:
-        """Pages of one object that went, at most as many as make a megabyte."""
+        """Removed pages of one object, at most a megabyte of indices."""
         self._tombstones += len(indices)
         self._write(b"T", _OBJECT.pack(oid, len(indices)) + struct.pack(f"<{len(indices)}I", *indices))
 
     def end(self) -> Totals:
-        """That was all."""
+        """Write the end of the file."""
         totals = Totals(self._records, self._pages, self._tombstones)
         self._write(b"E", _END.pack(totals.records, totals.pages, totals.tombstones))
         return totals
@@ -125,7 +125,7 @@ class Writer:
 
 
 class Reader:
-    """Reads a file; `records` may be gone through again and again, each time checking all.
+    """Reads a file; `records` can be iterated repeatedly and checks everything each time.
 
     After a `check`, `furthest` is the highest index of a page, and `foreign` whether one is of an object other than 0.
     """
@@ -146,7 +146,7 @@ class Reader:
         return int(self.header["settings"]["page_size"])
 
     def check(self) -> Totals:
-        """Read all of it, once, and say what it has."""
+        """Read and check the whole file; its totals."""
         for record in self.records():
             if isinstance(record, Pages) and record.entries:
                 self.furthest = max(self.furthest, *(index for index, _, _ in record.entries))
@@ -188,7 +188,7 @@ class Reader:
         return self._read()
 
     def _read(self) -> bytes:
-        """Read a record and check it; its kind."""
+        """Read and check a record; its kind."""
         self._at = self._source.tell()
         head = self._exactly(_HEAD.size)
         kind: bytes

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from tmem.cli.base.target import Target
 
 LANES = 8
-"""Records under way at once, each of at most a megabyte of pages where `tmem save` wrote it."""
+"""Records in flight at once, each of at most a megabyte of pages if `tmem save` wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore has done."""
+    """The result of a restore."""
 
     pool: str
     made: bool
@@ -48,7 +48,7 @@ def destination(
 
 
 def _pool_for(target: Target, reader: Reader, name: str, merge: bool) -> tuple[Pool, bool]:
-    """The pool of a name, made with the saved settings where there is none; and whether it was."""
+    """The pool of that name, created with the saved settings if missing; and whether it was."""
     try:
         view = target.pool(name)
     except tmem.UnknownPoolError:
@@ -74,7 +74,7 @@ def _pool_for(target: Target, reader: Reader, name: str, merge: bool) -> tuple[P
 
 
 def restore(reader: Reader, pool: Pool, made: bool, progress: Callable[[int], None]) -> Restored:
-    """Put every page of the file, so that what comes later in it is what stays."""
+    """Put every page of the file; later records win."""
     refused: Counter[str] = Counter()
     put = 0
     for count, reasons in _in_lanes(reader, pool):
@@ -85,7 +85,7 @@ def restore(reader: Reader, pool: Pool, made: bool, progress: Callable[[int], No
 
 
 def _in_lanes(reader: Reader, pool: Pool) -> Iterator[tuple[int, list[str]]]:
-    """Carry the records out, several at once, those of one object in their order; the pages and refusals of each."""
+    """Apply records concurrently, those of one object in order; the pages and refusals of each."""
     lanes = [ThreadPoolExecutor(1) for _ in range(LANES)]
     in_flight: deque[Future[tuple[int, list[str]]]] = deque()
     try:
@@ -101,7 +101,7 @@ def _in_lanes(reader: Reader, pool: Pool) -> Iterator[tuple[int, list[str]]]:
 
 
 def _apply(reader: Reader, pool: Pool, record: Record) -> tuple[int, list[str]]:
-    """Carry out a record; its pages, and the reasons of refusals."""
+    """Apply a record; its number of pages, and the reasons of refusals."""
     if not isinstance(record, Pages):
         pool.flush(record.oid, record.indices)
         return 0, []
@@ -129,7 +129,7 @@ def _settings(reader: Reader) -> PoolSettings:
 
 
 def _make(target: Target, name: str, settings: PoolSettings) -> None:
-    """Make the pool, for whoever asks where the owner it had cannot be named."""
+    """Create the pool, owned by the caller if the caller may not name its former owner."""
     try:
         target.create(name, settings)
     except tmem.DeniedError:

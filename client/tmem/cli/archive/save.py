@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MOST_PASSES = 5
 ENOUGH = 0.001
-"""A pass that changes a smaller part of the pages than this is the last."""
+"""The last pass is one that changes a smaller share of the pages than this."""
 
 _STAMP_BITS = 32
 _SPAN_BITS = 16
@@ -45,24 +45,24 @@ Table: TypeAlias = dict[tuple[bytes, int], "array[int]"]
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a save has done."""
+    """The result of a save."""
 
     pages: int
     passes: int
     changed: int
-    """Pages that were got again or went, after the first pass."""
+    """Pages fetched again or removed after the first pass."""
     unsettled: int
-    """Of these, in the last pass: about as many may have changed since."""
+    """Of these, those of the last pass: about as many may have changed since."""
     corrupt: int
     bytes: int
     paused: float | None
-    """Seconds for which clients of an export waited; None if the file is no image of one instant."""
+    """Seconds for which clients of an export were paused; None if the file is not an image of one instant."""
 
 
 def save(
     target: Target, view: PoolView, path: str | Path, progress: Callable[[int], None], passes: int = MOST_PASSES
 ) -> Saved:
-    """Save a pool. The file appears under its name when it is whole and on the disk; who had none may read it alone."""
+    """Save a pool. The file appears under its name once it is complete and on disk; a new one has mode 0600."""
     with writing(str(path), PRIVATE) as sink, snapshots.opened(target, view.name) as snapshot:
         writer = Writer(sink, _header(target, view))
         if snapshot is None:
@@ -75,7 +75,7 @@ def save(
 
 
 class _Run:
-    """One save under way."""
+    """A save in progress."""
 
     def __init__(self, target: Target, view: PoolView, writer: Writer, progress: Callable[[int], None]) -> None:
         self._target = target
@@ -99,7 +99,7 @@ class _Run:
         return self._count() - len(self._corrupt), number, changed, now if number > 1 else 0, len(self._corrupt)
 
     def _pass(self) -> int:
-        """Write what is otherwise than it was written; how many pages."""
+        """Write the pages that changed since they were written; how many."""
         seen = scan(self._target, self._view.name)
         # A scan is of whatever pool has the name: it was this one if that is there still, for then it always was.
         self._pool.has(0, 0, 1)
@@ -120,7 +120,7 @@ class _Run:
         return [index for index, stamp in _by_index(seen[key]).items() if old.get(index) != stamp]
 
     def _fetch(self, job: tuple[tuple[bytes, int], Sequence[int]]) -> tuple[dict[int, bytes], Sequence[int]]:
-        """The pages that are there and sound, and those that are damaged. Runs in a thread."""
+        """The pages found, and the indices of damaged ones. Runs in a thread."""
         (oid, _), call = job
         try:
             return self._pool.get(oid, call), ()
@@ -128,7 +128,7 @@ class _Run:
             return error.pages, error.indices
 
     def _write(self, oid: bytes, call: Sequence[int], pages: dict[int, bytes], corrupt: Sequence[int]) -> list[int]:
-        """Write pages of one call; those that are not there any more. Damaged ones are known as such until replaced."""
+        """Write the pages of one call; those that are gone. Damaged ones are remembered until replaced."""
         self._corrupt.difference_update((oid, index) for index in call)
         self._corrupt.update((oid, index) for index in corrupt)
         if pages:
@@ -137,7 +137,7 @@ class _Run:
         return [] if len(pages) == len(call) else [index for index in call if index not in {*pages, *corrupt}]
 
     def _forget(self, seen: Table, missed: dict[tuple[bytes, int], list[int]]) -> int:
-        """Write tombstones for what was written and is not there any more; how many pages went by the scan."""
+        """Write tombstones for written pages that are gone; how many were gone by the scan."""
         count = 0
         for key in {**self._held, **missed}:
             old, new = _by_index(self._held.get(key)), _by_index(seen.get(key))
@@ -175,7 +175,7 @@ def scan(target: Target, name: str) -> Table:
 
 
 def _by_index(span: array[int] | None) -> dict[int, int]:
-    """Stamps by index; a page that a scan saw twice has the later."""
+    """Stamps by index; of a page that a scan saw twice, the later one."""
     mask = (1 << _STAMP_BITS) - 1
     return {packed >> _STAMP_BITS: packed & mask for packed in span or ()}
 

@@ -40,7 +40,7 @@ _SET = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z")
 
 
 def save_all(session: Session, folder: Path, keep: int | None, save: Callable[[PoolView, str], Saved]) -> None:
-    """Save every persistent pool to a new set; one that cannot be saved keeps no other from it."""
+    """Save every persistent pool to a new set; one that fails does not stop the others."""
     views = [
         view
         for view in session.target.pools()
@@ -67,7 +67,7 @@ def save_all(session: Session, folder: Path, keep: int | None, save: Callable[[P
 
 
 def restore_all(session: Session, folder: Path, restore: Callable[[str], Restored]) -> None:
-    """Restore every pool of a set, of the newest in a folder; one that cannot be restored keeps no other from it."""
+    """Restore every pool of a set, or of a folder's newest; one that fails does not stop the others."""
     found = _to_restore(folder)
     restored, failed = [], _lacks(found)
     for file in _files(found):
@@ -106,7 +106,7 @@ def _save_each(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """The folder, made where there is none, with nobody else at work in it."""
+    """Hold the folder exclusively; create it if missing."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     handle = os.open(folder, os.O_RDONLY)
@@ -137,7 +137,7 @@ def _files(found: Path) -> list[Path]:
 
 
 def _manifest(found: Path) -> dict[str, Any] | None:
-    """What a set says of itself; None for one that was not finished."""
+    """The manifest of a set; None if the set is incomplete."""
     try:
         manifest = json.loads((found / _MANIFEST).read_bytes())
         saved, failed = manifest["saved"], manifest["failed"]
@@ -151,7 +151,7 @@ def _manifest(found: Path) -> dict[str, Any] | None:
 
 
 def _to_restore(folder: Path) -> Path:
-    """The folder itself where it has saved pools, or its newest set that was finished and has any."""
+    """The folder itself if it has saved pools, else its newest complete set that has any."""
     if _files(folder):
         return folder
     for found in _sets(folder):
@@ -162,7 +162,7 @@ def _to_restore(folder: Path) -> Path:
 
 
 def _lacks(found: Path) -> list[dict[str, str]]:
-    """What could not be saved to a set, or is gone from it."""
+    """The pools that could not be saved to a set, and the files missing from it."""
     manifest = _manifest(found)
     if manifest is None:
         return []
@@ -172,7 +172,7 @@ def _lacks(found: Path) -> list[dict[str, str]]:
 
 
 def _prune(session: Session, folder: Path, keep: int) -> list[str]:
-    """Remove sets older than the newest `keep` that lack nothing."""
+    """Remove sets older than the newest `keep` that are complete."""
     removed, whole = [], 0
     for found in _sets(folder):
         if whole >= keep:

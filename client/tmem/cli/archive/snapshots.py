@@ -30,7 +30,7 @@ _BATCH_PAGES = 256
 
 @contextmanager
 def opened(target: Target, pool: str) -> Iterator[Snapshot | None]:
-    """A snapshot of the export that a pool is of. None for another pool, and where no server has such a thing.
+    """A snapshot of the export that a pool belongs to. None for other pools, and for servers without snapshots.
 
     It must not have ended before the block does.
     """
@@ -61,7 +61,7 @@ def _begin(target: Target, pool: str) -> Snapshot | None:
 
 
 def write(target: Target, snapshot: Snapshot, writer: Writer, progress: Callable[[int], None]) -> tuple[int, int]:
-    """Write all pages of a snapshot; how many, and how many were damaged and are not written."""
+    """Write all pages of a snapshot; how many were written, and how many were damaged and left out."""
     pages = corrupt = done = 0
 
     def fetch(indices: Sequence[int]) -> Got:

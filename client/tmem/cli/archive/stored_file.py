@@ -29,7 +29,7 @@ _FORMAT = 1
 
 
 class StoredError(tmem.TmemError):
-    """A file cannot be stored, or what is there is not a whole file."""
+    """A file cannot be stored, or a stored file is incomplete."""
 
 
 class RefusedError(StoredError):
@@ -42,7 +42,7 @@ class RefusedError(StoredError):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What is kept of a file beside its pages."""
+    """What is stored of a file besides its pages."""
 
     name: str
     length: int
@@ -53,12 +53,12 @@ class Label:
 
 
 def remove_file(pool: Pool, name: str) -> int:
-    """Remove what has this name; how many pages it had."""
+    """Remove the file of this name; how many pages it had."""
     return pool.flush_object(oid(name))
 
 
 def put_file(pool: Pool, name: str, source: BinaryIO, done: Callable[[int], None]) -> Label:
-    """Store a file under a name that was removed before. On any error nothing of it is left."""
+    """Store a file under a name that must be free. On any error nothing of it is left."""
     key = oid(name)
     try:
         label = _put_pages(pool, name, source, done)
@@ -92,7 +92,7 @@ def read_label(pool: Pool, name: str) -> Label | None:
 
 
 def file_chunks(pool: Pool, name: str, label: Label) -> Iterator[bytes]:
-    """The bytes of a file, in order. Raises where one is missing, or at the end if they are not what was stored."""
+    """The bytes of a file in order. Raises if a page is missing, or at the end if the checksum differs."""
     key, size, crc = oid(name), pool.page_size, 0
     for part in batches(range(label.pages(size)), CHUNK // size):
         buffer, mask = pool.get_range(key, part[0], len(part))
@@ -125,7 +125,7 @@ def _put_pages(pool: Pool, name: str, source: BinaryIO, done: Callable[[int], No
 
 
 def _read(source: BinaryIO, size: int) -> bytes:
-    """As many bytes as that, or all there are: a pipe gives fewer at a time."""
+    """So many bytes, or all that remain: one read of a pipe may give fewer."""
     parts, left = [], size
     while left and (part := source.read(left)):
         parts.append(part)

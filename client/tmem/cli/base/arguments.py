@@ -1,4 +1,4 @@
-"""What commands take: sizes, and the name of a pool that the shell can complete."""
+"""Types of arguments: sizes, and names of pools, which the shell can complete."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class QuotaType(SizeType):
 
 
 class PoolName(click.ParamType[str, Any]):
-    """The name of a pool, which the server completes."""
+    """The name of a pool, completed by asking the server."""
 
     name = "pool"
 
@@ -62,6 +62,6 @@ SIZE = SizeType()
 QUOTA = QuotaType()
 POOL = PoolName()
 OUTPUT = click.Path(dir_okay=False, readable=False, allow_dash=True)
-"""A file to write; what is wrong with it says `tmem.cli.base.output_file`."""
+"""A file to write; `tmem.cli.base.output_file` checks it."""
 
 CODECS = "lz4, lz4:1 to 65537, lz4hc, lz4hc:3 to 12, zstd, zstd:-7 to 19, or raw"

@@ -26,12 +26,12 @@ _REMEDIES = {
 
 
 def remedy(reason: str, pool: str) -> str:
-    """What a reason of a refusal means, and what ends it."""
+    """What the reason of a refusal means, and the remedy."""
     return f"{reason}: {_REMEDIES.get(reason, 'unknown to this version of tmem').format(pool=pool)}"
 
 
 class Failed(click.ClickException):
-    """The command failed, status 1."""
+    """The command failed: exit status 1."""
 
     exit_code = 1
 
@@ -40,13 +40,13 @@ class Failed(click.ClickException):
 
 
 class Misused(Failed):
-    """The command line makes no sense, status 2."""
+    """The command line is invalid: exit status 2."""
 
     exit_code = 2
 
 
 def explain(error: Exception, address: str, names: Callable[[], Sequence[str]]) -> Failed:
-    """What to tell of an error. `names` asks for the names of the pools there are."""
+    """The failure to report for an error. `names` returns the names of the existing pools."""
     if isinstance(error, tmem.UnknownPoolError):
         return Failed(unknown_pool(error.name, names))
     if isinstance(error, tmem.UnknownExportError):
@@ -63,7 +63,7 @@ def explain(error: Exception, address: str, names: Callable[[], Sequence[str]]) 
 
 
 def unknown_pool(name: str, names: Callable[[], Sequence[str]]) -> str:
-    """That there is no such pool, with names that are near."""
+    """That there is no such pool, with similar names."""
     try:
         known = sorted(names())
     except tmem.TmemError:

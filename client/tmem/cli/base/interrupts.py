@@ -1,4 +1,4 @@
-"""How the command `tmem` ends by a signal: with nothing left behind, and without a word.
+"""How signals end the command `tmem`: nothing is left behind and nothing is printed.
 
 SIGINT ends it at once with status 130, while it is imported or closed. While a command is carried out the first one is
 a KeyboardInterrupt, so that what was begun is ended in order, and the next ends it at once. SIGTERM and SIGHUP do what
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 leftovers: set[str] = set()
-"""Temporary files there may be now."""
+"""Temporary files that may exist now."""
 
 
 def prepare() -> None:
-    """From now on signals end the process so, those that it was not told to ignore."""
+    """Install the handlers, except for signals that the process was told to ignore."""
     for name, handler in (("SIGINT", _at_once), ("SIGTERM", _as_any), ("SIGHUP", _as_any)):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -32,7 +32,7 @@ def prepare() -> None:
 
 @contextmanager
 def in_order() -> Iterator[None]:
-    """Within, the first SIGINT is a KeyboardInterrupt."""
+    """Within the block, the first SIGINT raises KeyboardInterrupt."""
     if signal.getsignal(signal.SIGINT) is not _at_once:
         yield
         return

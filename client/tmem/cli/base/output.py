@@ -26,7 +26,7 @@ _SHORTEST_NAME = 12
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: numbers stand to the right. Of those with a `rank` the highest is left out first; 0 always stays."""
+    """A column; numbers are right-aligned. On narrow terminals the highest `rank` is left out first; 0 always stays."""
 
     title: str
     right: bool = False
@@ -34,14 +34,14 @@ class Column:
 
 
 class Output:
-    """What a command says."""
+    """The output of a command."""
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
         self._file = sys.stdout
 
     def aside_only(self) -> None:
-        """From now on all goes to stderr: stdout is for the bytes of a file."""
+        """Send everything to stderr from now on: stdout is for the bytes of a file."""
         self._file = sys.stderr
         self.console = self.aside
 
@@ -56,33 +56,33 @@ class Output:
         return Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str, style: str = "") -> None:
-        """A line of the result; nothing with JSON."""
+        """Print a line of the result; not with JSON."""
         if not self.as_json:
             self.console.print(Text(text, style=style))
 
     def remark(self, text: str) -> None:
-        """A line beside the result."""
+        """Print a remark to stderr."""
         self.aside.print(Text(text))
 
     def document(self, found: Any) -> None:
-        """The result, with JSON."""
+        """Print the result as JSON."""
         self._file.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def line(self, found: Any) -> None:
-        """One result of many, with JSON."""
+        """Print one of many results as a line of JSON."""
         self._file.write(json.dumps(found, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-        """A table; nothing with JSON."""
+        """Print a table; not with JSON."""
         if self.as_json:
             return
         for number, line in enumerate(lay_out(columns, rows, self.width)):
             self.console.print(Text(line, style="bold" if number == 0 else ""))
 
     def sections(self, columns: Sequence[Column], sections: Mapping[str, Sequence[Sequence[str]]]) -> None:
-        """Tables under titles, all with the same columns, without headings; nothing with JSON."""
+        """Print tables under titles, with common columns and no headings; not with JSON."""
         if self.as_json:
             return
         width = None if self.width is None else self.width - _GAP
@@ -94,14 +94,14 @@ class Output:
 
     @property
     def width(self) -> int | None:
-        """Columns there are; None in a pipe."""
+        """The width of the terminal; None in a pipe."""
         if os.environ.get("COLUMNS", "").isdigit():
             return int(os.environ["COLUMNS"])
         return self.console.width if self.console.is_terminal else None
 
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str = "pages") -> Iterator[Callable[[int], None]]:
-        """A bar on stderr, moved by a number of things done; none where stderr is no terminal."""
+        """Show a progress bar on stderr, if that is a terminal; the block is given a function that advances it."""
         if not self.aside.is_terminal or self.as_json:
             yield lambda _: None
             return
@@ -115,7 +115,7 @@ class Output:
 
 
 def lay_out(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
-    """The lines of a table, its heading first, none longer than `width` where that can be."""
+    """The lines of a table, heading first, none longer than `width` if possible."""
     shown = list(range(len(columns)))
     wide = [max(cell_len(cell) for cell in (column.title, *cells)) for column, cells in _columns(columns, rows)]
     while width is not None and _total(wide, shown) > width:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 STANDARD = "-"
 PRIVATE = 0o600
 BY_UMASK = 0o666
-"""Modes of a file that is new: for its owner alone, or as the user's umask says."""
+"""Modes of a new file: for its owner alone, or by the user's umask."""
 
 STANDARD_OUTPUT = "standard output"
 _ACL = "system.posix_acl_access"
@@ -40,7 +40,7 @@ _UNSYNCABLE = (errno.EINVAL, errno.EROFS, errno.ENOTSUP)
 
 
 class Sink:
-    """Takes bytes. What goes wrong is an `OSError` with the name that the user gave."""
+    """Accepts bytes. Errors are `OSError` with the name that the user gave."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
@@ -57,7 +57,7 @@ class Sink:
 
 
 def is_standard(name: str) -> bool:
-    """Whether that is standard output, by `-` or by what the system calls it."""
+    """Whether the name means standard output: `-`, or the system's name for it."""
     if name == STANDARD:
         return True
     try:
@@ -67,7 +67,7 @@ def is_standard(name: str) -> bool:
 
 
 def replaces(name: str) -> bool:
-    """Whether writing there takes the place of something: a file's content, or a disk's."""
+    """Whether writing would replace something: the contents of a file or of a disk."""
     if is_standard(name):
         return False
     found = _look(name)
@@ -76,7 +76,7 @@ def replaces(name: str) -> bool:
 
 @contextmanager
 def writing(name: str, mode: int) -> Iterator[Sink]:
-    """Where the bytes for a name go. It has them when the block ends well, and keeps what it had where not."""
+    """Write a file under a name: it is replaced if the block succeeds, and left as it was otherwise."""
     if is_standard(name):
         with _standard() as sink:
             yield sink
@@ -102,7 +102,7 @@ def _standard() -> Iterator[Sink]:
 
 @contextmanager
 def _in_place(name: str) -> Iterator[Sink]:
-    """What is there, without making or cutting anything."""
+    """Open what is there, without creating or truncating anything."""
     with _named(name):
         handle = os.open(name, os.O_WRONLY | _flags("O_NOCTTY", "O_BINARY"))
     with open(handle, "wb", buffering=0) as file:
@@ -178,7 +178,7 @@ def _entitle(handle: int, path: Path, before: os.stat_result | None, mode: int) 
 
 
 def _look(name: str) -> os.stat_result | None:
-    """What is at a name, or where its symlink points; None for nothing."""
+    """The status of a name, following its symlink; None if nothing is there."""
     with _named(name):
         try:
             return os.stat(name)
@@ -187,7 +187,7 @@ def _look(name: str) -> os.stat_result | None:
 
 
 def _flags(*names: str) -> int:
-    """Flags of `os.open` as far as the system has them."""
+    """Flags of `os.open`, those that the system has."""
     return sum(getattr(os, name, 0) for name in names)
 
 
@@ -198,7 +198,7 @@ def _umask() -> int:
 
 
 def sync(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where it can be read."""
+    """Sync the names in a folder to disk, if it can be read."""
     with suppress(PermissionError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -209,7 +209,7 @@ def sync(folder: Path) -> None:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """What goes wrong has the name that the user gave, not that of a temporary file."""
+    """Let errors carry the name that the user gave, not that of a temporary file."""
     try:
         yield
     except OSError as error:

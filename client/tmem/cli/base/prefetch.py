@@ -1,4 +1,4 @@
-"""Calls made ahead of their turn, as small ones wait for latency."""
+"""Makes calls ahead of their turn, because latency dominates small ones."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 AHEAD = 8
-"""Calls under way at once, each of at most a megabyte of pages."""
+"""Calls in flight at once, each of at most a megabyte of pages."""
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 def prefetch(jobs: Iterable[Job], work: Callable[[Job], Result]) -> Iterator[tuple[Job, Result]]:
-    """The jobs with what became of them, in their order, while the next are under way: small calls wait for latency."""
+    """The jobs with their results, in order, while the next ones are in flight."""
     with ThreadPoolExecutor(AHEAD) as threads:
         in_flight: deque[tuple[Job, Future[Result]]] = deque()
         try:

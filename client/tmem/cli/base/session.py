@@ -1,4 +1,4 @@
-"""What one run of the command knows: the options that all commands share, and the store, opened when it is needed."""
+"""One run of the command: the options that all commands share, and the store, opened when it is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_SERVER = "127.0.0.1:7717"
 DEFAULT_TIMEOUT = 10.0
 PATIENCE = 3600.0
-"""Seconds that work on a whole store may take, unless `--timeout` says otherwise."""
+"""Seconds allowed for work on a whole store, unless `--timeout` is given."""
 
 _SHM = "shm://"
 
@@ -37,7 +37,7 @@ class Options:
 
 
 class Session:
-    """One run. The store is opened once and closed at the end."""
+    """A run of the command. The store is opened once and closed at the end."""
 
     def __init__(self) -> None:
         self.options = Options()

@@ -1,4 +1,4 @@
-"""What a command looks at: a server or an arena, by one set of calls that open no sessions where there is a server."""
+"""What a command works on, a server or an arena, with the same calls for both; a server needs no sessions for them."""
 
 from __future__ import annotations
 

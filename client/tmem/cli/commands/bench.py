@@ -85,7 +85,7 @@ def bench(session: Session, pages: int, batch: int, codec: str, source: Path | N
 
 
 def real_bytes(pages: int, source: Path | None) -> bytes:
-    """So many pages of real bytes; from the beginning again where there are too few."""
+    """So many pages of real bytes, repeated if there are too few."""
     size = pages * _PAGE
     found = bytearray()
     for data in cycle(_chunks(source)):

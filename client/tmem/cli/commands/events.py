@@ -1,4 +1,4 @@
-"""`tmem events` and `tmem inject`: what happens on a server, and what is made to happen to its calls."""
+"""`tmem events` and `tmem inject`: watching a server's events, and injecting faults into its calls."""
 
 from __future__ import annotations
 

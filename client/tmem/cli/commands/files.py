@@ -87,7 +87,7 @@ def _source(file: str) -> AbstractContextManager[BinaryIO]:
 
 
 def _shrunk(session: Session, label: Label, page_size: int, before: PoolView, after: PoolView) -> None:
-    """Say what was stored, and in how much. Known for sure only if nobody else changed the pool meanwhile."""
+    """Report what was stored and its compressed size, which is certain only if nobody else changed the pool."""
     pages = label.pages(page_size) + 1
     changes = {name: after.stats[name] - before.stats[name] for name in ("pages", "puts_stored", "evicted_pages")}
     alone = changes == {"pages": pages, "puts_stored": pages, "evicted_pages": 0}

@@ -61,7 +61,7 @@ def relinquish(session: Session, size: int) -> None:
 
 
 def _waiting(session: Session, what: str) -> AbstractContextManager[object]:
-    """A sign of life on a terminal."""
+    """A spinner, on a terminal."""
     aside = session.output.aside
     return aside.status(what) if aside.is_terminal and not session.output.as_json else nullcontext()
 

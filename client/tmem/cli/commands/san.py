@@ -114,7 +114,7 @@ def san(session: Session, /, listen: tuple[str, ...], page_size: int, **options:
 
 
 def _signalled() -> threading.Event:
-    """Set by what asks it to end. No other signal ends a process that others have a disk from."""
+    """An event set by SIGTERM and SIGINT. No other signal ends a process that serves a disk to others."""
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -125,14 +125,14 @@ def _signalled() -> threading.Event:
 
 
 def _tell(gateway: Gateway, settings: GatewaySettings) -> None:
-    """One line when it is ready: reads and writes work from now on, whether the cache is there or not."""
+    """Print one line when ready: reads and writes work from now on, with or without the cache."""
     kind = "shared, read-only" if settings.shared else "exclusive, " + ("warm" if gateway.warm else "cold")
     places = ", ".join(gateway.addresses) + (f"; metrics at {gateway.metrics}" if gateway.metrics else "")
     gateway.say(f"ready: {printable(settings.backing)} ({gateway.size:,} bytes, {kind}) at {places}", error=False)
 
 
 def _watch(gateway: Gateway, ended: threading.Event) -> None:
-    """Say it whenever the cache or the SAN comes or goes, until the end."""
+    """Report whenever the cache or the SAN comes or goes, until the end."""
     first_look = time.monotonic() + _FIRST_LOOK
     while not (ended.is_set() or gateway.wait_cache(_MOMENT) or time.monotonic() > first_look):
         pass
