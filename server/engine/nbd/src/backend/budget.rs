@@ -23,7 +23,7 @@ pub struct Peer {
     pub budget: Arc<Budget>,
     /// Bytes of requests and replies. Changed by the budget alone.
     held: AtomicUsize,
-    /// What its thread stands in line for is there.
+    /// What its thread queues for has been granted.
     granted: AtomicBool,
     /// Its thread waits for the client to send what it began, or to take a reply.
     pub expects: AtomicBool,
@@ -68,7 +68,7 @@ struct State {
     holders: Vec<Holder>,
 }
 
-/// A connection that holds more than its own.
+/// A connection that holds more than [`OWN`].
 struct Holder {
     peer: Arc<Peer>,
     /// Bytes that had passed when a waiter first looked, and since when no more did.
@@ -117,7 +117,7 @@ impl Budget {
         self.state().used
     }
 
-    /// Connections that wait in line now.
+    /// Connections queueing now.
     pub fn waiting(&self) -> usize {
         self.state().line.len()
     }
@@ -127,7 +127,7 @@ impl Budget {
         self.stalled.load(Ordering::Relaxed)
     }
 
-    /// How often a waiter looks at those who hold.
+    /// How often a waiter checks the holders.
     pub fn interval(&self) -> Duration {
         (self.patience / 4).min(Duration::from_secs(1))
     }
@@ -136,7 +136,7 @@ impl Budget {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Let a connection hold so many bytes more, if that can be now. Only its own thread asks.
+    /// Let a connection hold so many bytes more if that is possible at once. Called by its own thread only.
     pub fn try_take(&self, peer: &Arc<Peer>, bytes: usize) -> Option<Hold> {
         if charged(peer.held() + bytes) > 0 {
             let mut state = self.state();
@@ -150,7 +150,7 @@ impl Budget {
         Some(Hold::of(peer, bytes))
     }
 
-    /// Stand in line for so many bytes.
+    /// Queue for so many bytes.
     pub fn queue(&self, peer: &Arc<Peer>, bytes: usize) -> Place {
         let mut state = self.state();
         peer.granted.store(false, Ordering::SeqCst);
@@ -183,7 +183,7 @@ impl Budget {
         }
     }
 
-    /// Cut off those who hold memory while their clients neither send nor take anything; their addresses.
+    /// Disconnect holders whose clients neither send nor receive anything; their addresses.
     pub fn cut_off_stalled(&self) -> Vec<String> {
         let mut state = self.state();
         let now = Instant::now();
@@ -225,7 +225,7 @@ impl State {
         }
     }
 
-    /// Let those go on who are first in line, as far as there is room.
+    /// Grant memory to the head of the queue as long as there is room.
     fn serve(&mut self, limit: usize) {
         while let Some((peer, bytes)) = self.line.front() {
             if !self.fits(peer, *bytes, limit) {
@@ -260,14 +260,14 @@ impl Drop for Hold {
     }
 }
 
-/// A place in line. Dropped, it is left.
+/// A place in the queue; dropping it leaves the queue.
 pub struct Place {
     peer: Arc<Peer>,
     bytes: usize,
 }
 
 impl Place {
-    /// What was waited for, once it is there.
+    /// The memory, once it is granted.
     pub fn granted(&self) -> Option<Hold> {
         let granted = self.peer.granted.swap(false, Ordering::SeqCst);
         granted.then(|| Hold::of(&self.peer, self.bytes))

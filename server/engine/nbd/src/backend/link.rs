@@ -112,7 +112,7 @@ impl Link {
     }
 }
 
-/// The way to a ticket.
+/// Hands out the ticket of a request.
 pub struct Later<'a> {
     link: &'a Arc<Link>,
     head: Head,
@@ -131,7 +131,7 @@ impl<'a> Later<'a> {
         self.hold.take()
     }
 
-    /// The duty to answer this request. Whoever takes it returns [`super::Served::Later`]. There is one of each request.
+    /// The ticket of this request. Whoever takes it returns [`super::Served::Later`]. Each request has one.
     pub fn take(&self) -> Ticket {
         self.link.tickets.fetch_add(1, Ordering::Relaxed);
         Ticket {

@@ -14,7 +14,7 @@ const HOLE_CHUNK: usize = Chunk::SIZE + 12;
 /// Most extents of one context in a reply.
 const MOST_EXTENTS: usize = 4096;
 
-/// What the reply to a request must know of it.
+/// What building the reply needs to know of the request.
 #[derive(Clone, Copy, Debug)]
 pub struct Head {
     pub cookie: u64,
@@ -23,7 +23,7 @@ pub struct Head {
     pub length: u32,
     /// The client takes structured replies.
     pub structured: bool,
-    /// A read's reply must not be cut.
+    /// A read's reply must not be fragmented.
     pub whole: bool,
     /// One extent a context is enough.
     pub one: bool,
@@ -272,7 +272,7 @@ impl<'o> Reply<'o> {
         result
     }
 
-    /// Close the reply: with what is in it, or with an error in place of that. What the client is told.
+    /// Finish the reply with its content, or with an error instead; what the client is told.
     pub(crate) fn finish(mut self, result: Result<(), Errno>) -> Result<(), Errno> {
         let read = self.head.command == command::READ;
         let complete = !read || self.covered == u64::from(self.head.length);

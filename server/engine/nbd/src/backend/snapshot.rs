@@ -44,12 +44,12 @@ impl Pages {
 
 type Forget = dyn Fn(&Arc<Snapshot>) + Send + Sync;
 
-/// A snapshot under way. Dropped, it ends.
+/// A snapshot in use. Dropping it ends it.
 pub struct Saving {
     pub snapshot: Arc<Snapshot>,
     /// How long requests were held up by its beginning.
     pub paused: Duration,
-    /// Has the export keep no more for it.
+    /// Tells the export to keep nothing more for it.
     pub(crate) forget: Box<Forget>,
 }
 
@@ -68,14 +68,14 @@ pub struct Snapshot {
     pages: u64,
     /// By cluster: pages that were kept, holes among them.
     kept: [Mutex<BTreeMap<u32, u64>>; STRIPES],
-    /// Pages below are no more asked for.
+    /// Pages below this are no longer needed.
     saved: AtomicU64,
     ended: OnceLock<String>,
     /// Whether what was kept is given back.
     cleared: Mutex<bool>,
 }
 
-/// The wait for a lock of the arena for the sake of a snapshot: it gives way rather than hold up writes.
+/// Limit on waiting for a lock of the arena: a snapshot gives way rather than hold up writes.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 impl Snapshot {
@@ -102,7 +102,7 @@ impl Snapshot {
         stripe.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keep pages that are about to change. Those that are only removed are no other for it where they are holes.
+    /// Keep pages that are about to change. Pages to be removed need not be kept where they are holes already.
     pub(crate) fn keep(&self, pages: Pages, removed: bool) {
         let wanted = Pages::between(
             self.saved.load(Ordering::SeqCst).max(first(pages.cluster)),
@@ -141,12 +141,12 @@ impl Snapshot {
         }
     }
 
-    /// Be no more, and give back what was kept. Where a lock of the arena is held that stays, until it is told again.
+    /// End, and give back what was kept. If a lock of the arena is held, that stays until the next call.
     pub fn end(&self, why: &str) {
         let _ = self.give_up(why);
     }
 
-    /// The same, and an error where what was kept stays.
+    /// The same, with an error if what was kept stays.
     pub(crate) fn give_up(&self, why: &str) -> tmem_core::Result<()> {
         let _ = self.ended.set(why.into());
         let mut cleared = self.cleared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -160,7 +160,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Why it is no more, if so.
+    /// Why it has ended, if it has.
     pub fn ended(&self) -> Option<&str> {
         self.ended.get().map(String::as_str)
     }
@@ -202,7 +202,7 @@ impl Snapshot {
         self.kept_of(page / CLUSTER) >> (page % CLUSTER) & 1 != 0
     }
 
-    /// Its pages, as LZ4 blocks where that is how they are stored.
+    /// Its pages, as LZ4 blocks where they are stored so.
     pub fn fetch(&self, indices: &[u32]) -> Result<Fetched, String> {
         let known = self.saved.load(Ordering::SeqCst)..self.pages;
         if let Some(page) = indices.iter().find(|&&page| !known.contains(&page.into())) {
@@ -222,7 +222,7 @@ impl Snapshot {
         self.whole(Ok(merged(&live, &kept, &older)))
     }
 
-    /// Pages below `page` are no more asked for: what was kept of them may go.
+    /// Pages below `page` are no longer needed; copies of them are given back.
     pub fn release(&self, page: u64) {
         if self.saved.fetch_max(page, Ordering::SeqCst) >= page || self.ended().is_some() {
             return;

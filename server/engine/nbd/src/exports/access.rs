@@ -20,7 +20,7 @@ impl Access {
     }
 }
 
-/// What an export that a client opens means for the others.
+/// The connections reserved for clients that exports name, as the opening of one export sees them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Claim {
     /// The export names its clients, and this one takes one of the connections reserved for them.

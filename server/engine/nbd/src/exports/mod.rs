@@ -49,7 +49,7 @@ pub struct Exports {
     freed: Condvar,
 }
 
-/// An export that a client has open. Dropped when all that came from the client is done.
+/// An export that a client has open. Dropped once all requests of the client are done.
 pub struct Opened {
     pub backend: Arc<dyn Backend>,
     pub counts: Arc<Counts>,
@@ -78,18 +78,18 @@ impl Opened {
     }
 }
 
-/// The connections that an export has beside one's own.
+/// The other connections of an export.
 pub struct Others {
     exports: Arc<Exports>,
     own: Arc<Link>,
     watched: Option<(String, Arc<AtomicU64>)>,
-    /// Of which count the links are.
+    /// The count of openings for which `links` is current.
     seen: u64,
     links: Vec<Weak<Link>>,
 }
 
 impl Others {
-    /// Wait until nothing more is done that came over connections that are closed by now; false if one's own is cut off.
+    /// Wait until no request of a connection that has been closed is in progress; false if this connection is cut off.
     pub fn settle(&mut self) -> bool {
         let Some((name, openings)) = &self.watched else {
             return true;
@@ -164,7 +164,7 @@ impl Exports {
         }
     }
 
-    /// Serve `name` no more. Refused while it has clients; with `force` they are cut off, and their requests done, first.
+    /// Stop serving `name`. Refused while it has clients; with `force` they are disconnected first, and their requests finished.
     pub fn remove(&self, name: &str, force: bool) -> Result<Arc<dyn Backend>, ExportError> {
         let mut table = self.table();
         loop {
@@ -202,7 +202,7 @@ impl Exports {
         resized.map_err(|refusal| ExportError::Invalid(refusal.to_string()))
     }
 
-    /// Let no new client in, or let them in again. Those that are connected go on.
+    /// Stop or resume admitting new clients. Connected ones are not affected.
     pub fn drain(&self, name: &str, draining: bool) -> Result<(), ExportError> {
         let mut table = self.table();
         let entry = table.named.get_mut(name);
@@ -211,8 +211,8 @@ impl Exports {
         Ok(())
     }
 
-    /// Say anew who may open an export. Connections of those who may no longer have ended when this returns: what was
-    /// begun of their requests is done, the rest is dropped.
+    /// Change who may open an export. When this returns, connections that are no longer allowed have ended: requests in
+    /// progress are finished, the others dropped.
     pub fn allow(&self, name: &str, access: Access) -> Result<(), ExportError> {
         let mut table = self.table();
         let entry = table.named.get_mut(name);
@@ -229,7 +229,7 @@ impl Exports {
         Ok(())
     }
 
-    /// Wait until an export has no client; whether that came to be in time.
+    /// Wait until an export has no client; false if the limit passes first.
     pub fn wait_idle(&self, name: &str, limit: Duration) -> Result<bool, ExportError> {
         let deadline = Instant::now() + limit;
         let mut table = self.table();
@@ -255,7 +255,7 @@ impl Exports {
             .ok_or_else(|| ExportError::Unknown(name.into()))
     }
 
-    /// Every export by name; those of a resolver under their prefix.
+    /// Every export by name, without those of resolvers.
     pub fn list(&self) -> Vec<ExportStatus> {
         let table = self.table();
         let named: Vec<_> = table.named.iter().map(status).collect();
@@ -269,7 +269,7 @@ impl Exports {
             .collect()
     }
 
-    /// Who is connected to exports under a prefix, and what they did together.
+    /// The clients of all exports under a prefix, and their counters in sum.
     pub fn prefix_status(&self, prefix: &str) -> Option<(Vec<Client>, ExportCounters)> {
         let table = self.table();
         let found = table.prefixes.get(prefix)?;
@@ -286,7 +286,7 @@ impl Exports {
         seen.map(|(name, _)| name.clone()).collect()
     }
 
-    /// What an export is, without opening it. An empty name is that of the only export, if there is but one.
+    /// Look up an export without opening it. The empty name means the only export, if there is just one.
     pub(crate) fn probe(
         &self,
         name: &str,
@@ -304,7 +304,7 @@ impl Exports {
         Ok((name, backend))
     }
 
-    /// Let a client in.
+    /// Open an export for a client.
     pub(crate) fn open(
         self: &Arc<Exports>,
         name: &str,
@@ -330,7 +330,7 @@ impl Exports {
         attached.map(|()| opened)
     }
 
-    /// How many connections are still to be kept free for the clients that exports name.
+    /// How many connections must stay free for clients that exports name.
     pub(crate) fn claim(&self, opened: &str) -> Claim {
         let table = self.table();
         let own = table.named.get(opened).is_some_and(|one| one.kept() > 0);
@@ -423,7 +423,7 @@ impl Exports {
             .collect()
     }
 
-    /// Wait until connections of an export that are closed have left it, or `own` is closed as well.
+    /// Wait until the closed connections of an export are gone, or `own` is closed too.
     fn wait_for_closed(&self, name: &str, own: &Link) {
         let mut table = self.table();
         while let Some(entry) = table.named.get(name) {

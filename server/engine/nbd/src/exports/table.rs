@@ -9,7 +9,7 @@ use crate::backend::{
     Backend, Client, Counts, ExportCounters, ExportInfo, Link, Refusal, Resolver,
 };
 
-/// Connections that an export with multi-conn has kept for the clients that it names.
+/// Connections reserved for the clients that an export with multi-conn names.
 const KEPT_MULTI: usize = 4;
 
 /// An export as it is now.
@@ -90,7 +90,7 @@ impl Table {
 }
 
 impl Entry {
-    /// Have nothing more begun of what came over connections that their clients closed; how many there are.
+    /// Close this side of connections that their clients have closed, so that no more of their requests start; their number.
     pub fn cut_off_closed(&self) -> usize {
         let closed = self
             .connections
@@ -116,7 +116,7 @@ impl Entry {
         })
     }
 
-    /// Connections of its clients that are not there and that others must leave room for.
+    /// Connections still reserved for its clients.
     pub fn kept(&self) -> usize {
         let most = match self.access {
             Access::Everybody => 0,
@@ -126,7 +126,7 @@ impl Entry {
         most.saturating_sub(self.connections.len())
     }
 
-    /// Who has it open and may not.
+    /// Connections of clients that may not have it open.
     pub fn strangers(&self) -> impl Iterator<Item = &Connection> {
         let connections = self.connections.iter();
         connections.filter(|connection| !self.access.admits(&connection.client))
@@ -152,7 +152,7 @@ pub fn clients(connections: &[Connection]) -> Vec<Client> {
         .collect()
 }
 
-/// What the table knows of an export; its backend is asked for the rest with the table released.
+/// What the table knows of an export; the backend is asked for the rest after the table's lock is released.
 pub fn status((name, entry): (&String, &Entry)) -> (ExportStatus, Arc<dyn Backend>) {
     let status = ExportStatus {
         name: name.clone(),

@@ -23,7 +23,7 @@ use crate::wire::SendBuffer;
 /// Most bytes of an option's data.
 const MOST: u32 = 64 << 10;
 
-/// What was agreed upon.
+/// The result of the handshake.
 pub struct Session {
     pub opened: Opened,
     pub info: ExportInfo,
@@ -31,7 +31,7 @@ pub struct Session {
     pub contexts: Contexts,
 }
 
-/// How an option leaves the talk.
+/// How the handshake continues after an option.
 enum Next {
     Go(Box<Session>),
     On,
@@ -42,20 +42,20 @@ pub struct Handshake<'c> {
     shared: &'c Shared,
     link: &'c Arc<Link>,
     client: Client,
-    /// Where it comes from, for limits.
+    /// Where it comes from; counts towards limits.
     origin: String,
     input: &'c mut Input,
     out: SendBuffer,
     deadline: Instant,
-    /// How this connection may be encrypted.
+    /// The TLS configuration of this connection.
     tls: Option<Tls>,
-    /// Why the client, now known by its certificate, is not to be served.
+    /// Why the client is refused, now that its certificate is known.
     refused: Option<String>,
-    /// How TLS has kept the client out so far, in words for who looks after the server.
+    /// How TLS has kept the client out so far, in words for the operator.
     kept_out: Option<String>,
     no_zeroes: bool,
     structured: bool,
-    /// The export for which contexts were chosen, and which.
+    /// The meta contexts that were chosen, and for which export.
     chosen: Option<(String, Contexts)>,
 }
 
@@ -84,7 +84,7 @@ impl<'c> Handshake<'c> {
         }
     }
 
-    /// Talk; None if the client leaves without an export, which is reported where TLS kept it out.
+    /// Run the handshake; None if the client leaves without an export, which is reported if TLS kept it out.
     pub fn run(mut self) -> io::Result<Option<Session>> {
         let session = self.talk();
         if let (Ok(None) | Err(_), Some(why)) = (&session, &self.kept_out) {
@@ -137,7 +137,7 @@ impl<'c> Handshake<'c> {
         Ok(bytes)
     }
 
-    /// Pass over bytes that nobody wants.
+    /// Discard bytes.
     fn skip(&mut self, mut count: usize) -> io::Result<bool> {
         while count > 0 {
             if !self.input.need(self.link.socket(), 1, self.deadline)? {
@@ -177,7 +177,7 @@ impl<'c> Handshake<'c> {
         Ok(self.answer(option, &data))
     }
 
-    /// What is said to those who may say nothing yet, or nothing at all.
+    /// Refuse clients that must start TLS first, or that are refused altogether.
     fn refuse_plain(&mut self, option: u32) -> Option<Next> {
         let requires = self.tls.as_ref().is_some_and(|tls| tls.required);
         let (kind, why) = match self.refused.clone() {
@@ -201,7 +201,7 @@ impl<'c> Handshake<'c> {
         Some(Next::On)
     }
 
-    /// Go over to TLS. What was agreed upon before it is forgotten.
+    /// Switch to TLS. What was negotiated before is forgotten.
     fn start_tls(&mut self, data: &[u8]) -> io::Result<Next> {
         let option = option::STARTTLS;
         let Some(tls) = self.tls.clone() else {
@@ -313,7 +313,7 @@ impl<'c> Handshake<'c> {
         self.reply(option::LIST, reply::ACK, &[]);
     }
 
-    /// The old way to open an export. It knows no error but the end.
+    /// The old way to open an export. Its only error is to disconnect.
     fn export_name(&mut self, data: &[u8]) -> Next {
         let Ok(name) = std::str::from_utf8(data) else {
             return Next::End;

@@ -41,7 +41,7 @@ impl PoolExport {
         Ok(())
     }
 
-    /// Change pages of a cluster that a snapshot may want; it gives way where there is not room for both.
+    /// Change pages of a cluster that a snapshot may need; the snapshot gives way if there is not room for both.
     fn change_with(
         &self,
         snapshot: Option<&Snapshot>,
@@ -127,7 +127,7 @@ impl PoolExport {
         self.replace(self.index(whole.offset), page.bytes(), outcomes)
     }
 
-    /// Have a span read as zeros: whole pages are removed, unless they are to stay allocated.
+    /// Make a span read as zeros: whole pages are removed unless they are to stay allocated.
     pub(super) fn zero(&self, span: Span, allocate: bool) -> Result<(), Fault> {
         let remove = |span: Span| self.remove(span);
         let fill = |span: Span| self.put_zeros(span);

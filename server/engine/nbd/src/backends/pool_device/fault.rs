@@ -4,7 +4,7 @@ use tmem_core::{Error, Outcome, Reason};
 
 use crate::protocol::Errno;
 
-/// What a store's error is to a client of an export.
+/// The error that a client gets for a store's error.
 pub fn errno(error: Error) -> Errno {
     match error {
         Error::Busy { .. } => Errno::Again,

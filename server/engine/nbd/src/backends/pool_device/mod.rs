@@ -105,7 +105,7 @@ impl PoolExport {
         taken.collect()
     }
 
-    /// Keep no more for a snapshot.
+    /// Stop keeping pages for a snapshot.
     fn forget(&self, snapshot: &Arc<Snapshot>) {
         for stripe in &self.stripes {
             let mut held = stripe.write().unwrap_or_else(PoisonError::into_inner);
@@ -188,7 +188,7 @@ impl Backend for PoolExport {
         }))
     }
 
-    /// What is under way of each cluster is done, and nothing more begun, before the snapshot is there for all of them.
+    /// Requests in progress on any cluster finish, and none starts, before the snapshot exists for all clusters.
     fn snapshot(self: Arc<Self>, shadow: Pool) -> Result<Saving, Refusal> {
         let begun = Instant::now();
         let mut stripes = self.all_stripes();
@@ -208,7 +208,7 @@ impl Backend for PoolExport {
         })
     }
 
-    /// What lies beyond a nearer end is removed.
+    /// Pages beyond a smaller size are removed.
     fn resize(&self, bytes: u64) -> Result<(), Refusal> {
         self.check_size(bytes)?;
         let saved = self.stripe(0).read().is_ok_and(|it| it.is_some());

@@ -51,7 +51,7 @@ impl Span {
     }
 }
 
-/// Pages that turned out to be no pages, one run of them after the other.
+/// Runs of pages that turned out to be holes.
 #[derive(Default)]
 pub struct Missing {
     pub run: Option<Span>,

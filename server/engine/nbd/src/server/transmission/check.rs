@@ -3,7 +3,7 @@
 use crate::backend::{Contexts, ExportInfo};
 use crate::protocol::{Errno, MAX_DATA, RequestHeader, command, flag};
 
-/// What a connection may ask.
+/// What a connection may request.
 pub struct Checks {
     read_only: bool,
     structured: bool,

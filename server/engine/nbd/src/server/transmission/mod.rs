@@ -26,18 +26,18 @@ use check::{Checks, is_write};
 use deferred::{Backoff, Deferred, request_of};
 use polling::Polling;
 
-/// With more bytes than this not yet taken by the client, nothing more is served.
+/// While the client has more bytes than this still to take, nothing more is served.
 const HOLD_AT: usize = 1 << 20;
 /// Bytes of a write handed over at once, at most: they are compressed while the next are on their way, and while the
 /// processor's cache still has them.
 const WRITTEN_AT_ONCE: u32 = 128 << 10;
 
-/// Most requests of a connection that wait aside for the backend; one more holds up what comes after it.
+/// Most deferred requests of a connection; one more blocks the requests behind it.
 const MOST_DEFERRED: usize = 64;
 
 /// How a transmission ends.
 pub enum End {
-    /// The client said so.
+    /// The client sent a disconnect.
     Farewell,
     /// The client closed the connection, or the server is stopping.
     Closed,
@@ -50,12 +50,12 @@ pub struct Transmission<'c> {
     backend: &'c dyn Backend,
     checks: Checks,
     others: Others,
-    /// Nothing was received since the other connections were last looked at.
+    /// Nothing has been received since the other connections were last checked.
     settled: bool,
     input: Input,
     out: SendBuffer,
     polling: Polling,
-    /// A ticket was taken once: other threads may be sending.
+    /// A ticket has been taken: other threads may be sending.
     late: bool,
     /// In their order.
     deferred: VecDeque<Deferred>,
@@ -109,7 +109,7 @@ impl<'c> Transmission<'c> {
         }
     }
 
-    /// Send what is answered, and wait for the tickets that are out.
+    /// Send all replies, and wait for outstanding tickets.
     pub fn finish(&mut self) {
         let mut alive = self.flush().is_ok();
         self.link.wanted.store(true, Ordering::SeqCst);
@@ -168,7 +168,7 @@ impl<'c> Transmission<'c> {
         }
     }
 
-    /// How much of a read or write from `offset` on is handed over next, at most `most`.
+    /// The length of the next piece of a read or write from `offset` on, at most `most`.
     fn piece(&self, offset: u64, left: u32, most: u32) -> u32 {
         match self.session.info.piece.min(most) {
             0 => left,
@@ -298,7 +298,7 @@ impl<'c> Transmission<'c> {
         }
     }
 
-    /// Carry out what waits aside, as far as the backend can.
+    /// Retry deferred requests, in order, until the backend cannot serve one.
     fn retry(&mut self) -> io::Result<()> {
         while let Some(mut deferred) = self.deferred.pop_front() {
             if !self.others.settle() {
@@ -321,7 +321,7 @@ impl<'c> Transmission<'c> {
         Ok(())
     }
 
-    /// The backend cannot now: wait a little, until the connection ends. What is answered goes out before.
+    /// The backend cannot serve a request now: send all replies, then wait a little; an error once the connection ends.
     fn pause(&mut self, backoff: &mut Backoff) -> io::Result<()> {
         self.flush()?;
         let socket = self.link.socket();
@@ -351,7 +351,7 @@ impl<'c> Transmission<'c> {
         }
     }
 
-    /// Pass over the data of a write that is refused.
+    /// Discard the data of a refused write.
     fn skip(&mut self, length: u32) -> io::Result<()> {
         let mut left = length as usize;
         while left > 0 {
@@ -365,7 +365,7 @@ impl<'c> Transmission<'c> {
         Ok(())
     }
 
-    /// Have `count` bytes of input; false at the end of the stream. Before it waits, all that is answered is sent.
+    /// Wait for `count` bytes of input; false at the end of the stream. All replies are sent before waiting.
     fn need(&mut self, count: usize) -> io::Result<bool> {
         if self.link.socket().is_closed() {
             return Ok(false);
@@ -386,7 +386,7 @@ impl<'c> Transmission<'c> {
         self.shared.stopping.load(Ordering::Relaxed)
     }
 
-    /// Receive while requests wait aside, and try those again; they end with the connection, unanswered.
+    /// Receive while requests are deferred, and retry those. When the connection ends they are dropped unanswered.
     fn receive_beside(&mut self, count: usize) -> io::Result<Option<usize>> {
         let mut backoff = Backoff::default();
         while !self.deferred.is_empty() {

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 /// Successes that are remembered at most.
 const MOST: i32 = 16;
-/// What a look in vain costs of them.
+/// The cost of polling in vain, in successes.
 const VAIN: i32 = 4;
-/// Waits without a look, once looking does not pay.
+/// Waits without polling, once polling does not pay off.
 const REST: i32 = 256;
 
 pub struct Polling {
     limit: Duration,
-    /// Above 0: how well looking has paid. Below: how many waits until it is tried again.
+    /// Above 0: how well polling has paid off. Below: how many waits until it is tried again.
     credit: i32,
 }
 
@@ -24,7 +24,7 @@ impl Polling {
         Polling { limit, credit: 1 }
     }
 
-    /// Receive, by a function that waits if it is told to and gives None else where nothing is there.
+    /// Receive by a function that waits if told to, and otherwise returns None when there is nothing.
     pub fn receive(
         &mut self,
         receive: &mut impl FnMut(bool) -> io::Result<Option<usize>>,

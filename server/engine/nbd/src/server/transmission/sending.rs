@@ -8,11 +8,11 @@ use crate::backend::{Hold, Link};
 use crate::protocol::disconnect;
 use crate::wire::SendBuffer;
 
-/// Replies of more bytes than this begin to be sent before the next request is looked at.
+/// Replies larger than this in all start being sent before the next request is served.
 const SEND_AT: usize = 64 << 10;
 
 impl Transmission<'_> {
-    /// Have memory for so many bytes; waits in line where the server has no more.
+    /// Take memory for so many bytes, queueing for it when the server has no more.
     pub fn hold(&mut self, bytes: u32) -> io::Result<Hold> {
         let (link, bytes) = (self.link, bytes as usize);
         if let Some(hold) = link.peer.budget.try_take(&link.peer, bytes) {
@@ -38,7 +38,7 @@ impl Transmission<'_> {
         }
     }
 
-    /// Send a reply that holds memory: every byte that the client takes shows.
+    /// Send a reply that holds memory, so that every byte the client takes is noticed.
     pub fn send_held(&mut self) -> io::Result<()> {
         if self.late {
             return self.flush();
@@ -53,7 +53,7 @@ impl Transmission<'_> {
         sent
     }
 
-    /// Send some of what is answered, if it is much, while more is served.
+    /// Send some of the replies, if there are many bytes of them, before serving more.
     pub fn push(&mut self) -> io::Result<()> {
         if self.out.len() < SEND_AT {
             return Ok(());
@@ -67,7 +67,7 @@ impl Transmission<'_> {
         Ok(())
     }
 
-    /// Send every reply; waits for a client that is slow to take them.
+    /// Send all replies, waiting for a slow client.
     pub fn flush(&mut self) -> io::Result<()> {
         if !self.late {
             self.link.socket().send_all(&mut self.out)?;
@@ -88,7 +88,7 @@ impl Transmission<'_> {
         Ok(())
     }
 
-    /// Wait until so few requests wait for the backend that another may.
+    /// Wait until the limits allow another request to wait for the backend.
     pub fn make_way(&mut self) -> io::Result<()> {
         let settings = &self.shared.settings;
         let crowded = |link: &Link| {
