@@ -1236,7 +1236,7 @@ class CreateExportRequest(_message.Message):
     """Empty is lz4."""
     multi_conn: _builtins.bool
     block_size: _builtins.int
-    """4096, 8192, 16384, 32768, 65536, 131072 or 262144; 0 is 4096. It stays."""
+    """Bytes, one of PageSize; 0 is 4096. It cannot be changed."""
     @_builtins.property
     def allowed(self) -> Global___Allowed:
         """Absent: where certificates tell clients apart, the creator, the administrators, and `local` if there is a Unix socket for
