@@ -261,7 +261,10 @@ def test_a_daemon_serves_all_exports_but_the_damaged_one(arena: Path) -> None:
             renewed = client.admin.ResizeExport(pb.ResizeExportRequest(name="bad", size=8 * MIB)).export
             assert (renewed.size, renewed.damaged, renewed.pages) == (8 * MIB, "", 1)
             assert list(renewed.allowed.clients) == []
-            with tmem.connect(f"shm://{arena}") as attached, pytest.raises(ValueError, match="for pools of the server"):
+            with (
+                tmem.connect(f"shm://{arena}") as attached,
+                pytest.raises(ValueError, match="are reserved for the server"),
+            ):
                 attached.find_pool(CATALOGUE)
         running.process.terminate()
         _, said = running.process.communicate(timeout=PATIENCE)

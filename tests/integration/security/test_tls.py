@@ -222,7 +222,7 @@ def test_files_of_the_sdk_that_cannot_be_used(authority: Authority, tmp_path: Pa
         tmem.Tls(cert=alice.cert)
     with pytest.raises(TypeError, match="path"):
         tmem.Tls(ca=authority.file.read_bytes())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="give tls or credentials, not both"):
         connect(tls=tmem.Tls(), credentials=authority.credentials(None))
 
 
