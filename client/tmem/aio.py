@@ -28,7 +28,7 @@ from tmem._protocol import admin_ops, export_ops
 from tmem._protocol.connection import ClientStats, OnUnavailable, Options, ServerState, parse_target
 from tmem._protocol.lanes import SMALL, Lanes
 from tmem._protocol.page_ops import RemotePool, RemoteStore
-from tmem._transport.aio_runner import Driver
+from tmem._runtime import forks
 from tmem._transport.tls import Tls, security
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tmem._model.oid import Oid
     from tmem._model.stats import Compaction, PoolStats, StoreStats
     from tmem._protocol.messages import Wire
+    from tmem._transport.aio_runner import Driver
 
 __all__ = ["AsyncPool", "AsyncStore", "connect"]
 
@@ -63,6 +64,8 @@ def connect(
     server = ServerState(
         parse_target(address), Options(timeout=timeout, encoding=encoding, on_unavailable=on_unavailable)
     )
+    with forks.importing_grpc_for_aio():
+        from tmem._transport.aio_runner import Driver
     return AsyncStore(Driver(server, security(address, tls, credentials)))
 
 

@@ -9,12 +9,17 @@ work, `check` says so.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tmem._model.errors import TmemError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Forkable(Protocol):
@@ -34,6 +39,7 @@ LONG_LIVED: set[object] = set()
 """A token of each thing that keeps gRPC at work and that waiting does not end: watches, asynchronous connections."""
 
 _SWEEP = 64
+_FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
 _gate = threading.Lock()
 # No WeakSet: its callbacks would swallow what a signal handler raises in them.
 _locks: list[weakref.ref[Any]] = []
@@ -41,6 +47,7 @@ _registered: list[weakref.ref[Forkable]] = []
 _held = False
 _quiet = True
 _unusable = False
+_has_fork_handlers = os.environ.get(_FORK_SUPPORT, "1").lower() not in ("0", "f", "false", "n", "no")
 
 
 def lock() -> threading.Lock:
@@ -65,6 +72,25 @@ def leak(thing: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
+@contextmanager
+def importing_grpc_for_aio() -> Iterator[None]:
+    """Has gRPC no fork handlers if it is imported in here first, and the environment says nothing of them.
+
+    While `grpc.aio` is in use they run by half: the child has gRPC's threads with the connections of its parent, which
+    end it by SIGSEGV in a third of all cases. gRPC reads the variable as it is imported; no other process inherits it.
+    """
+    global _has_fork_handlers
+    if "grpc" in sys.modules or _FORK_SUPPORT in os.environ:
+        yield
+        return
+    os.environ[_FORK_SUPPORT] = "0"
+    try:
+        yield
+        _has_fork_handlers = False
+    finally:
+        os.environ.pop(_FORK_SUPPORT, None)
+
+
 def begin(token: object) -> None:
     """A call begins; waits while the process forks. Its end is `CALLS.discard(token)`."""
     check()
@@ -85,9 +111,9 @@ def _before() -> None:
     global _held, _quiet
     _held = _gate.acquire(timeout=PATIENCE)
     end = time.monotonic() + PATIENCE
-    while CALLS and not LONG_LIVED and time.monotonic() < end:
+    while CALLS and _has_fork_handlers and not LONG_LIVED and time.monotonic() < end:
         time.sleep(0.0005)
-    _quiet = _held and not (CALLS or LONG_LIVED)
+    _quiet = _held and _has_fork_handlers and not (CALLS or LONG_LIVED)
 
 
 def _in_parent() -> None:

@@ -1,7 +1,9 @@
-"""Every Python block of docs/sdk.md is run as it stands, against real daemons where it says they are."""
+"""Every Python block of docs/sdk.md is run as it stands, as a program, against real daemons where it says they are."""
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from tests.lib.certificates import Authority
 from tests.lib.daemon import daemon
+from tests.lib.support import PATIENCE
 
 GUIDE = Path(__file__).parents[3] / "docs" / "sdk.md"
 PLAIN, SECURE = "127.0.0.1:7717", "localhost:7718"
@@ -42,13 +45,14 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, s
 
 
 @pytest.mark.parametrize(("code", "line"), [pytest.param(code, line, id=heading) for heading, code, line in blocks()])
-def test_the_example_runs(
-    code: str, line: int, addresses: tuple[str, str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_example_runs(code: str, line: int, addresses: tuple[str, str, Path], tmp_path: Path) -> None:
     plain, secure, files = addresses
-    monkeypatch.chdir(files)
-    running = code.replace(PLAIN, plain).replace(SECURE, secure)
-    exec(compile("\n" * line + running, str(GUIDE), "exec"), {"__name__": "__main__"})
+    program = tmp_path / "sdk.md"
+    program.write_text("\n" * line + code.replace(PLAIN, plain).replace(SECURE, secure))
+    ended = subprocess.run(
+        [sys.executable, program], cwd=files, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_every_subject_has_an_example() -> None:
