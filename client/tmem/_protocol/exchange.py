@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXCHANGE = "/tmem.v1.Tmem/Exchange"
 IDLE = 1.0
-"""Seconds after which a stream that nobody uses is ended: to the server it is a call under way."""
+"""Seconds after which a stream that nobody uses is ended: to the server it is a call in flight."""
 
 ENDED = Failure(UNAVAILABLE, "the server ended the stream")
 

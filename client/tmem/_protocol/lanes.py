@@ -58,7 +58,7 @@ class _Call:
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """Calls that are on their way together."""
+    """Calls that are in flight together."""
 
     calls: list[_Call]
     keys: _Keys

@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 class Send:
     """Make these calls of one method, several at once, and answer with the replies in their order.
 
-    The requests may be made while earlier ones are on their way. `single` says that there is but one; `in_order` that
+    The requests may be made while earlier ones are in flight. `single` says that there is but one; `in_order` that
     several may be carried out one after another, as the server would not work at more than one of them anyway.
     """
 

@@ -215,7 +215,7 @@ class Session:
             if mutation and (stale or any(failure.code in AMBIGUOUS for failure in failures)):
                 self._doubts.add((session.id, session.epoch))
         except BaseException:
-            # The driver gave up with calls on their way.
+            # The driver gave up with calls in flight.
             if mutation:
                 self._doubts.add((session.id, session.epoch))
             raise

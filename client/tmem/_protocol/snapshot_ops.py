@@ -43,7 +43,7 @@ def scan(server: ServerState, snapshot: Snapshot, first: int) -> Steps[tuple[Seq
 
 
 def read(server: ServerState, snapshot: Snapshot, indices: Sequence[int], done: int) -> Steps[messages.Got]:
-    """Pages of it, by their position in `indices`. Those below `done` are no more asked for."""
+    """Pages of it, by their position in `indices`. Those below `done` are not asked for again."""
     request = admin.ReadSnapshotRequest(id=snapshot.id, indices=indices, done=done)
     reply = yield from call(server, "ReadSnapshot", request)
     return messages.got(reply.pages, len(indices), snapshot.page_size)

@@ -33,7 +33,7 @@ PATIENCE = 1.0
 """Seconds that a fork waits for calls to end."""
 
 CALLS: set[object] = set()
-"""A token of each call under way. Discarding one is a single step, which no signal can come between."""
+"""A token of each call in flight. Discarding one is a single step, which no signal can come between."""
 
 LONG_LIVED: set[object] = set()
 """A token of each thing that keeps gRPC at work and that waiting does not end: watches, asynchronous connections."""

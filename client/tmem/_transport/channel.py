@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 KEEPALIVE, KEEPALIVE_TIMEOUT = 30.0, 10.0
 """Seconds of silence during a call after which the server is asked whether it is there, and has to say so."""
 
-# A ping after 30 s of silence while a call is under way, so that a dead peer is found whatever the deadline;
+# A ping after 30 s of silence while a call is in flight, so that a dead peer is found whatever the deadline;
 # none on an idle connection, where a server may take it for abuse. Each channel has a connection of its own.
 # No proxy of the environment: it is meant for the web, and knows no way to a server on this network or machine.
 OPTIONS: tuple[tuple[str, int], ...] = (

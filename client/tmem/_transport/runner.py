@@ -48,7 +48,7 @@ class _Connection(Counted):
         else:
             self.channel = grpc.secure_channel(address, self.credentials, OPTIONS)
         self.calls = calls(self.channel)
-        # A stream of gRPC's own would be a call under way in every fork, and leave gRPC unusable in the child.
+        # A stream of gRPC's own would be a call in flight in every fork, and leave gRPC unusable in the child.
         self.exchange = direct.Exchange(address, security, timeout) if direct.available(security) else None
 
     def close(self) -> None:

@@ -67,7 +67,7 @@ class Exchange:
         return replies and replies[0]
 
     def carry_out_all(self, method: str, requests: Iterable[Message]) -> list[Any] | None:
-        """Responses and Failures, in the order of the requests; several are on their way at once."""
+        """Responses and Failures, in the order of the requests; several are in flight at once."""
         if not self._supported:
             return None
         turn = object()
@@ -87,7 +87,7 @@ class Exchange:
                 self._user = None
 
     def close(self) -> None:
-        """Break off what is under way."""
+        """Abort what is in flight."""
         self._closed = True
         line = self._open
         if line is None:
