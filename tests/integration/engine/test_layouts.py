@@ -96,7 +96,7 @@ def test_a_daemon_of_the_build_before_is_waited_for(arena: Path) -> None:
         running = subprocess.Popen([sys.executable, *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert running.stderr is not None
         assert running.stdout is not None
-        while "waiting for its end" not in (said := running.stderr.readline()):
+        while "waiting for it to stop" not in (said := running.stderr.readline()):
             assert said, "it ended"
         assert version(arena) == 4
     while "listening on" not in (said := running.stdout.readline()):
