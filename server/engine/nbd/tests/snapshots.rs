@@ -151,10 +151,11 @@ fn no_block_of_a_snapshot_is_newer_than_one_written_before_it() {
     let (export, shadow, store) = export(64 << 20, WRITERS * PAGES * PAGE as u64, 4096, 90);
     let served = serve(export.clone());
     let (rounds, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    let begun = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for writer in 0..WRITERS {
             let mut wire = served.connect(true);
-            let (rounds, done) = (&rounds, &done);
+            let (rounds, begun, done) = (&rounds, &begun, &done);
             scope.spawn(move || {
                 for round in 1u64.. {
                     for page in 0..PAGES {
@@ -163,6 +164,7 @@ fn no_block_of_a_snapshot_is_newer_than_one_written_before_it() {
                             .unwrap();
                     }
                     rounds.fetch_add(1, SeqCst);
+                    begun.fetch_add(u64::from(round == 1), SeqCst);
                     if done.load(SeqCst) {
                         return;
                     }
@@ -170,6 +172,8 @@ fn no_block_of_a_snapshot_is_newer_than_one_written_before_it() {
             });
         }
         let _finish = Finish(&done);
+        // Until then there are pages that nobody wrote.
+        support::eventually(|| begun.load(SeqCst) == WRITERS);
         for take in 0..4 {
             let before = rounds.load(SeqCst);
             support::eventually(|| rounds.load(SeqCst) > before + WRITERS);
